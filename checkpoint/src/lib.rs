@@ -1,0 +1,1 @@
+//! A process tree to an image and back, with live pre-copy of its memory.

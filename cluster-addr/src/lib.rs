@@ -1,0 +1,1 @@
+//! Cluster-wide unique addresses and the directory that says who owns them.

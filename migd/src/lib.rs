@@ -1,0 +1,1 @@
+//! migd: moves running Linux servers between machines without dropping a connection.

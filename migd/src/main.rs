@@ -1,0 +1,3 @@
+//! The `migd` command.
+
+fn main() {}
