@@ -1,4 +1,35 @@
 //! TCP/IP as a pure state machine: packets, time and entropy go in, packets and socket changes come out.
 //!
 //! The crate does no I/O and knows no process, descriptor, clock or thread. Every socket is plain data: a whole
-//! [stack image](self) can be taken at any moment and continued elsewhere.
+//! [`StackImage`] can be taken at any moment ([`Stack::freeze`]) and continued elsewhere ([`Stack::thaw`]).
+//!
+//! # Driving a stack
+//!
+//! One [`Stack`] serves one host. Its driver
+//!
+//! 1. gives every packet that arrives to [`Stack::handle_packet`],
+//! 2. calls [`Stack::handle_timeout`] when [`Stack::poll_timeout`] has come,
+//! 3. after either of those, and after any socket call, calls [`Stack::poll_transmit`] until it returns `None`, sending each
+//!    packet, and [`Stack::poll_changed`] until it returns `None`, looking at each socket's [`Stack::status`].
+//!
+//! # Map
+//!
+//! * [`stack`](Stack): the host: demultiplexing, timers, control replies, loopback, images.
+//! * `tcp`: one connection: sequence space, buffers, loss recovery, congestion control, states.
+//! * `ip`, `icmp`: the layers below, parsed and emitted with smoltcp's wire types.
+
+mod config;
+mod info;
+mod options;
+mod packet;
+mod socket;
+mod stack;
+mod time;
+
+pub use config::{Config, Offload, Secrets};
+pub use info::TcpInfo;
+pub use options::{Congestion, TcpOption, TcpOptions};
+pub use packet::{Checksum, Gso, PartialChecksum, RxPacket, TxPacket};
+pub use socket::{Reuse, Shutdown, SocketError, SocketId, State, Status};
+pub use stack::{ImageError, Stack, StackImage};
+pub use time::Instant;
