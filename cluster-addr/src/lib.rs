@@ -1,1 +1,21 @@
-//! Cluster-wide unique addresses and the directory that says who owns them.
+//! Cluster-wide unique addresses and the one authority on who owns what.
+//!
+//! - [`directory`]: a small key-value interface with transactions and watches, and its [`embedded`] engine. Ownership of
+//!   a job changes by one transaction here and by nothing else.
+//! - [`records`]: what is stored: the cluster, its nodes, blocks, addresses and jobs.
+//! - [`allocator`]: which address a new job gets, decided from blocks this node holds, without I/O or a clock.
+//! - [`cluster`]: the operations the daemon calls; each is one transaction.
+//!
+//! An address is handed out only by a transaction that finds it unused, so two nodes can't give out the same one even if
+//! their allocators disagree about blocks.
+
+pub mod allocator;
+pub mod cluster;
+pub mod directory;
+pub mod embedded;
+pub mod records;
+
+pub use cluster::{Cluster, ClusterError, NewJob, Transfer};
+pub use directory::{Directory, DirectoryError};
+pub use embedded::Embedded;
+pub use records::{BlockRecord, ClusterRecord, JobId, JobRecord, NodeRecord, Owner};
