@@ -30,9 +30,7 @@ pub enum DecodeError {
     #[error("not a migd frame (begins with {0:02x?})")]
     Magic([u8; 4]),
     /// The peer frames its messages in another way.
-    #[error(
-        "frame version {0}, this migd speaks version {VERSION}: run the same release on both nodes"
-    )]
+    #[error("frame version {0}, this migd speaks version {VERSION}: run the same release on both nodes")]
     Version(u16),
     /// The peer sent a kind of message this side does not know.
     #[error("unknown kind of message {0}")]
@@ -81,24 +79,7 @@ impl Header {
     /// # Errors
     /// Says which field is not one of this protocol.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Header, DecodeError> {
-        let [
-            m0,
-            m1,
-            m2,
-            m3,
-            v0,
-            v1,
-            k0,
-            k1,
-            l0,
-            l1,
-            l2,
-            l3,
-            c0,
-            c1,
-            c2,
-            c3,
-        ] = *bytes;
+        let [m0, m1, m2, m3, v0, v1, k0, k1, l0, l1, l2, l3, c0, c1, c2, c3] = *bytes;
         if [m0, m1, m2, m3] != MAGIC {
             return Err(DecodeError::Magic([m0, m1, m2, m3]));
         }
@@ -113,11 +94,7 @@ impl Header {
         if payload_len > MAX_PAYLOAD {
             return Err(DecodeError::TooLarge(length));
         }
-        Ok(Header {
-            kind,
-            payload_len,
-            crc: u32::from_be_bytes([c0, c1, c2, c3]),
-        })
+        Ok(Header { kind, payload_len, crc: u32::from_be_bytes([c0, c1, c2, c3]) })
     }
 
     /// Bytes of payload that follow this header.
@@ -140,11 +117,7 @@ impl Header {
         }
         let found = checksum(self.kind, self.payload_len as u32, &[payload]);
         if found != self.crc {
-            return Err(DecodeError::Checksum {
-                kind: self.kind,
-                expected: self.crc,
-                found,
-            });
+            return Err(DecodeError::Checksum { kind: self.kind, expected: self.crc, found });
         }
         Message::decode(self.kind, payload)
     }

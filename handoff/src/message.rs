@@ -113,12 +113,7 @@ pub enum SectionKind {
 }
 
 impl SectionKind {
-    const ALL: [SectionKind; 4] = [
-        SectionKind::Tree,
-        SectionKind::Net,
-        SectionKind::Output,
-        SectionKind::Shim,
-    ];
+    const ALL: [SectionKind; 4] = [SectionKind::Tree, SectionKind::Net, SectionKind::Output, SectionKind::Shim];
 
     fn number(self) -> u16 {
         match self {
@@ -247,9 +242,7 @@ impl<'a> Message<'a> {
 
     /// An abort for `reason`.
     pub fn abort(reason: impl Into<String>) -> Message<'static> {
-        Message::Abort(Reason {
-            reason: reason.into(),
-        })
+        Message::Abort(Reason { reason: reason.into() })
     }
 
     pub(crate) fn encode_payload(&self, out: &mut Vec<u8>) {
@@ -262,11 +255,7 @@ impl<'a> Message<'a> {
             Message::Committed(committed) => pack(committed, out),
             Message::Accept | Message::Freezing | Message::Prepared => {}
             Message::Layout(data) => out.extend_from_slice(data),
-            Message::Pages {
-                process,
-                address,
-                data,
-            } => {
+            Message::Pages { process, address, data } => {
                 out.extend_from_slice(&process.to_be_bytes());
                 out.extend_from_slice(&address.to_be_bytes());
                 out.extend_from_slice(data);
@@ -286,9 +275,7 @@ impl<'a> Message<'a> {
             Kind::Refuse => Message::Refuse(unpack(kind, payload)?),
             Kind::Layout => Message::Layout(payload),
             Kind::Pages => {
-                let (place, data) = payload
-                    .split_first_chunk::<PAGES_PREFIX>()
-                    .ok_or(DecodeError::Length(kind))?;
+                let (place, data) = payload.split_first_chunk::<PAGES_PREFIX>().ok_or(DecodeError::Length(kind))?;
                 let [p0, p1, p2, p3, address @ ..] = *place;
                 Message::Pages {
                     process: u32::from_be_bytes([p0, p1, p2, p3]),
@@ -300,17 +287,10 @@ impl<'a> Message<'a> {
             Kind::RoundAck => Message::RoundAck(unpack(kind, payload)?),
             Kind::Freezing => empty(kind, payload, Message::Freezing)?,
             Kind::Section => {
-                let (number, data) = payload
-                    .split_first_chunk::<2>()
-                    .ok_or(DecodeError::Length(kind))?;
+                let (number, data) = payload.split_first_chunk::<2>().ok_or(DecodeError::Length(kind))?;
                 let number = u16::from_be_bytes(*number);
-                let kind = SectionKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.number() == number);
-                Message::Section {
-                    kind: kind.ok_or(DecodeError::Section(number))?,
-                    data,
-                }
+                let kind = SectionKind::ALL.into_iter().find(|kind| kind.number() == number);
+                Message::Section { kind: kind.ok_or(DecodeError::Section(number))?, data }
             }
             Kind::ResidualEnd => Message::ResidualEnd(unpack(kind, payload)?),
             Kind::Prepared => empty(kind, payload, Message::Prepared)?,
@@ -329,9 +309,5 @@ fn unpack<T: DeserializeOwned>(kind: Kind, payload: &[u8]) -> Result<T, DecodeEr
 }
 
 fn empty<'a>(kind: Kind, payload: &[u8], message: Message<'a>) -> Result<Message<'a>, DecodeError> {
-    if payload.is_empty() {
-        Ok(message)
-    } else {
-        Err(DecodeError::Length(kind))
-    }
+    if payload.is_empty() { Ok(message) } else { Err(DecodeError::Length(kind)) }
 }

@@ -90,9 +90,7 @@ impl Ownership {
     /// its own first success as the record's content, which is a win.
     pub(crate) fn judged_by(self, node: &str, before: u64) -> Ownership {
         match self {
-            Ownership::Lost { owner, epoch } if owner == node && epoch == before + 1 => {
-                Ownership::Won { epoch }
-            }
+            Ownership::Lost { owner, epoch } if owner == node && epoch == before + 1 => Ownership::Won { epoch },
             other => other,
         }
     }

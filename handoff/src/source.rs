@@ -124,13 +124,7 @@ pub struct Source {
 impl Source {
     /// A move of `claim` that has not begun.
     pub fn new(claim: Claim) -> Source {
-        Source {
-            claim,
-            phase: Phase::Idle,
-            round: 0,
-            again: false,
-            reason: String::new(),
-        }
+        Source { claim, phase: Phase::Idle, round: 0, again: false, reason: String::new() }
     }
 
     /// Where the move stands.
@@ -166,10 +160,7 @@ impl Source {
             return Vec::new();
         }
         self.phase = Phase::Greeting;
-        vec![
-            Action::Send(Message::Hello(Hello::new(&self.claim.source))),
-            Action::Arm(Timer::Hello),
-        ]
+        vec![Action::Send(Message::Hello(Hello::new(&self.claim.source))), Action::Arm(Timer::Hello)]
     }
 
     fn handle_message(&mut self, message: &Message<'_>) -> Vec<Action> {
@@ -178,23 +169,14 @@ impl Source {
             (Message::Accept, Phase::Offered) => self.start_round(),
             (Message::Refuse(refusal), Phase::Greeting | Phase::Offered) => {
                 self.phase = Phase::Done;
-                vec![
-                    Action::Resume,
-                    Action::Finish(Outcome::Refused {
-                        reason: refusal.reason.clone(),
-                    }),
-                ]
+                vec![Action::Resume, Action::Finish(Outcome::Refused { reason: refusal.reason.clone() })]
             }
             (Message::RoundAck(Round { number }), Phase::RoundSent) if *number == self.round => {
                 if self.again {
                     self.start_round()
                 } else {
                     self.phase = Phase::Freezing;
-                    vec![
-                        Action::Arm(Timer::Residual),
-                        Action::Send(Message::Freezing),
-                        Action::Freeze,
-                    ]
+                    vec![Action::Arm(Timer::Residual), Action::Send(Message::Freezing), Action::Freeze]
                 }
             }
             (Message::Prepared, Phase::Committing) => vec![Action::Arm(Timer::Commit)],
@@ -205,13 +187,8 @@ impl Source {
             // The target's promise that it never runs this epoch. A fence that is under way is waited for all the
             // same, because its answer says which epoch the job has now.
             (Message::Abort(_), Phase::Fencing) => Vec::new(),
-            (Message::Abort(abort), _) => {
-                self.abort(format!("the target gave up: {}", abort.reason), false)
-            }
-            (message, phase) => self.give_up(format!(
-                "the target said {:?} in phase {phase:?}",
-                message.kind()
-            )),
+            (Message::Abort(abort), _) => self.abort(format!("the target gave up: {}", abort.reason), false),
+            (message, phase) => self.give_up(format!("the target said {:?} in phase {phase:?}", message.kind())),
         }
     }
 
@@ -227,10 +204,7 @@ impl Source {
             ));
         }
         if hello.node != self.claim.target {
-            return self.give_up(format!(
-                "reached node {} instead of {}",
-                hello.node, self.claim.target
-            ));
+            return self.give_up(format!("reached node {} instead of {}", hello.node, self.claim.target));
         }
         self.phase = Phase::Offered;
         vec![Action::SendOffer, Action::Arm(Timer::Offer)]
@@ -239,10 +213,7 @@ impl Source {
     fn start_round(&mut self) -> Vec<Action> {
         self.phase = Phase::Copying;
         self.round += 1;
-        vec![
-            Action::Arm(Timer::Precopy),
-            Action::CopyRound { number: self.round },
-        ]
+        vec![Action::Arm(Timer::Precopy), Action::CopyRound { number: self.round }]
     }
 
     fn handle_round_copied(&mut self, again: bool) -> Vec<Action> {
@@ -251,10 +222,7 @@ impl Source {
         }
         self.phase = Phase::RoundSent;
         self.again = again;
-        vec![
-            Action::Send(Message::RoundEnd(Round { number: self.round })),
-            Action::Arm(Timer::Precopy),
-        ]
+        vec![Action::Send(Message::RoundEnd(Round { number: self.round })), Action::Arm(Timer::Precopy)]
     }
 
     fn handle_frozen(&mut self) -> Vec<Action> {
@@ -271,10 +239,7 @@ impl Source {
         }
         // Before the first byte of the frame leaves: from here on the target may know everything.
         self.phase = Phase::Committing;
-        vec![
-            Action::Send(Message::ResidualEnd(ResidualEnd { sections })),
-            Action::Arm(Timer::Commit),
-        ]
+        vec![Action::Send(Message::ResidualEnd(ResidualEnd { sections })), Action::Arm(Timer::Commit)]
     }
 
     fn handle_timeout(&mut self, timer: Timer) -> Vec<Action> {
@@ -321,13 +286,7 @@ impl Source {
 
     fn discarded(&mut self, epoch: u64, running_at_ns: Option<u64>) -> Vec<Action> {
         self.phase = Phase::Done;
-        vec![
-            Action::Discard,
-            Action::Finish(Outcome::Moved {
-                epoch,
-                running_at_ns,
-            }),
-        ]
+        vec![Action::Discard, Action::Finish(Outcome::Moved { epoch, running_at_ns })]
     }
 
     fn handle_fenced(&mut self, answer: Ownership) -> Vec<Action> {

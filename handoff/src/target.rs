@@ -110,12 +110,7 @@ pub struct Target {
 impl Target {
     /// A target on `node` that has heard nothing yet.
     pub fn new(node: &str) -> Target {
-        Target {
-            node: node.to_owned(),
-            claim: None,
-            phase: Phase::Idle,
-            epoch: 0,
-        }
+        Target { node: node.to_owned(), claim: None, phase: Phase::Idle, epoch: 0 }
     }
 
     /// Where the move stands.
@@ -159,10 +154,7 @@ impl Target {
                 Phase::Receiving | Phase::Residual,
             ) => vec![Action::Apply],
             (Message::RoundEnd(Round { number }), Phase::Receiving) => {
-                vec![
-                    Action::Send(Message::RoundAck(Round { number: *number })),
-                    Action::Arm(Timer::Precopy),
-                ]
+                vec![Action::Send(Message::RoundAck(Round { number: *number })), Action::Arm(Timer::Precopy)]
             }
             (Message::Freezing, Phase::Receiving) => {
                 self.phase = Phase::Residual;
@@ -174,13 +166,8 @@ impl Target {
             }
             // The source's promise that it keeps the job, see the crate's documentation: valid even while the swap's
             // answer is out, which can only be that it was lost.
-            (Message::Abort(abort), _) => {
-                self.end(format!("the source gave up: {}", abort.reason), false)
-            }
-            (message, phase) => self.give_up(format!(
-                "the source said {:?} in phase {phase:?}",
-                message.kind()
-            )),
+            (Message::Abort(abort), _) => self.end(format!("the source gave up: {}", abort.reason), false),
+            (message, phase) => self.give_up(format!("the source said {:?} in phase {phase:?}", message.kind())),
         }
     }
 
@@ -197,18 +184,12 @@ impl Target {
             ));
         }
         self.phase = Phase::Greeted;
-        vec![
-            Action::Send(Message::Hello(Hello::new(&self.node))),
-            Action::Arm(Timer::Offer),
-        ]
+        vec![Action::Send(Message::Hello(Hello::new(&self.node))), Action::Arm(Timer::Offer)]
     }
 
     fn handle_offer(&mut self, claim: &Claim) -> Vec<Action> {
         if claim.target != self.node {
-            return self.refuse(format!(
-                "the offer is for node {}, this is {}",
-                claim.target, self.node
-            ));
+            return self.refuse(format!("the offer is for node {}, this is {}", claim.target, self.node));
         }
         if claim.source == self.node {
             return self.refuse("the job is on this node already".to_owned());
@@ -239,9 +220,7 @@ impl Target {
         self.phase = Phase::Done;
         vec![
             Action::Discard,
-            Action::Send(Message::Refuse(Reason {
-                reason: reason.clone(),
-            })),
+            Action::Send(Message::Refuse(Reason { reason: reason.clone() })),
             Action::Finish(Outcome::Refused { reason }),
         ]
     }
@@ -265,10 +244,9 @@ impl Target {
                 self.epoch = epoch;
                 vec![Action::Run { epoch }]
             }
-            Ownership::Lost { owner, epoch } => self.end(
-                format!("the directory gives the job to {owner} with epoch {epoch}"),
-                true,
-            ),
+            Ownership::Lost { owner, epoch } => {
+                self.end(format!("the directory gives the job to {owner} with epoch {epoch}"), true)
+            }
             Ownership::Unknown => vec![Action::Arm(Timer::Retry)],
         }
     }
@@ -278,10 +256,7 @@ impl Target {
             return Vec::new();
         }
         vec![
-            Action::Send(Message::Committed(Committed {
-                epoch: self.epoch,
-                running_at_ns: at_ns,
-            })),
+            Action::Send(Message::Committed(Committed { epoch: self.epoch, running_at_ns: at_ns })),
             Action::Finish(Outcome::Running { epoch: self.epoch }),
         ]
     }
@@ -291,10 +266,7 @@ impl Target {
             // The image is complete. Should the source be dead, this is the job's only chance to live on; should it
             // be alive, the directory decides between us.
             Phase::Preparing | Phase::Committing => Vec::new(),
-            _ => self.end(
-                format!("lost the connection to the source: {reason}"),
-                false,
-            ),
+            _ => self.end(format!("lost the connection to the source: {reason}"), false),
         }
     }
 
@@ -302,11 +274,7 @@ impl Target {
         let waited_for = match timer {
             Timer::Retry if self.phase == Phase::Committing => return vec![Action::Transfer],
             // The driver is at work, or the directory decides: stale timers mean nothing.
-            _ if matches!(
-                self.phase,
-                Phase::Judging | Phase::Preparing | Phase::Committing
-            ) =>
-            {
+            _ if matches!(self.phase, Phase::Judging | Phase::Preparing | Phase::Committing) => {
                 return Vec::new();
             }
             Timer::Retry => return Vec::new(),
