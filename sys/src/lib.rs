@@ -1,1 +1,7 @@
 //! The kernel interfaces migd needs, behind safe wrappers. The only crate of the workspace with `unsafe`.
+
+pub mod pagemap;
+pub mod uffd;
+pub mod vm;
+
+pub use nix::unistd::Pid;
