@@ -1,0 +1,430 @@
+//! Links, addresses, routes and proxy neighbours over rtnetlink.
+//!
+//! A socket belongs to the network namespace in which its thread was when it was opened, and stays with it. Requests are
+//! acknowledged one by one: each method returns when the kernel has done (or refused) what was asked.
+//! man 7 rtnetlink; linux/rtnetlink.h.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
+    sockopt::ReceiveTimeout,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_CREATE: u16 = 0x400;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+const NTF_PROXY: u8 = 0x08;
+const NUD_PERMANENT: u16 = 0x80;
+const NDA_DST: u16 = 1;
+/// Length of `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// How long the kernel may take to answer; it answers at once unless something is badly wrong.
+const ANSWER_S: i64 = 5;
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its hardware address, when it is an Ethernet device.
+    pub ethernet: Option<[u8; 6]>,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hop {
+    /// Out of the device with this index.
+    Device(u32),
+    /// To this neighbour.
+    Gateway(IpAddr),
+}
+
+/// A route to `destination/prefix_length`; two routes to the same destination with different metrics exist side by side
+/// and the lower metric is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Network address.
+    pub destination: IpAddr,
+    /// Length of the prefix in bits.
+    pub prefix_length: u8,
+    /// Lower wins.
+    pub metric: u32,
+}
+
+impl Route {
+    /// The route to `address` alone.
+    pub fn host(address: IpAddr, metric: u32) -> Route {
+        Route { destination: address, prefix_length: if address.is_ipv4() { 32 } else { 128 }, metric }
+    }
+}
+
+/// An rtnetlink socket.
+#[derive(Debug)]
+pub struct Netlink {
+    fd: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    /// Opens a socket for the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// As socket(2) and bind(2).
+    pub fn open() -> io::Result<Netlink> {
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        setsockopt(&fd, ReceiveTimeout, &TimeVal::seconds(ANSWER_S))?;
+        Ok(Netlink { fd, sequence: 0 })
+    }
+
+    /// Every device of the namespace.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        let request = Request::new(libc::RTM_GETLINK, NLM_F_DUMP, &[0; 16]);
+        self.exchange(request, |kind, body| {
+            if kind == libc::RTM_NEWLINK {
+                links.extend(parse_link(body));
+            }
+        })?;
+        Ok(links)
+    }
+
+    /// The device called `name`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when there is none.
+    pub fn link(&mut self, name: &str) -> io::Result<Link> {
+        let found = self.links()?.into_iter().find(|link| link.name == name);
+        found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no network device {name}")))
+    }
+
+    /// Brings the device up, with this MTU and length of its transmit queue (in packets) when given.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn set_up(&mut self, index: u32, mtu: Option<u32>, queue_packets: Option<u32>) -> io::Result<()> {
+        let up = (libc::IFF_UP as u32).to_ne_bytes();
+        let mut body = [0; 16];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        body[8..12].copy_from_slice(&up);
+        body[12..16].copy_from_slice(&up);
+        let mut request = Request::new(libc::RTM_NEWLINK, NLM_F_ACK, &body);
+        if let Some(mtu) = mtu {
+            request.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
+        }
+        if let Some(packets) = queue_packets {
+            request.attribute(libc::IFLA_TXQLEN, &packets.to_ne_bytes());
+        }
+        self.exchange(request, |_, _| {})
+    }
+
+    /// Gives the device an address; one that it has already is no error.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn add_address(&mut self, index: u32, address: IpAddr, prefix_length: u8) -> io::Result<()> {
+        let mut body = [0; 8];
+        body[0] = family(address);
+        body[1] = prefix_length;
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mut request = Request::new(libc::RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &body);
+        let octets = octets(address);
+        request.attribute(libc::IFA_LOCAL, &octets);
+        request.attribute(libc::IFA_ADDRESS, &octets);
+        self.exchange(request, |_, _| {})
+    }
+
+    /// Adds a route, or replaces the one of the same destination and metric in one step.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn replace_route(&mut self, route: Route, hop: Hop) -> io::Result<()> {
+        let mut request = route_request(libc::RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, route, Some(hop));
+        match hop {
+            Hop::Device(index) => request.attribute(libc::RTA_OIF, &index.to_ne_bytes()),
+            Hop::Gateway(gateway) => request.attribute(libc::RTA_GATEWAY, &octets(gateway)),
+        }
+        self.exchange(request, |_, _| {})
+    }
+
+    /// Removes a route; one that does not exist is no error.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn delete_route(&mut self, route: Route) -> io::Result<()> {
+        let request = route_request(libc::RTM_DELROUTE, NLM_F_ACK, route, None);
+        absent_is_fine(self.exchange(request, |_, _| {}))
+    }
+
+    /// Has the kernel answer for `address` when a neighbour on the device asks who has it.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn add_proxy(&mut self, index: u32, address: IpAddr) -> io::Result<()> {
+        let request = proxy_request(libc::RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, index, address);
+        self.exchange(request, |_, _| {})
+    }
+
+    /// Ends [`Netlink::add_proxy`]; an entry that does not exist is no error.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn delete_proxy(&mut self, index: u32, address: IpAddr) -> io::Result<()> {
+        let request = proxy_request(libc::RTM_DELNEIGH, NLM_F_ACK, index, address);
+        absent_is_fine(self.exchange(request, |_, _| {}))
+    }
+
+    /// Sends one request and reads until its acknowledgement or the end of its dump.
+    fn exchange(&mut self, request: Request, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let bytes = request.finish(self.sequence);
+        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                other => other?,
+            };
+            let mut rest = &buffer[..count];
+            while let Some((header, body, next)) = split_message(rest) {
+                rest = next;
+                // The answer to a request that timed out earlier.
+                if header.sequence != self.sequence {
+                    continue;
+                }
+                match header.kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => {
+                        let code = word(body, 0).map_or(0, u32::cast_signed);
+                        return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
+                    }
+                    kind => each(kind, body),
+                }
+            }
+        }
+    }
+}
+
+struct MessageHeader {
+    kind: u16,
+    sequence: u32,
+}
+
+/// The first message, its body, and what follows it.
+fn split_message(bytes: &[u8]) -> Option<(MessageHeader, &[u8], &[u8])> {
+    let length = usize::try_from(word(bytes, 0)?).ok()?;
+    let body = bytes.get(HEADER..length)?;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+    let header = MessageHeader { kind, sequence: word(bytes, 8)? };
+    let next = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((header, body, next))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+fn parse_link(body: &[u8]) -> Option<Link> {
+    let hardware = u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?);
+    let index = word(body, 4)?;
+    let up = word(body, 8)? & libc::IFF_UP as u32 != 0;
+    let mut name = None;
+    let mut address = None;
+    for (kind, value) in Attributes(body.get(16..)?) {
+        if kind == libc::IFLA_IFNAME {
+            let text = value.strip_suffix(&[0]).unwrap_or(value);
+            name = Some(String::from_utf8_lossy(text).into_owned());
+        } else if kind == libc::IFLA_ADDRESS {
+            address = <[u8; 6]>::try_from(value).ok();
+        }
+    }
+    let ethernet = address.filter(|_| hardware == libc::ARPHRD_ETHER);
+    Some(Link { index, name: name?, ethernet, up })
+}
+
+struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = usize::from(u16::from_ne_bytes(self.0.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(self.0.get(2..4)?.try_into().ok()?);
+        let value = self.0.get(4..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    }
+}
+
+struct Request(Vec<u8>);
+
+impl Request {
+    fn new(kind: u16, flags: u16, body: &[u8]) -> Request {
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        bytes.extend_from_slice(body);
+        Request(bytes)
+    }
+
+    fn attribute(&mut self, kind: u16, value: &[u8]) {
+        let length = u16::try_from(value.len() + 4).expect("attributes here are a few bytes");
+        self.0.extend_from_slice(&length.to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self, sequence: u32) -> Vec<u8> {
+        let length = u32::try_from(self.0.len()).expect("requests here are a few hundred bytes");
+        self.0[..4].copy_from_slice(&length.to_ne_bytes());
+        self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        self.0
+    }
+}
+
+fn route_request(kind: u16, flags: u16, route: Route, hop: Option<Hop>) -> Request {
+    let mut body = [0; 12];
+    body[0] = family(route.destination);
+    body[1] = route.prefix_length;
+    body[4] = libc::RT_TABLE_MAIN;
+    // What is being deleted may be of any scope, protocol and type.
+    body[6] = libc::RT_SCOPE_NOWHERE;
+    if let Some(hop) = hop {
+        body[5] = libc::RTPROT_STATIC;
+        body[6] = match hop {
+            Hop::Device(_) => libc::RT_SCOPE_LINK,
+            Hop::Gateway(_) => libc::RT_SCOPE_UNIVERSE,
+        };
+        body[7] = libc::RTN_UNICAST;
+    }
+    let mut request = Request::new(kind, flags, &body);
+    request.attribute(libc::RTA_DST, &octets(route.destination));
+    // In IPv4 a deletion without the attribute takes the first metric that matches; zero is said by leaving it out.
+    if route.metric != 0 {
+        request.attribute(libc::RTA_PRIORITY, &route.metric.to_ne_bytes());
+    }
+    request
+}
+
+fn proxy_request(kind: u16, flags: u16, index: u32, address: IpAddr) -> Request {
+    let mut body = [0; 12];
+    body[0] = family(address);
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    body[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+    body[10] = NTF_PROXY;
+    let mut request = Request::new(kind, flags, &body);
+    request.attribute(NDA_DST, &octets(address));
+    request
+}
+
+fn family(address: IpAddr) -> u8 {
+    // Both are below 256.
+    match address {
+        IpAddr::V4(_) => libc::AF_INET as u8,
+        IpAddr::V6(_) => libc::AF_INET6 as u8,
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV)) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `test` in a network namespace of its own, which ends with the thread.
+    fn in_new_namespace(test: impl FnOnce() + Send) {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root");
+                test();
+            });
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    }
+
+    fn routes() -> String {
+        let path = format!("/proc/{}/task/{}/net/route", std::process::id(), nix::unistd::gettid());
+        std::fs::read_to_string(path).expect("the routing table")
+    }
+
+    #[test]
+    fn routes_of_two_metrics_live_side_by_side() {
+        in_new_namespace(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let lo = netlink.link("lo").unwrap();
+            assert!(!lo.up);
+            assert_eq!(lo.ethernet, None);
+            netlink.set_up(lo.index, Some(9000), Some(77)).unwrap();
+            assert!(netlink.link("lo").unwrap().up);
+            netlink.add_address(lo.index, "10.1.2.3".parse().unwrap(), 24).unwrap();
+            netlink.add_address(lo.index, "10.1.2.3".parse().unwrap(), 24).unwrap();
+            let address = "10.77.0.5".parse().unwrap();
+            let (own, other) = (Route::host(address, 0), Route::host(address, 100));
+            netlink.replace_route(own, Hop::Device(lo.index)).unwrap();
+            netlink.replace_route(own, Hop::Device(lo.index)).unwrap();
+            netlink.replace_route(other, Hop::Device(lo.index)).unwrap();
+            assert_eq!(routes().matches("05004D0A").count(), 2, "{}", routes());
+            netlink.delete_route(own).unwrap();
+            assert_eq!(routes().matches("05004D0A").count(), 1, "{}", routes());
+            netlink.delete_route(other).unwrap();
+            assert_eq!(routes().matches("05004D0A").count(), 0, "{}", routes());
+            netlink.delete_route(other).unwrap();
+            netlink.add_proxy(lo.index, address).unwrap();
+            netlink.add_proxy(lo.index, address).unwrap();
+            netlink.delete_proxy(lo.index, address).unwrap();
+            netlink.delete_proxy(lo.index, address).unwrap();
+        });
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_an_error() {
+        in_new_namespace(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let gateway = Hop::Gateway("192.0.2.1".parse().unwrap());
+            let route = Route::host("10.77.0.5".parse().unwrap(), 0);
+            let error = netlink.replace_route(route, gateway).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH));
+            assert_eq!(netlink.link("nosuch").unwrap_err().kind(), io::ErrorKind::NotFound);
+        });
+    }
+
+    #[test]
+    fn a_cut_message_is_no_message() {
+        assert!(split_message(&[0; 15]).is_none());
+        assert!(split_message(&[255; 64]).is_none());
+        // A length shorter than the header itself would never move on.
+        assert!(split_message(&[4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_none());
+        assert_eq!(Attributes(&[2, 0, 1, 0]).count(), 0);
+    }
+}
