@@ -21,6 +21,8 @@ pub struct Layout {
 pub struct ProcessLayout {
     /// Number of the process in the job's image.
     pub process: u32,
+    /// Number of its parent; 1 is init. Parents come before their children in [`Layout::processes`].
+    pub parent: u32,
     /// Its mappings, ascending.
     pub areas: Vec<Area>,
     /// Pages sent earlier that are back to what the mapping has by itself (zeros, or the file's bytes). Only the layout of
@@ -264,6 +266,14 @@ impl Area {
             *offset += part.start - self.start;
         }
         part
+    }
+}
+
+impl Layout {
+    /// The address space of a process.
+    #[must_use]
+    pub fn process(&self, process: u32) -> Option<&ProcessLayout> {
+        self.processes.iter().find(|layout| layout.process == process)
     }
 }
 
