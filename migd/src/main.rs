@@ -1,3 +1,5 @@
-//! The `migd` command.
+//! The one binary.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    migd::cli::main()
+}

@@ -1,0 +1,279 @@
+//! Command line (and shims) to daemon.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use super::types::{ApiError, Exit, JobSpec};
+
+/// What a daemon is asked. The first frame on each connection to `control.sock`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DaemonRequest {
+    /// `Reply<DaemonStatus>`.
+    Status,
+    /// `Reply<JobView>`: the job runs (its program was executed).
+    Run(RunRequest),
+    /// `Reply<JobList>`.
+    Jobs {
+        /// Also those that ended.
+        all: bool,
+    },
+    /// `Reply<NodeList>`.
+    Nodes,
+    /// `Reply<JobInspection>`.
+    Inspect {
+        /// Name, id or unique prefix of an id.
+        job: String,
+    },
+    /// `Reply<JobView>`, then a stream of [`super::AttachEvent`] until the job ends: moves are followed, so
+    /// [`super::AttachEvent::Moved`] is only a notice here and the stream goes on. Takes [`super::AttachInput`] frames.
+    Attach {
+        /// Name, id or unique prefix of an id.
+        job: String,
+        /// Where in the output to begin.
+        from_offset: u64,
+        /// Whether input frames will be sent.
+        input: bool,
+    },
+    /// `Reply<JobView>`, then a stream of [`super::AttachEvent`] as with `Attach`.
+    Logs {
+        /// Name, id or unique prefix of an id.
+        job: String,
+        /// Go on until the job ends.
+        follow: bool,
+        /// Only the last so many lines.
+        tail: Option<u64>,
+    },
+    /// `Reply<()>`.
+    Kill {
+        /// Name, id or unique prefix of an id.
+        job: String,
+        /// Signal number.
+        signal: i32,
+    },
+    /// `Reply<()>`: forgets a job that ended.
+    Remove {
+        /// Name, id or unique prefix of an id.
+        job: String,
+    },
+    /// `Reply<JobView>`, then a stream of [`super::MoveEvent`].
+    Move {
+        /// Name, id or unique prefix of an id.
+        job: String,
+        /// Target node.
+        node: String,
+    },
+    /// From a shim. `Reply<TransferReply>`: the compare-and-swap of the job's owner from (`from_node`, `from_epoch`) to
+    /// (`to_node`, `from_epoch + 1`). May be asked again after [`TransferReply::Unknown`]: if that very transfer was already made, the
+    /// answer is `Won`.
+    Transfer {
+        /// Job id.
+        job: String,
+        /// Epoch at which the source owns it.
+        from_epoch: u64,
+        /// The source.
+        from_node: String,
+        /// The new owner; `from_node` itself to fence the target off after an abort.
+        to_node: String,
+    },
+    /// From a shim, after `exit.json` was written. `Reply<()>`. Only speeds up what the daemon finds out by itself.
+    JobExited {
+        /// Job id.
+        job: String,
+        /// How it ended.
+        exit: Exit,
+    },
+}
+
+/// A job to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRequest {
+    /// Name; made from the program's name when missing.
+    pub name: Option<String>,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Absolute working directory.
+    pub cwd: String,
+    /// Where to start it; this node when missing.
+    pub node: Option<String>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply<T> {
+    /// Well.
+    Ok(T),
+    /// Not.
+    Error(ApiError),
+}
+
+impl<T> From<Result<T, ApiError>> for Reply<T> {
+    fn from(result: Result<T, ApiError>) -> Self {
+        match result {
+            Ok(value) => Reply::Ok(value),
+            Err(error) => Reply::Error(error),
+        }
+    }
+}
+
+impl<T> From<Reply<T>> for Result<T, ApiError> {
+    fn from(reply: Reply<T>) -> Self {
+        match reply {
+            Reply::Ok(value) => Ok(value),
+            Reply::Error(error) => Err(error),
+        }
+    }
+}
+
+/// A daemon about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Its node's name.
+    pub node: String,
+    /// Its version.
+    pub version: String,
+    /// The cluster's id.
+    pub cluster: String,
+    /// The cluster's prefix.
+    pub prefix: String,
+    /// Where it listens for peers.
+    pub peer: SocketAddr,
+    /// Process id.
+    pub pid: u32,
+    /// Whether the directory answers.
+    pub directory: DirectoryHealth,
+}
+
+/// Whether the directory answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DirectoryHealth {
+    /// Served by this very daemon.
+    Local,
+    /// Served by another node that answers.
+    Remote {
+        /// Where.
+        peer: SocketAddr,
+    },
+    /// Served by another node that does not answer.
+    Unreachable {
+        /// Where.
+        peer: SocketAddr,
+        /// What was seen.
+        reason: String,
+    },
+}
+
+/// State of a job for listings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Being launched.
+    Starting,
+    /// Runs.
+    Running,
+    /// On its way from its node to another.
+    Moving,
+    /// Ended.
+    Exited,
+    /// Its node does not answer.
+    Unreachable,
+}
+
+/// A job in listings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    /// What it was started with.
+    #[serde(flatten)]
+    pub spec: JobSpec,
+    /// Its cluster address (the last one, when it ended).
+    pub address: Ipv4Addr,
+    /// Where it is.
+    pub node: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Its state.
+    pub state: JobState,
+    /// The target, while it moves.
+    pub moving_to: Option<String>,
+    /// How it ended, when it did.
+    pub exit: Option<Exit>,
+    /// When it ended, milliseconds since the Unix epoch.
+    pub finished_ms: Option<u64>,
+    /// Process id of its first process on its node, when it runs.
+    pub pid: Option<i32>,
+}
+
+/// Answer to [`DaemonRequest::Jobs`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobList {
+    /// The jobs of the cluster.
+    pub jobs: Vec<JobView>,
+    /// What could not be found out (a node or the directory does not answer), one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// A node in listings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// Where its daemon listens.
+    pub peer: SocketAddr,
+    /// Whether it answers.
+    pub alive: bool,
+    /// Milliseconds since it was last heard, when it ever was.
+    pub last_seen_ms: Option<u64>,
+    /// Whether it serves the directory.
+    pub directory: bool,
+    /// Jobs it owns.
+    pub jobs: usize,
+    /// Its version, when it answers.
+    pub version: Option<String>,
+}
+
+/// Answer to [`DaemonRequest::Nodes`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// The nodes.
+    pub nodes: Vec<NodeView>,
+    /// What could not be found out.
+    pub warnings: Vec<String>,
+}
+
+/// Answer to [`DaemonRequest::Inspect`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobInspection {
+    /// As in the listing.
+    #[serde(flatten)]
+    pub job: JobView,
+    /// What the shim tells: processes, sockets, memory, stay reasons.
+    pub detail: Option<serde_json::Value>,
+}
+
+/// Answer to [`DaemonRequest::Transfer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransferReply {
+    /// The transfer asked for was made, now or by an earlier try.
+    Won {
+        /// The epoch now.
+        epoch: u64,
+    },
+    /// It was not made and never will be: the job has this owner.
+    Lost {
+        /// Owner; none when the job is gone from the directory.
+        owner: Option<String>,
+        /// The epoch now; 0 when gone.
+        epoch: u64,
+    },
+    /// It may or may not have been made. Stay frozen, ask again.
+    Unknown {
+        /// Why.
+        reason: String,
+    },
+}

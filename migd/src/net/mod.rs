@@ -1,0 +1,1 @@
+//! The net plane of a job: packet pump and bridge.
