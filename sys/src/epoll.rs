@@ -43,18 +43,14 @@ pub struct Events {
 impl Events {
     /// Room for that many events.
     pub fn with_capacity(capacity: usize) -> Events {
-        Events {
-            raw: vec![libc::epoll_event { events: 0, u64: 0 }; capacity.max(1)],
-            count: 0,
-        }
+        Events { raw: vec![libc::epoll_event { events: 0, u64: 0 }; capacity.max(1)], count: 0 }
     }
 
     /// The events of the last wait.
     pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
-        self.raw[..self.count].iter().map(|raw| Event {
-            token: raw.u64,
-            ready: Interest::from_bits_truncate(raw.events),
-        })
+        self.raw[..self.count]
+            .iter()
+            .map(|raw| Event { token: raw.u64, ready: Interest::from_bits_truncate(raw.events) })
     }
 }
 
@@ -95,31 +91,11 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_DEL, fd, 0, Interest::empty())
     }
 
-    fn control(
-        &self,
-        operation: i32,
-        fd: BorrowedFd<'_>,
-        token: u64,
-        interest: Interest,
-    ) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: interest.bits(),
-            u64: token,
-        };
+    fn control(&self, operation: i32, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: interest.bits(), u64: token };
         // SAFETY: `event` is valid for the call, which copies it.
-        let result = unsafe {
-            libc::epoll_ctl(
-                self.0.as_raw_fd(),
-                operation,
-                fd.as_raw_fd(),
-                &raw mut event,
-            )
-        };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        let result = unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Waits for events, at most as long as given (`None`: for ever). A signal ends the wait with no events.
@@ -128,9 +104,7 @@ impl Epoll {
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: libc::c_long::from(timeout.subsec_nanos().cast_signed()),
         });
-        let pointer = timespec
-            .as_ref()
-            .map_or(std::ptr::null(), std::ptr::from_ref);
+        let pointer = timespec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let capacity = i32::try_from(events.raw.len()).unwrap_or(i32::MAX);
         events.count = 0;
         // SAFETY: the buffer has room for `capacity` events, and `pointer` is null or points to a live timespec. The

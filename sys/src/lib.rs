@@ -1,12 +1,20 @@
 //! The kernel interfaces migd needs, behind safe wrappers. The only crate of the workspace with `unsafe`.
 
+pub mod clone;
 pub mod epoll;
+pub mod namespaces;
 pub mod netlink;
 pub mod packet;
 pub mod pagemap;
+pub mod proc;
+pub mod process;
+pub mod ptrace;
 pub mod seccomp;
+pub mod tape;
 pub mod tun;
 pub mod uffd;
 pub mod unix;
 pub mod vm;
+
+pub use libc;
 pub use nix::unistd::Pid;

@@ -50,9 +50,7 @@ impl Action {
     fn value(self) -> u32 {
         match self {
             Action::Allow => libc::SECCOMP_RET_ALLOW,
-            Action::Errno(errno) => {
-                libc::SECCOMP_RET_ERRNO | (errno.unsigned_abs() & libc::SECCOMP_RET_DATA)
-            }
+            Action::Errno(errno) => libc::SECCOMP_RET_ERRNO | (errno.unsigned_abs() & libc::SECCOMP_RET_DATA),
             Action::Notify => libc::SECCOMP_RET_USER_NOTIF,
         }
     }
@@ -82,12 +80,7 @@ impl Assembler {
     }
 
     fn push(&mut self, code: u16, jump_true: u8, jump_false: u8, operand: u32) {
-        self.code.push(Instruction {
-            code,
-            jump_true,
-            jump_false,
-            operand,
-        });
+        self.code.push(Instruction { code, jump_true, jump_false, operand });
     }
 
     /// Puts the block's instructions behind a comparison of the accumulator; `wanted` holds when any value matches.
@@ -98,16 +91,10 @@ impl Assembler {
         // itself has a 32-bit distance, so a block may be of any length.
         let count = values.len();
         for (index, &value) in values.iter().enumerate() {
-            let to_block =
-                u8::try_from(count - index).expect("a condition lists fewer than 256 values");
+            let to_block = u8::try_from(count - index).expect("a condition lists fewer than 256 values");
             self.push(test, to_block, 0, value);
         }
-        self.push(
-            JUMP,
-            0,
-            0,
-            u32::try_from(inner.code.len()).expect("a filter has at most 4096 instructions"),
-        );
+        self.push(JUMP, 0, 0, u32::try_from(inner.code.len()).expect("a filter has at most 4096 instructions"));
         self.code.append(&mut inner.code);
     }
 
@@ -125,10 +112,8 @@ impl Assembler {
     /// The block applies to calls with one of these numbers.
     pub fn if_number(&mut self, numbers: &[i64], block: impl FnOnce(&mut Assembler)) {
         self.push(LOAD_WORD, 0, 0, offset_of!(libc::seccomp_data, nr) as u32);
-        let numbers: Vec<u32> = numbers
-            .iter()
-            .map(|&number| u32::try_from(number).expect("a system call number is small"))
-            .collect();
+        let numbers: Vec<u32> =
+            numbers.iter().map(|&number| u32::try_from(number).expect("a system call number is small")).collect();
         self.guard(JUMP_EQUAL, &numbers, block);
     }
 
@@ -139,20 +124,9 @@ impl Assembler {
     }
 
     /// The block applies when the argument, masked, is one of the values.
-    pub fn if_argument(
-        &mut self,
-        index: u32,
-        mask: u32,
-        values: &[i32],
-        block: impl FnOnce(&mut Assembler),
-    ) {
+    pub fn if_argument(&mut self, index: u32, mask: u32, values: &[i32], block: impl FnOnce(&mut Assembler)) {
         assert!(index < 6, "a system call has six arguments");
-        self.push(
-            LOAD_WORD,
-            0,
-            0,
-            offset_of!(libc::seccomp_data, args) as u32 + index * 8,
-        );
+        self.push(LOAD_WORD, 0, 0, offset_of!(libc::seccomp_data, args) as u32 + index * 8);
         if mask != u32::MAX {
             self.push(AND, 0, 0, mask);
         }
@@ -163,10 +137,7 @@ impl Assembler {
     /// The finished program; calls that no rule ended are allowed.
     pub fn build(mut self) -> Program {
         self.finish(Action::Allow);
-        assert!(
-            self.code.len() <= libc::BPF_MAXINSNS as usize,
-            "the kernel takes at most 4096 instructions"
-        );
+        assert!(self.code.len() <= libc::BPF_MAXINSNS as usize, "the kernel takes at most 4096 instructions");
         Program(self.code)
     }
 }
@@ -193,8 +164,7 @@ impl Program {
             })
             .collect();
         let program = libc::sock_fprog {
-            len: u16::try_from(filter.len())
-                .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
+            len: u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
             filter: filter.as_ptr().cast_mut(),
         };
         match install(&program) {
@@ -212,13 +182,7 @@ impl Program {
         let mut at = 0usize;
         while let Some(instruction) = self.0.get(at) {
             at += 1;
-            let jump = |holds: bool| {
-                usize::from(if holds {
-                    instruction.jump_true
-                } else {
-                    instruction.jump_false
-                })
-            };
+            let jump = |holds: bool| usize::from(if holds { instruction.jump_true } else { instruction.jump_false });
             match instruction.code {
                 LOAD_WORD => {
                     let offset = instruction.operand as usize;
@@ -261,11 +225,7 @@ fn install(program: &libc::sock_fprog) -> io::Result<Listener> {
 fn set_no_new_privs() -> io::Result<()> {
     // SAFETY: takes integers only.
     let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A call that the filter handed over. The calling thread waits until it is answered, or until a signal cancels it.
@@ -313,13 +273,7 @@ impl Listener {
         // SAFETY: an all-zero value is valid for this plain C structure, and is what the kernel demands here.
         let mut raw: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel fills a structure of the size that the request number encodes.
-        let result = unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_RECV,
-                &raw mut raw,
-            )
-        };
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut raw) };
         if result < 0 {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
@@ -338,13 +292,7 @@ impl Listener {
     /// Whether the call still waits for its answer.
     pub fn is_valid(&self, id: u64) -> bool {
         // SAFETY: the kernel reads eight bytes.
-        let result = unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_ID_VALID,
-                &raw const id,
-            )
-        };
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) };
         result == 0
     }
 
@@ -354,55 +302,24 @@ impl Listener {
             Ok(value) => (value, 0),
             Err(errno) => (0, -errno),
         };
-        self.send(libc::seccomp_notif_resp {
-            id,
-            val,
-            error,
-            flags: 0,
-        })
+        self.send(libc::seccomp_notif_resp { id, val, error, flags: 0 })
     }
 
     /// Lets the kernel run the call after all.
     pub fn proceed(&self, id: u64) -> io::Result<()> {
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
-        self.send(libc::seccomp_notif_resp {
-            id,
-            val: 0,
-            error: 0,
-            flags,
-        })
+        self.send(libc::seccomp_notif_resp { id, val: 0, error: 0, flags })
     }
 
     fn send(&self, mut response: libc::seccomp_notif_resp) -> io::Result<()> {
         // SAFETY: the kernel reads a structure of the size that the request number encodes.
-        let result = unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_SEND,
-                &raw mut response,
-            )
-        };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut response) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Puts a descriptor into the caller's table and ends the call with its number, both at once; returns the number.
-    pub fn answer_with_descriptor(
-        &self,
-        id: u64,
-        fd: BorrowedFd<'_>,
-        close_on_exec: bool,
-    ) -> io::Result<RawFd> {
-        self.add(
-            id,
-            fd,
-            libc::SECCOMP_ADDFD_FLAG_SEND as u32,
-            0,
-            close_on_exec,
-        )
+    pub fn answer_with_descriptor(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<RawFd> {
+        self.add(id, fd, libc::SECCOMP_ADDFD_FLAG_SEND as u32, 0, close_on_exec)
     }
 
     /// Replaces the descriptor with this number in the caller's table; the call still waits afterwards.
@@ -413,66 +330,28 @@ impl Listener {
         number: RawFd,
         close_on_exec: bool,
     ) -> io::Result<()> {
-        self.add(
-            id,
-            fd,
-            libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
-            number.cast_unsigned(),
-            close_on_exec,
-        )
-        .map(|_| ())
+        self.add(id, fd, libc::SECCOMP_ADDFD_FLAG_SETFD as u32, number.cast_unsigned(), close_on_exec).map(|_| ())
     }
 
-    fn add(
-        &self,
-        id: u64,
-        fd: BorrowedFd<'_>,
-        flags: u32,
-        number: u32,
-        close_on_exec: bool,
-    ) -> io::Result<RawFd> {
+    fn add(&self, id: u64, fd: BorrowedFd<'_>, flags: u32, number: u32, close_on_exec: bool) -> io::Result<RawFd> {
         let request = libc::seccomp_notif_addfd {
             id,
             flags,
             srcfd: fd.as_raw_fd().cast_unsigned(),
             newfd: number,
-            newfd_flags: if close_on_exec {
-                libc::O_CLOEXEC.cast_unsigned()
-            } else {
-                0
-            },
+            newfd_flags: if close_on_exec { libc::O_CLOEXEC.cast_unsigned() } else { 0 },
         };
         // SAFETY: the kernel reads a structure of the size that the request number encodes.
-        let result = unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_ADDFD,
-                &raw const request,
-            )
-        };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(result)
-        }
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const request) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
     }
 
     /// Asks for wake-ups on the waker's own CPU, which shortens the exchange of a call and its answer.
     pub fn set_synchronous_wake_up(&self, on: bool) -> io::Result<()> {
         let flags = if on { SYNC_WAKE_UP } else { 0 };
         // SAFETY: the request takes an integer.
-        let result = unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS,
-                flags,
-            )
-        };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, flags) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -481,17 +360,10 @@ pub fn read_memory(thread: i32, address: u64, buffer: &mut [u8]) -> io::Result<(
     if buffer.is_empty() {
         return Ok(());
     }
-    let local = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
-    let remote = libc::iovec {
-        iov_base: std::ptr::without_provenance_mut(address as usize),
-        iov_len: buffer.len(),
-    };
+    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address as usize), iov_len: buffer.len() };
     // SAFETY: `local` describes `buffer`, which we hold exclusively; the remote side is checked by the kernel.
-    let count =
-        unsafe { libc::process_vm_readv(thread, &raw const local, 1, &raw const remote, 1, 0) };
+    let count = unsafe { libc::process_vm_readv(thread, &raw const local, 1, &raw const remote, 1, 0) };
     complete(count, buffer.len())
 }
 
@@ -500,17 +372,10 @@ pub fn write_memory(thread: i32, address: u64, data: &[u8]) -> io::Result<()> {
     if data.is_empty() {
         return Ok(());
     }
-    let local = libc::iovec {
-        iov_base: data.as_ptr().cast_mut().cast(),
-        iov_len: data.len(),
-    };
-    let remote = libc::iovec {
-        iov_base: std::ptr::without_provenance_mut(address as usize),
-        iov_len: data.len(),
-    };
+    let local = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address as usize), iov_len: data.len() };
     // SAFETY: the kernel only reads from `local`, which describes `data`; the remote side is checked by the kernel.
-    let count =
-        unsafe { libc::process_vm_writev(thread, &raw const local, 1, &raw const remote, 1, 0) };
+    let count = unsafe { libc::process_vm_writev(thread, &raw const local, 1, &raw const remote, 1, 0) };
     complete(count, data.len())
 }
 

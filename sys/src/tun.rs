@@ -84,11 +84,7 @@ impl Header {
             }
         }
         if let Some(segmentation) = self.segmentation {
-            bytes[1] = if segmentation.v6 {
-                GSO_TCPV6
-            } else {
-                GSO_TCPV4
-            };
+            bytes[1] = if segmentation.v6 { GSO_TCPV6 } else { GSO_TCPV4 };
             if segmentation.ecn {
                 bytes[1] |= GSO_ECN;
             }
@@ -103,10 +99,7 @@ impl Header {
         let bytes: &[u8; HEADER_LEN] = bytes.get(..HEADER_LEN)?.try_into().ok()?;
         let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         let checksum = if bytes[0] & NEEDS_CSUM != 0 {
-            Checksum::Partial {
-                start: word(6),
-                offset: word(8),
-            }
+            Checksum::Partial { start: word(6), offset: word(8) }
         } else if bytes[0] & DATA_VALID != 0 {
             Checksum::Verified
         } else {
@@ -119,10 +112,7 @@ impl Header {
             v6: kind == GSO_TCPV6,
             ecn: bytes[1] & GSO_ECN != 0,
         });
-        Some(Header {
-            checksum,
-            segmentation,
-        })
+        Some(Header { checksum, segmentation })
     }
 }
 
@@ -156,35 +146,23 @@ impl Tun {
         // SAFETY: the kernel reads one int.
         check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ, &raw const length) })?;
         // SAFETY: the request takes an integer.
-        check(unsafe {
-            libc::ioctl(
-                fd.as_raw_fd(),
-                TUNSETOFFLOAD,
-                TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6,
-            )
-        })?;
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6) })?;
         Ok(Tun(fd))
     }
 
     /// Reads one header and packet; `WouldBlock` when none waits.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
-        let count =
-            unsafe { libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        let count = unsafe { libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
     /// Hands the kernel one packet, the first slice of which is its [`Header`].
     pub fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
-        let count =
-            i32::try_from(slices.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let count = i32::try_from(slices.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         // SAFETY: an `IoSlice` is guaranteed to have the layout of an iovec, and the slices outlive the call.
         let written = unsafe { libc::writev(self.0.as_raw_fd(), slices.as_ptr().cast(), count) };
-        if written < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -208,11 +186,7 @@ fn open_clone_device(path: &CStr) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::OpenOptionsExt;
     let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path.to_bytes()));
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
+    let file = std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     Ok(file.into())
 }
 
@@ -222,10 +196,7 @@ fn ifreq_named(name: &str) -> io::Result<libc::ifreq> {
     if name.len() >= request.ifr_name.len() || name.contains('\0') {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!(
-                "interface name {name:?} is longer than {} bytes or has a NUL in it",
-                request.ifr_name.len() - 1
-            ),
+            format!("interface name {name:?} is longer than {} bytes or has a NUL in it", request.ifr_name.len() - 1),
         ));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -235,11 +206,7 @@ fn ifreq_named(name: &str) -> io::Result<libc::ifreq> {
 }
 
 fn check(result: i32) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -248,27 +215,9 @@ mod tests {
 
     #[test]
     fn header_survives_encoding() {
-        for checksum in [
-            Checksum::Full,
-            Checksum::Verified,
-            Checksum::Partial {
-                start: 20,
-                offset: 16,
-            },
-        ] {
-            for segmentation in [
-                None,
-                Some(Segmentation {
-                    size: 1448,
-                    header_len: 52,
-                    v6: false,
-                    ecn: true,
-                }),
-            ] {
-                let header = Header {
-                    checksum,
-                    segmentation,
-                };
+        for checksum in [Checksum::Full, Checksum::Verified, Checksum::Partial { start: 20, offset: 16 }] {
+            for segmentation in [None, Some(Segmentation { size: 1448, header_len: 52, v6: false, ecn: true })] {
+                let header = Header { checksum, segmentation };
                 assert_eq!(Header::decode(&header.encode()), Some(header));
             }
         }

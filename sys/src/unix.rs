@@ -29,8 +29,7 @@ pub enum Half {
 /// A pair of connected stream sockets, close-on-exec. `nonblocking` is set on both.
 pub fn pair(nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1 as RawFd; 2];
-    let kind =
-        libc::SOCK_STREAM | libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
     // SAFETY: the kernel writes two descriptors into `fds`.
     check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) })?;
     // SAFETY: the kernel has just made this descriptor for us.
@@ -46,33 +45,17 @@ pub fn send(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     message.msg_iov = slices.as_ptr().cast_mut().cast();
     message.msg_iovlen = slices.len();
     // SAFETY: the message points to `slices`, which have the layout of iovecs and outlive the call, and is only read.
-    let count = unsafe {
-        libc::sendmsg(
-            fd.as_raw_fd(),
-            &raw const message,
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        )
-    };
+    let count = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 /// Receives without waiting; 0 is the end of file. Descriptors that came with the bytes are dropped.
-pub fn receive(
-    fd: BorrowedFd<'_>,
-    slices: &mut [IoSliceMut<'_>],
-    mode: Receive,
-) -> io::Result<usize> {
+pub fn receive(fd: BorrowedFd<'_>, slices: &mut [IoSliceMut<'_>], mode: Receive) -> io::Result<usize> {
     let mut message = empty_message();
     message.msg_iov = slices.as_mut_ptr().cast();
     message.msg_iovlen = slices.len();
     // SAFETY: the message points to `slices`, which have the layout of iovecs, are held exclusively and outlive the call.
-    let count = unsafe {
-        libc::recvmsg(
-            fd.as_raw_fd(),
-            &raw mut message,
-            libc::MSG_DONTWAIT | mode.bits(),
-        )
-    };
+    let count = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | mode.bits()) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
@@ -113,15 +96,7 @@ pub fn memory_unread_by_peer(fd: BorrowedFd<'_>) -> io::Result<usize> {
 pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<i32>()).expect("four fits");
     // SAFETY: the kernel reads one int.
-    check(unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            length,
-        )
-    })
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), length) })
 }
 
 /// Reads an integer option of a socket.
@@ -129,15 +104,7 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     let mut value = 0i32;
     let mut length = libc::socklen_t::try_from(size_of::<i32>()).expect("four fits");
     // SAFETY: the kernel writes at most `length` bytes, one int.
-    check(unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
-    })?;
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) })?;
     Ok(value)
 }
 
@@ -173,33 +140,19 @@ impl Timeout {
 
 /// How long a socket's calls wait; `None` is for ever.
 pub fn timeout(fd: BorrowedFd<'_>, which: Timeout) -> io::Result<Option<Duration>> {
-    let mut value = libc::timeval {
-        tv_sec: 0,
-        tv_usec: 0,
-    };
+    let mut value = libc::timeval { tv_sec: 0, tv_usec: 0 };
     let mut length = libc::socklen_t::try_from(size_of::<libc::timeval>()).expect("sixteen fits");
     // SAFETY: the kernel writes at most `length` bytes, one timeval.
     check(unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            which.name(),
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, which.name(), (&raw mut value).cast(), &raw mut length)
     })?;
     let seconds = u64::try_from(value.tv_sec).unwrap_or(0);
     let micros = u64::try_from(value.tv_usec).unwrap_or(0);
-    Ok((seconds != 0 || micros != 0)
-        .then(|| Duration::from_secs(seconds) + Duration::from_micros(micros)))
+    Ok((seconds != 0 || micros != 0).then(|| Duration::from_secs(seconds) + Duration::from_micros(micros)))
 }
 
 /// Sets how long a socket's calls wait; `None` is for ever.
-pub fn set_timeout(
-    fd: BorrowedFd<'_>,
-    which: Timeout,
-    timeout: Option<Duration>,
-) -> io::Result<()> {
+pub fn set_timeout(fd: BorrowedFd<'_>, which: Timeout, timeout: Option<Duration>) -> io::Result<()> {
     let timeout = timeout.unwrap_or_default();
     let value = libc::timeval {
         tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
@@ -208,13 +161,7 @@ pub fn set_timeout(
     let length = libc::socklen_t::try_from(size_of::<libc::timeval>()).expect("sixteen fits");
     // SAFETY: the kernel reads one timeval.
     check(unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            which.name(),
-            (&raw const value).cast(),
-            length,
-        )
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, which.name(), (&raw const value).cast(), length)
     })
 }
 
@@ -278,10 +225,7 @@ pub fn enter_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Raises the soft limit of open descriptors to the hard one; returns it.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one `rlimit`.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     limit.rlim_cur = limit.rlim_max;
@@ -294,19 +238,12 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
 pub const MAX_DESCRIPTORS: usize = 253;
 
 /// Sends bytes (at least one) together with descriptors over a Unix socket; waits as the socket does.
-pub fn send_descriptors(
-    socket: BorrowedFd<'_>,
-    data: &[u8],
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<usize> {
+pub fn send_descriptors(socket: BorrowedFd<'_>, data: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     if data.is_empty() || descriptors.len() > MAX_DESCRIPTORS {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut slice = libc::iovec {
-        iov_base: data.as_ptr().cast_mut().cast(),
-        iov_len: data.len(),
-    };
+    let mut slice = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
     let mut control = ControlBuffer::new();
     let mut message = empty_message();
     message.msg_iov = &raw mut slice;
@@ -317,20 +254,13 @@ pub fn send_descriptors(
         message.msg_controllen = space(numbers.len());
     }
     // SAFETY: everything that the message points to outlives the call, and is only read.
-    let count =
-        unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+    let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 /// Receives bytes and the descriptors that came with them, close-on-exec.
-pub fn receive_descriptors(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut slice = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
+pub fn receive_descriptors(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut control = ControlBuffer::new();
     let mut message = empty_message();
     message.msg_iov = &raw mut slice;
@@ -338,8 +268,7 @@ pub fn receive_descriptors(
     message.msg_control = control.0.as_mut_ptr().cast();
     message.msg_controllen = space(MAX_DESCRIPTORS);
     // SAFETY: the message points to a buffer and a control buffer that we hold exclusively and that outlive the call.
-    let count =
-        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
     let descriptors = control
         .rights(message.msg_controllen)
@@ -378,18 +307,12 @@ impl ControlBuffer {
     /// The descriptors of the first message; the kernel never makes two of SCM_RIGHTS, and no other kind was asked for.
     fn rights(&self, received: usize) -> Vec<RawFd> {
         let length = usize::try_from(self.0[0]).unwrap_or(0);
-        if received < CONTROL_HEADER
-            || length < CONTROL_HEADER
-            || self.0[1] != join(libc::SOL_SOCKET, libc::SCM_RIGHTS)
+        if received < CONTROL_HEADER || length < CONTROL_HEADER || self.0[1] != join(libc::SOL_SOCKET, libc::SCM_RIGHTS)
         {
             return Vec::new();
         }
         let count = ((length - CONTROL_HEADER) / size_of::<RawFd>()).min(MAX_DESCRIPTORS);
-        self.0[2..]
-            .iter()
-            .flat_map(|&word| split(word))
-            .take(count)
-            .collect()
+        self.0[2..].iter().flat_map(|&word| split(word)).take(count).collect()
     }
 }
 
@@ -398,18 +321,11 @@ fn join(low: i32, high: i32) -> u64 {
 }
 
 fn split(word: u64) -> [i32; 2] {
-    [
-        (word as u32).cast_signed(),
-        ((word >> 32) as u32).cast_signed(),
-    ]
+    [(word as u32).cast_signed(), ((word >> 32) as u32).cast_signed()]
 }
 
 fn check(result: i32) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -426,27 +342,15 @@ mod tests {
             let descriptors: Vec<BorrowedFd<'_>> = (0..count).map(|_| carried.as_fd()).collect();
             send_descriptors(one.as_fd(), b"x", &descriptors).expect("send");
             let mut byte = [0u8; 4];
-            let (length, received) =
-                receive_descriptors(other.as_fd(), &mut byte).expect("receive");
+            let (length, received) = receive_descriptors(other.as_fd(), &mut byte).expect("receive");
             assert_eq!((length, received.len()), (1, count));
             for fd in &received {
-                assert_eq!(
-                    inode(fd.as_fd()).expect("inode"),
-                    inode(carried.as_fd()).expect("inode")
-                );
+                assert_eq!(inode(fd.as_fd()).expect("inode"), inode(carried.as_fd()).expect("inode"));
             }
         }
         drop(carried);
         let mut byte = [0u8; 1];
-        assert_eq!(
-            receive(
-                mate.as_fd(),
-                &mut [IoSliceMut::new(&mut byte)],
-                Receive::empty()
-            )
-            .expect("end of file"),
-            0
-        );
+        assert_eq!(receive(mate.as_fd(), &mut [IoSliceMut::new(&mut byte)], Receive::empty()).expect("end of file"), 0);
     }
 
     #[test]
@@ -456,18 +360,9 @@ mod tests {
         send(ours.as_fd(), &[IoSlice::new(b"last words")]).expect("send");
         drop(ours);
         let mut buffer = [0u8; 32];
-        let mut read = || {
-            receive(
-                theirs.as_fd(),
-                &mut [IoSliceMut::new(&mut buffer)],
-                Receive::empty(),
-            )
-        };
+        let mut read = || receive(theirs.as_fd(), &mut [IoSliceMut::new(&mut buffer)], Receive::empty());
         assert_eq!(read().expect("what was sent"), 10);
-        assert_eq!(
-            read().expect_err("then the reset").raw_os_error(),
-            Some(libc::ECONNRESET)
-        );
+        assert_eq!(read().expect_err("then the reset").raw_os_error(), Some(libc::ECONNRESET));
     }
 
     #[test]
@@ -479,19 +374,9 @@ mod tests {
         assert!(memory_unread_by_peer(ours.as_fd()).expect("outq") > 0);
         let waiting = bytes_readable(theirs.as_fd()).expect("inq");
         let mut buffer = vec![0u8; waiting];
-        let count = receive(
-            theirs.as_fd(),
-            &mut [IoSliceMut::new(&mut buffer)],
-            Receive::PEEK,
-        )
-        .expect("peek");
+        let count = receive(theirs.as_fd(), &mut [IoSliceMut::new(&mut buffer)], Receive::PEEK).expect("peek");
         assert_eq!((count, &buffer[..]), (6, &b"abcdef"[..]));
-        let count = receive(
-            theirs.as_fd(),
-            &mut [IoSliceMut::new(&mut buffer)],
-            Receive::empty(),
-        )
-        .expect("read");
+        let count = receive(theirs.as_fd(), &mut [IoSliceMut::new(&mut buffer)], Receive::empty()).expect("read");
         assert_eq!(count, 6);
         assert_eq!(memory_unread_by_peer(ours.as_fd()).expect("outq"), 0);
     }

@@ -1,0 +1,1 @@
+//! Tracing threads (ptrace(2)).

@@ -1,0 +1,1 @@
+//! System calls run by another process on our behalf.
