@@ -4,6 +4,7 @@ pub mod clone;
 pub mod epoll;
 pub mod namespaces;
 pub mod netlink;
+pub mod netns;
 pub mod packet;
 pub mod pagemap;
 pub mod proc;

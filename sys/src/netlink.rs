@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
@@ -18,6 +18,7 @@ const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -25,6 +26,8 @@ const NLMSG_DONE: u16 = 3;
 const NTF_PROXY: u8 = 0x08;
 const NUD_PERMANENT: u16 = 0x80;
 const NDA_DST: u16 = 1;
+/// linux/veth.h
+const VETH_INFO_PEER: u16 = 1;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// How long the kernel may take to answer; it answers at once unless something is badly wrong.
@@ -41,6 +44,21 @@ pub struct Link {
     pub ethernet: Option<[u8; 6]>,
     /// Whether it is up.
     pub up: bool,
+    /// What has passed it since it was made.
+    pub counters: Counters,
+}
+
+/// What has passed a device, link headers included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets received.
+    pub received_packets: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
 }
 
 /// Where a route leads.
@@ -112,6 +130,40 @@ impl Netlink {
     pub fn link(&mut self, name: &str) -> io::Result<Link> {
         let found = self.links()?.into_iter().find(|link| link.name == name);
         found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no network device {name}")))
+    }
+
+    /// Makes a bridge.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] when the name is taken; otherwise as the kernel's.
+    pub fn add_bridge(&mut self, name: &str) -> io::Result<()> {
+        let kind = encode_attribute(libc::IFLA_INFO_KIND, b"bridge\0");
+        self.exchange(new_link(name, &kind), |_, _| {})
+    }
+
+    /// Makes a veth pair: `name` in this namespace, `peer_name` in `peer_namespace`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] when a name is taken; otherwise as the kernel's.
+    pub fn add_veth(&mut self, name: &str, peer_name: &str, peer_namespace: BorrowedFd<'_>) -> io::Result<()> {
+        let mut peer = vec![0; 16];
+        peer.extend(encode_attribute(libc::IFLA_IFNAME, &terminated(peer_name)));
+        peer.extend(encode_attribute(libc::IFLA_NET_NS_FD, &peer_namespace.as_raw_fd().to_ne_bytes()));
+        let mut info = encode_attribute(libc::IFLA_INFO_KIND, b"veth\0");
+        info.extend(encode_attribute(libc::IFLA_INFO_DATA, &encode_attribute(VETH_INFO_PEER, &peer)));
+        self.exchange(new_link(name, &info), |_, _| {})
+    }
+
+    /// Makes the device a port of a bridge.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn set_master(&mut self, index: u32, bridge: u32) -> io::Result<()> {
+        let mut body = [0; 16];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mut request = Request::new(libc::RTM_NEWLINK, NLM_F_ACK, &body);
+        request.attribute(libc::IFLA_MASTER, &bridge.to_ne_bytes());
+        self.exchange(request, |_, _| {})
     }
 
     /// Brings the device up, with this MTU and length of its transmit queue (in packets) when given.
@@ -246,16 +298,50 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     let up = word(body, 8)? & libc::IFF_UP as u32 != 0;
     let mut name = None;
     let mut address = None;
+    let mut counters = Counters::default();
     for (kind, value) in Attributes(body.get(16..)?) {
         if kind == libc::IFLA_IFNAME {
             let text = value.strip_suffix(&[0]).unwrap_or(value);
             name = Some(String::from_utf8_lossy(text).into_owned());
         } else if kind == libc::IFLA_ADDRESS {
             address = <[u8; 6]>::try_from(value).ok();
+        } else if kind == libc::IFLA_STATS64 {
+            counters = parse_counters(value)?;
         }
     }
     let ethernet = address.filter(|_| hardware == libc::ARPHRD_ETHER);
-    Some(Link { index, name: name?, ethernet, up })
+    Some(Link { index, name: name?, ethernet, up, counters })
+}
+
+/// The first fields of `struct rtnl_link_stats64`.
+fn parse_counters(value: &[u8]) -> Option<Counters> {
+    let field = |number: usize| Some(u64::from_ne_bytes(value.get(number * 8..number * 8 + 8)?.try_into().ok()?));
+    Some(Counters {
+        received_packets: field(0)?,
+        sent_packets: field(1)?,
+        received_bytes: field(2)?,
+        sent_bytes: field(3)?,
+    })
+}
+
+/// A request for a new device of the kind that `info` (the content of IFLA_LINKINFO) tells.
+fn new_link(name: &str, info: &[u8]) -> Request {
+    let mut request = Request::new(libc::RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &[0; 16]);
+    request.attribute(libc::IFLA_IFNAME, &terminated(name));
+    request.attribute(libc::IFLA_LINKINFO, info);
+    request
+}
+
+fn terminated(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.push(0);
+    bytes
+}
+
+fn encode_attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut request = Request(Vec::new());
+    request.attribute(kind, value);
+    request.0
 }
 
 struct Attributes<'a>(&'a [u8]);
@@ -404,6 +490,41 @@ mod tests {
             netlink.add_proxy(lo.index, address).unwrap();
             netlink.delete_proxy(lo.index, address).unwrap();
             netlink.delete_proxy(lo.index, address).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_veth_pair_joins_two_namespaces_to_a_bridge() {
+        use std::os::fd::AsFd;
+        in_new_namespace(|| {
+            let switch = crate::netns::NetNamespace::current().unwrap();
+            in_new_namespace(|| {
+                let node = crate::netns::NetNamespace::current().unwrap();
+                let mut here = Netlink::open().unwrap();
+                switch
+                    .run(|| {
+                        let mut there = Netlink::open()?;
+                        there.add_bridge("br0")?;
+                        there.add_veth("port", "eth0", node.as_fd())?;
+                        assert_eq!(there.add_bridge("br0").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+                        let bridge = there.link("br0")?.index;
+                        let port = there.link("port")?.index;
+                        there.set_master(port, bridge)?;
+                        there.set_up(port, None, None)?;
+                        there.set_up(bridge, None, None)
+                    })
+                    .unwrap();
+                let eth0 = here.link("eth0").unwrap();
+                assert!(eth0.ethernet.is_some());
+                assert_eq!(eth0.counters, Counters::default());
+                here.set_up(eth0.index, None, None).unwrap();
+                here.add_address(eth0.index, "10.99.0.1".parse().unwrap(), 24).unwrap();
+                // Nobody answers, but the question for the neighbour's address goes out and is counted.
+                let probe = std::net::UdpSocket::bind("10.99.0.1:0").unwrap();
+                probe.send_to(&[0], "10.99.0.2:9").unwrap();
+                let sent = here.link("eth0").unwrap().counters;
+                assert!(sent.sent_packets >= 1 && sent.sent_bytes >= 28, "{sent:?}");
+            });
         });
     }
 
