@@ -1,13 +1,21 @@
 //! The namespaces a job lives in.
 
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sys::Pid;
+use sys::process::PidNamespace;
 
 use crate::error::{Error, Result};
+use crate::init::protocol::{Begin, Notice, Reply, Request, Setup, Spawn, receive, send};
 use crate::offer::Clocks;
 
 /// What is added to this machine's clocks inside the job.
@@ -90,18 +98,87 @@ pub enum Event {
 }
 
 /// Namespaces (PID, mount with a /proc of their own, network, UTS, IPC, time) with our init in them.
+///
+/// Dropping it kills everything inside. A [`crate::Source`] or [`crate::Target`] on it must be gone first.
 #[derive(Debug)]
 pub struct Sandbox {
     listener: Option<OwnedFd>,
     net: OwnedFd,
-    events: OwnedFd,
+    requests: File,
+    events: UnixStream,
     init: Pid,
+    init_handle: OwnedFd,
+    root: Option<(Pid, OwnedFd)>,
+    inside: Inside,
+    over: bool,
+}
+
+/// Ways to see what is inside a sandbox. They work on when the job unmounts its /proc.
+#[derive(Debug, Clone)]
+pub(crate) struct Inside {
+    /// The job's own /proc: its numbers are the job's.
+    pub proc: Arc<OwnedFd>,
+    /// Translates numbers.
+    pub pids: Arc<PidNamespace>,
+    /// Init, as the caller numbers it.
+    pub init: Pid,
+    /// What the clocks are off by, inside.
+    pub clock_offsets: ClockOffsets,
 }
 
 impl Sandbox {
     /// Makes the namespaces and starts init in them.
-    pub fn create(_spec: SandboxSpec) -> Result<Sandbox> {
-        Err(Error::Init("not there yet".into()))
+    ///
+    /// The calling program must call [`crate::init::main`] first thing when its first argument is `init`.
+    pub fn create(spec: SandboxSpec) -> Result<Sandbox> {
+        let pair = || UnixStream::pair().map_err(|error| Error::system("making a socket for init", error));
+        let (requests, init_requests) = pair()?;
+        let (events, init_events) = pair()?;
+        events.set_nonblocking(true).map_err(|error| Error::system("preparing a socket for init", error))?;
+        let requests = File::from(OwnedFd::from(requests));
+        let mut preparer = Command::new("/proc/self/exe")
+            .arg("init")
+            .stdin(OwnedFd::from(init_requests))
+            .stdout(OwnedFd::from(init_events))
+            .spawn()
+            .map_err(|error| Error::system("starting init", error))?;
+
+        let begun = begin(&requests, spec.clone());
+        let ended = preparer.wait().map_err(|error| Error::system("waiting for init's first half", error))?;
+        let (init, listener) = begun?;
+        if !ended.success() {
+            return Err(Error::Init(format!("its first half ended with {ended}")));
+        }
+        let open = |place: &str| {
+            File::open(format!("/proc/{init}/{place}"))
+                .map(OwnedFd::from)
+                .map_err(|error| Error::system(format!("opening {place} of init"), error))
+        };
+        let init_handle = sys::process::pidfd_open(init).map_err(|error| Error::system("opening init", error))?;
+        let mut sandbox = Sandbox {
+            listener: None,
+            net: open("ns/net")?,
+            requests,
+            events,
+            init,
+            init_handle,
+            root: None,
+            inside: Inside {
+                proc: Arc::new(open("root/proc")?),
+                pids: Arc::new(
+                    PidNamespace::of(init).map_err(|error| Error::system("opening the PID namespace", error))?,
+                ),
+                init,
+                clock_offsets: spec.clock_offsets.unwrap_or_default(),
+            },
+            over: false,
+        };
+        if let Some(number) = listener {
+            let listener = sys::process::pidfd_getfd(sandbox.init_handle.as_fd(), number)
+                .map_err(|error| Error::system("fetching the listener of the system call filter", error))?;
+            sandbox.listener = Some(listener);
+        }
+        Ok(sandbox)
     }
 
     /// The listener of the system call filter; `None` the second time or when there is no filter.
@@ -116,26 +193,150 @@ impl Sandbox {
 
     /// The job's network namespace.
     pub fn net_namespace(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
         self.net.as_fd()
     }
 
-    /// Starts a program as the job's root process. Returns its number as the caller sees it.
-    pub fn spawn(&mut self, _command: CommandSpec) -> Result<Pid> {
-        Err(Error::Init("not there yet".into()))
+    /// Number of the job's first process as the caller sees it: started by [`Sandbox::spawn`] or restored.
+    pub fn root_pid(&self) -> Option<Pid> {
+        self.root.as_ref().map(|(pid, _)| *pid)
+    }
+
+    /// Sends a signal to the job's first process.
+    pub fn signal_root(&self, signal: i32) -> Result<()> {
+        let (_, handle) = self.root.as_ref().ok_or(Error::Gone)?;
+        sys::process::pidfd_send_signal(handle.as_fd(), signal).map_err(|error| match error.raw_os_error() {
+            Some(sys::libc::ESRCH) => Error::Gone,
+            _ => Error::system("sending a signal", error),
+        })
+    }
+
+    /// Starts a program as the job's first process. Returns its number as the caller sees it.
+    pub fn spawn(&mut self, command: CommandSpec) -> Result<Pid> {
+        let bytes = |text: OsString| serde_bytes::ByteBuf::from(text.into_vec());
+        let program = command.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let request = Request::Spawn(Box::new(Spawn {
+            argv: command.argv.into_iter().map(bytes).collect(),
+            env: command.env.into_iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
+            cwd: bytes(command.cwd.into_os_string()),
+            uid: command.uid,
+            gid: command.gid,
+            groups: command.groups,
+            umask: command.umask,
+            stdio: [0, 1, 2].map(|index: usize| command.stdio[index].as_raw_fd()),
+            rlimits: command.rlimits,
+        }));
+        match self.ask(&request)? {
+            Reply::Spawned { pid } => self.know_root(pid),
+            Reply::Failed { errno: Some(errno), .. } => {
+                Err(Error::Program { program, source: io::Error::from_raw_os_error(errno) })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Tells init that a restored process is the job's first.
+    pub(crate) fn adopt(&mut self, root: u32) -> Result<Pid> {
+        let root = i32::try_from(root).map_err(|_| Error::Image("a process number is out of range".into()))?;
+        match self.ask(&Request::Adopt { root })? {
+            Reply::Adopted => self.know_root(root),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Reply> {
+        send(&self.requests, request).map_err(|_| Error::Gone)?;
+        receive(&self.requests).map_err(|_| Error::Gone)
+    }
+
+    fn know_root(&mut self, inside: i32) -> Result<Pid> {
+        let known = u32::try_from(inside)
+            .map_err(io::Error::other)
+            .and_then(|inside| self.inside.pids.outside(inside))
+            .and_then(|pid| Ok((pid, sys::process::pidfd_open(pid)?)));
+        match known {
+            Ok((pid, handle)) => {
+                self.root = Some((pid, handle));
+                Ok(pid)
+            }
+            // It has ended already, and init has collected it.
+            Err(error) if error.raw_os_error() == Some(sys::libc::ESRCH) => Ok(Pid::from_raw(0)),
+            Err(error) => Err(Error::system("finding the job's first process", error)),
+        }
+    }
+
+    pub(crate) fn inside(&self) -> &Inside {
+        &self.inside
     }
 
     /// Readable when [`Sandbox::next_event`] has something.
     pub fn events(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
         self.events.as_fd()
     }
 
     /// What happened, if anything did. Never blocks.
     pub fn next_event(&mut self) -> Result<Option<Event>> {
-        Ok(None)
+        if self.over {
+            return Ok(None);
+        }
+        // Each notice is one write on init's side, so when its first byte is there, all of it is.
+        match receive(&self.events) {
+            Ok(Notice::RootExited { status }) => Ok(Some(Event::RootExited { status })),
+            Ok(Notice::JobEmpty) => Ok(Some(Event::JobEmpty)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+                self.over = true;
+                Ok(Some(Event::Gone))
+            }
+            Err(error) => Err(Error::system("reading an event of init's", error)),
+        }
     }
 
     /// Kills init and with it everything in the sandbox, and waits until it is gone.
     pub fn destroy(self) {}
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // Init may be gone already; either way it is a child that wants collecting, and the kernel lets PID 1 end only
+        // after everything else in its namespace.
+        let _ = sys::process::pidfd_send_signal(self.init_handle.as_fd(), sys::libc::SIGKILL);
+        if let Err(error) = sys::process::reap(self.init) {
+            tracing::warn!(init = self.init.as_raw(), %error, "can't wait for the end of a job's init");
+        }
+    }
+}
+
+/// Hands the settings to both halves of init. Returns PID 1 and the number of the filter's listener there.
+fn begin(requests: &File, spec: SandboxSpec) -> Result<(Pid, Option<i32>)> {
+    let lost = |error: io::Error| Error::Init(format!("it ended before it was set up ({error})"));
+    send(requests, &Setup { clock_offsets: spec.clock_offsets }).map_err(lost)?;
+    send(requests, &Begin { hostname: spec.hostname, filter: spec.filter }).map_err(lost)?;
+    let mut init = None;
+    let mut ready = None;
+    let failure = loop {
+        if let (Some(init), Some(listener)) = (init, ready) {
+            return Ok((init, listener));
+        }
+        match receive(requests) {
+            Ok(Reply::Started { pid }) => init = Some(Pid::from_raw(pid)),
+            Ok(Reply::Ready { listener }) => ready = Some(listener),
+            Ok(other) => break unexpected(&other),
+            Err(error) => break lost(error),
+        }
+    };
+    if let Some(init) = init {
+        let _ = sys::process::kill(init, sys::libc::SIGKILL);
+        let _ = sys::process::reap(init);
+    }
+    Err(failure)
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    match reply {
+        Reply::Failed { what, errno: Some(errno) } => {
+            Error::Init(format!("{what}: {}", io::Error::from_raw_os_error(*errno)))
+        }
+        Reply::Failed { what, errno: None } => Error::Init(what.clone()),
+        other => Error::Init(format!("it answered {other:?}")),
+    }
 }

@@ -1,1 +1,157 @@
 //! Making processes.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::Pid;
+use crate::process::check;
+
+/// `struct clone_args` of clone3(2), in its third version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CloneArguments {
+    /// CLONE_*.
+    pub flags: u64,
+    /// Address of an int for the pidfd.
+    pub pidfd: u64,
+    /// Address of the child's tid word.
+    pub child_tid: u64,
+    /// Address of the parent's tid word.
+    pub parent_tid: u64,
+    /// Signal at the child's end.
+    pub exit_signal: u64,
+    /// Lowest byte of the stack.
+    pub stack: u64,
+    /// Its size.
+    pub stack_size: u64,
+    /// Thread-local storage.
+    pub tls: u64,
+    /// Address of an array of numbers for the new thread, innermost namespace first.
+    pub set_tid: u64,
+    /// Its length.
+    pub set_tid_size: u64,
+    /// A cgroup.
+    pub cgroup: u64,
+}
+
+impl CloneArguments {
+    /// The bytes as the kernel reads them.
+    pub fn bytes(&self) -> [u8; 88] {
+        let words = [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+            self.cgroup,
+        ];
+        let mut bytes = [0; 88];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+/// Starts a program as a sibling of the caller (its parent is the caller's parent), in the namespaces that the caller's
+/// children get. The new process has everything else of the caller, also its descriptors that survive an exec.
+///
+/// An exec that fails shows as exit code 127 at the parent. The caller must have one thread only.
+pub fn start_sibling(program: &str, arguments: &[String]) -> io::Result<Pid> {
+    let program = CString::new(program)?;
+    let arguments = arguments.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let mut pointers: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM the child has its own copy of all memory, like after fork; the null stack keeps the
+    // caller's. The child makes only async-signal-safe calls.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if check(result)? == 0 {
+        // SAFETY: the path and the null-terminated array of strings were made before and are alive.
+        unsafe { libc::execv(program.as_ptr(), pointers.as_ptr()) };
+        crate::process::exit_now(127);
+    }
+    Ok(Pid::from_raw(libc::pid_t::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::ERANGE))?))
+}
+
+/// A program to start as the leader of a new session.
+#[derive(Debug)]
+pub struct Launch {
+    /// Program and arguments; a program without a slash is looked up in the `PATH` of `env`.
+    pub argv: Vec<OsString>,
+    /// The whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Working directory.
+    pub cwd: PathBuf,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// Standard input, output and error.
+    pub stdio: [OwnedFd; 3],
+    /// Resource limits: (RLIMIT_*, soft, hard).
+    pub rlimits: Vec<(u32, u64, u64)>,
+}
+
+impl Launch {
+    /// Starts it as a child of the caller. An exec that fails is an error with the error number of execve(2).
+    pub fn start(self) -> io::Result<Pid> {
+        let mut argv = self.argv.iter();
+        let program = argv.next().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        if self.cwd.as_os_str().as_bytes().contains(&0) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let [input, output, error] = self.stdio;
+        let mut command = Command::new(program);
+        command.args(argv).env_clear().envs(self.env).current_dir(&self.cwd);
+        command.stdin(input).stdout(output).stderr(error);
+        let identity =
+            Identity { uid: self.uid, gid: self.gid, groups: self.groups, umask: self.umask, rlimits: self.rlimits };
+        // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock.
+        unsafe { command.pre_exec(move || identity.assume()) };
+        let child = command.spawn()?;
+        let pid = i32::try_from(child.id()).map_err(|_| io::Error::from_raw_os_error(libc::ERANGE))?;
+        Ok(Pid::from_raw(pid))
+    }
+}
+
+struct Identity {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    umask: u32,
+    rlimits: Vec<(u32, u64, u64)>,
+}
+
+impl Identity {
+    fn assume(&self) -> io::Result<()> {
+        // SAFETY: setsid takes nothing and touches no memory.
+        check(unsafe { libc::setsid() }.into())?;
+        // SAFETY: umask takes one integer.
+        unsafe { libc::umask(self.umask) };
+        for &(resource, soft, hard) in &self.rlimits {
+            crate::process::set_limit(Pid::from_raw(0), resource, soft, hard)?;
+        }
+        // SAFETY: the kernel reads as many group numbers as the vector has.
+        check(unsafe { libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) })?;
+        // SAFETY: setresgid takes three integers. The raw call is right here: the child has one thread.
+        check(unsafe { libc::syscall(libc::SYS_setresgid, self.gid, self.gid, self.gid) })?;
+        // SAFETY: setresuid takes three integers.
+        check(unsafe { libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid) }).map(drop)
+    }
+}

@@ -1,1 +1,63 @@
-//! Namespaces and mounts.
+//! Namespaces and the mounts inside them.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::mount::MsFlags;
+
+use crate::process::check;
+
+bitflags::bitflags! {
+    /// Kinds of namespaces (unshare(2)).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Namespaces: i32 {
+        /// Mounts.
+        const MOUNT = libc::CLONE_NEWNS;
+        /// Network.
+        const NETWORK = libc::CLONE_NEWNET;
+        /// Host name.
+        const HOSTNAME = libc::CLONE_NEWUTS;
+        /// System V IPC and POSIX message queues.
+        const IPC = libc::CLONE_NEWIPC;
+        /// Process numbers, of the children to come.
+        const PID = libc::CLONE_NEWPID;
+        /// Clocks, of the children to come.
+        const TIME = 0x80;
+    }
+}
+
+/// Moves the calling process into new namespaces (for [`Namespaces::PID`] and [`Namespaces::TIME`]: its future children).
+pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
+    // SAFETY: unshare takes one integer; none of these flags affects memory.
+    check(unsafe { libc::unshare(namespaces.bits()) }.into()).map(drop)
+}
+
+/// Sets what a new time namespace adds to the clocks. Must come after [`unshare`] and before the first child.
+pub fn set_clock_offsets(monotonic_ns: i64, boottime_ns: i64) -> io::Result<()> {
+    const SECOND_NS: i64 = 1_000_000_000;
+    // The kernel wants whole seconds of either sign and nanoseconds that aren't negative.
+    let line =
+        |name, offset: i64| format!("{name} {} {}\n", offset.div_euclid(SECOND_NS), offset.rem_euclid(SECOND_NS));
+    fs::write("/proc/self/timens_offsets", line("monotonic", monotonic_ns) + &line("boottime", boottime_ns))
+}
+
+/// Makes changes to mounts of this namespace invisible outside of it; changes outside are still seen here.
+pub fn detach_mounts() -> io::Result<()> {
+    const NOTHING: Option<&str> = None;
+    nix::mount::mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_SLAVE, NOTHING)?;
+    Ok(())
+}
+
+/// Mounts a file system that needs no device.
+pub fn mount_virtual(kind: &str, place: &Path, options: &str) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    nix::mount::mount(Some(kind), place, Some(kind), flags, Some(options))?;
+    Ok(())
+}
+
+/// Sets the host name of this namespace.
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    nix::unistd::sethostname(name)?;
+    Ok(())
+}

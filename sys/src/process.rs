@@ -1,4 +1,23 @@
-//! Operations on processes other than tracing: descriptors of processes, their memory, clocks, limits.
+//! Operations on processes other than tracing: descriptors that stand for them, signals, waiting, clocks, and what the
+//! kernel tells about them by system call.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::Pid;
+
+/// Turns the result of a raw system call made through `libc::syscall` into a `Result`.
+pub(crate) fn check(result: libc::c_long) -> io::Result<i64> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes ownership of a descriptor that a system call has just returned.
+pub(crate) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let number = check(result)?;
+    let number = RawFd::try_from(number).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: the kernel has just given us this descriptor and nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
 
 /// Reading of a clock in nanoseconds; 0 for a clock that doesn't exist.
 pub fn clock_ns(clock: libc::clockid_t) -> i64 {
@@ -9,4 +28,275 @@ pub fn clock_ns(clock: libc::clockid_t) -> i64 {
         return 0;
     }
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+}
+
+/// A descriptor that stands for a process (pidfd_open(2)); it is closed on exec.
+pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
+}
+
+/// A duplicate of another process's descriptor (pidfd_getfd(2)).
+pub fn pidfd_getfd(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_getfd takes three integers and touches no memory of ours.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+}
+
+/// Sends a signal to the process that a descriptor stands for, so never to another one with the same number.
+pub fn pidfd_send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let info: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: a null siginfo asks for the same as kill(2); no memory is touched.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) }).map(drop)
+}
+
+/// Sends a signal to a process (kill(2)).
+pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: kill takes two integers.
+    check(unsafe { libc::kill(pid.as_raw(), signal) }.into()).map(drop)
+}
+
+/// Sends a signal to one thread (tgkill(2)).
+pub fn tgkill(process: Pid, thread: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: tgkill takes three integers.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), signal) }).map(drop)
+}
+
+/// The caller's parent.
+pub fn parent() -> Pid {
+    Pid::parent()
+}
+
+/// Ends the calling process at once, running nothing of it.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit doesn't return and runs no code of this process.
+    unsafe { libc::_exit(code) }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitStatus(pub i32);
+
+impl WaitStatus {
+    /// The exit code, when it exited.
+    pub fn code(self) -> Option<i32> {
+        libc::WIFEXITED(self.0).then(|| libc::WEXITSTATUS(self.0))
+    }
+
+    /// The signal, when one killed it.
+    pub fn signal(self) -> Option<i32> {
+        libc::WIFSIGNALED(self.0).then(|| libc::WTERMSIG(self.0))
+    }
+}
+
+/// Collects a child that has ended, any one; `None` when none has. `ECHILD` when there are no children.
+pub fn reap_any() -> io::Result<Option<(Pid, WaitStatus)>> {
+    wait(-1, libc::WNOHANG)
+}
+
+/// Waits for a child to end.
+pub fn reap(pid: Pid) -> io::Result<WaitStatus> {
+    loop {
+        if let Some((_, status)) = wait(pid.as_raw(), 0)? {
+            return Ok(status);
+        }
+    }
+}
+
+/// Collects one child if it has ended.
+pub fn try_reap(pid: Pid) -> io::Result<Option<WaitStatus>> {
+    Ok(wait(pid.as_raw(), libc::WNOHANG)?.map(|(_, status)| status))
+}
+
+fn wait(pid: libc::pid_t, options: libc::c_int) -> io::Result<Option<(Pid, WaitStatus)>> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the status pointer is to an int of ours that outlives the call.
+        let result = unsafe { libc::waitpid(pid, &raw mut status, options | libc::__WALL) };
+        match result {
+            -1 => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            0 => return Ok(None),
+            // A stop of a traced child is its tracer's affair; only ends count here.
+            pid if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) => {
+                return Ok(Some((Pid::from_raw(pid), WaitStatus(status))));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A descriptor from which SIGCHLD is read; the signal is blocked for the calling thread.
+pub fn child_signals() -> io::Result<OwnedFd> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set it is given.
+    check(unsafe { libc::sigemptyset(set.as_mut_ptr()) }.into())?;
+    // SAFETY: the set was initialised above.
+    let mut set = unsafe { set.assume_init() };
+    // SAFETY: the set is initialised and ours.
+    check(unsafe { libc::sigaddset(&raw mut set, libc::SIGCHLD) }.into())?;
+    // SAFETY: blocking a signal touches only the calling thread's mask; the old mask isn't asked for.
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) }.into())?;
+    // SAFETY: the set is initialised; -1 asks for a new descriptor.
+    owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }.into())
+}
+
+/// Head and length of another thread's robust futex list (get_robust_list(2)).
+pub fn robust_list(thread: Pid) -> io::Result<(u64, u64)> {
+    let mut head = 0u64;
+    let mut length = 0u64;
+    // SAFETY: both pointers are to words of ours that outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_get_robust_list, thread.as_raw(), &raw mut head, &raw mut length) })?;
+    Ok((head, length))
+}
+
+/// The kernel's `struct sched_attr`, its first version (sched_setattr(2)).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedulingAttributes {
+    /// Size of this structure.
+    pub size: u32,
+    /// SCHED_*.
+    pub policy: u32,
+    /// SCHED_FLAG_*.
+    pub flags: u64,
+    /// Nice value.
+    pub nice: i32,
+    /// Real-time priority.
+    pub priority: u32,
+    /// SCHED_DEADLINE, or the slice of SCHED_OTHER, in nanoseconds.
+    pub runtime: u64,
+    /// SCHED_DEADLINE.
+    pub deadline: u64,
+    /// SCHED_DEADLINE.
+    pub period: u64,
+}
+
+/// How a thread is scheduled.
+pub fn scheduling(thread: Pid) -> io::Result<SchedulingAttributes> {
+    let mut attributes = SchedulingAttributes::default();
+    let size = size_of::<SchedulingAttributes>();
+    // SAFETY: the kernel writes at most `size` bytes into the structure, which outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_getattr, thread.as_raw(), &raw mut attributes, size, 0) })?;
+    Ok(attributes)
+}
+
+/// I/O priority of a thread (ioprio_get(2)).
+pub fn io_priority(thread: Pid) -> io::Result<i32> {
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: ioprio_get takes two integers.
+    let value = check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, thread.as_raw()) })?;
+    Ok(i32::try_from(value).unwrap_or_default())
+}
+
+/// Processors a thread may run on, as a bit mask in the kernel's form (little-endian words).
+pub fn affinity(thread: Pid) -> io::Result<Vec<u8>> {
+    let mut mask = vec![0u8; 1024];
+    // SAFETY: the kernel writes at most the given number of bytes into the vector's memory.
+    let length =
+        check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, thread.as_raw(), mask.len(), mask.as_mut_ptr()) })?;
+    mask.truncate(usize::try_from(length).unwrap_or_default());
+    Ok(mask)
+}
+
+/// The soft and hard limit of another process.
+pub fn limit(pid: Pid, resource: u32) -> io::Result<(u64, u64)> {
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let new: *const libc::rlimit64 = std::ptr::null();
+    // SAFETY: nothing is set, and the result goes to a structure of ours that outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid.as_raw(), resource, new, &raw mut old) })?;
+    Ok((old.rlim_cur, old.rlim_max))
+}
+
+/// Sets the soft and hard limit of another process.
+pub fn set_limit(pid: Pid, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let new = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let old: *mut libc::rlimit64 = std::ptr::null_mut();
+    // SAFETY: the new limits are read from a structure of ours that outlives the call; the old aren't asked for.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid.as_raw(), resource, &raw const new, old) }).map(drop)
+}
+
+/// What two threads may share (kcmp(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// The address space.
+    Memory,
+    /// The table of descriptors.
+    Descriptors,
+    /// Root, working directory and umask.
+    FileSystem,
+    /// Signal handlers.
+    Handlers,
+    /// The I/O context.
+    IoContext,
+    /// The list of semaphore undo operations.
+    SemaphoreUndo,
+}
+
+/// Whether two threads share something.
+pub fn share(first: Pid, second: Pid, what: Shared) -> io::Result<bool> {
+    let kind: i32 = match what {
+        Shared::Memory => 1,
+        Shared::Descriptors => 2,
+        Shared::FileSystem => 3,
+        Shared::Handlers => 4,
+        Shared::IoContext => 5,
+        Shared::SemaphoreUndo => 6,
+    };
+    // SAFETY: kcmp takes integers only for these kinds.
+    let result = check(unsafe { libc::syscall(libc::SYS_kcmp, first.as_raw(), second.as_raw(), kind, 0, 0) })?;
+    Ok(result == 0)
+}
+
+/// Lets a descriptor survive the next exec.
+pub fn keep_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: F_SETFD takes an integer.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }.into()).map(drop)
+}
+
+/// Takes a descriptor that was inherited over an exec under a number told by whoever executed this program. The number
+/// itself is free afterwards.
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= libc::STDERR_FILENO {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: F_DUPFD_CLOEXEC takes an integer; a number that isn't open is an error.
+    let duplicate = owned(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) }.into())?;
+    // SAFETY: nothing in this program owns the number: it came from before the exec.
+    check(unsafe { libc::close(number) }.into())?;
+    Ok(duplicate)
+}
+
+/// A PID namespace, to translate numbers of processes and threads.
+#[derive(Debug)]
+pub struct PidNamespace(OwnedFd);
+
+impl PidNamespace {
+    /// Opens the namespace that a process is in.
+    pub fn of(pid: Pid) -> io::Result<PidNamespace> {
+        Ok(PidNamespace(std::fs::File::open(format!("/proc/{pid}/ns/pid"))?.into()))
+    }
+
+    /// The caller's number for the thread or process that the namespace numbers so.
+    pub fn outside(&self, inside: u32) -> io::Result<Pid> {
+        /// `NS_GET_PID_FROM_PIDNS` (linux/nsfs.h): `_IOR(0xb7, 6, int)`.
+        const NS_GET_PID_FROM_PIDNS: libc::c_ulong = 0x8004_b706;
+        // SAFETY: the argument of this request is an integer, not a pointer.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), NS_GET_PID_FROM_PIDNS, libc::c_ulong::from(inside)) };
+        check(result.into())?;
+        Ok(Pid::from_raw(result))
+    }
+
+    /// The namespace's number for a thread or process of the caller's.
+    pub fn inside(&self, outside: Pid) -> io::Result<u32> {
+        /// `NS_GET_PID_IN_PIDNS` (linux/nsfs.h): `_IOR(0xb7, 8, int)`.
+        const NS_GET_PID_IN_PIDNS: libc::c_ulong = 0x8004_b708;
+        let number = libc::c_ulong::from(outside.as_raw().unsigned_abs());
+        // SAFETY: the argument of this request is an integer, not a pointer.
+        let result = check(unsafe { libc::ioctl(self.0.as_raw_fd(), NS_GET_PID_IN_PIDNS, number) }.into())?;
+        u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::ERANGE))
+    }
 }

@@ -1,0 +1,19 @@
+//! Whole processes: started, dumped, restored. Needs root.
+
+mod sandbox;
+mod support;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("init") {
+        return checkpoint::init::main();
+    }
+    let mut arguments = Arguments::from_args();
+    // Every trial has processes of its own; on a small machine more at once only makes timing worse.
+    arguments.test_threads.get_or_insert(2);
+    let trials: Vec<Trial> = sandbox::trials().into_iter().collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
