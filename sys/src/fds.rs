@@ -84,12 +84,7 @@ pub fn kcmp(what: Compare, one: (Pid, RawFd), other: (Pid, RawFd)) -> io::Result
 
 /// Whether descriptor `file` of `process` is what an epoll instance watches as number `target`. Several open files can
 /// be watched under one number; `skip` of them are passed over.
-pub fn kcmp_epoll_target(
-    file: (Pid, RawFd),
-    epoll: (Pid, RawFd),
-    target: RawFd,
-    skip: u32,
-) -> io::Result<bool> {
+pub fn kcmp_epoll_target(file: (Pid, RawFd), epoll: (Pid, RawFd), target: RawFd, skip: u32) -> io::Result<bool> {
     const KCMP_EPOLL_TFD: i32 = 7;
     let number = |fd: RawFd| u32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF));
     // `struct kcmp_epoll_slot`.
@@ -312,9 +307,8 @@ pub fn status_at(directory: BorrowedFd<'_>, name: &CStr, follow: bool) -> io::Re
 /// `readlinkat(2)` into a buffer; the bytes of the link.
 pub fn read_link_at<'b>(directory: BorrowedFd<'_>, name: &CStr, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
     // SAFETY: the name ends in a zero byte; the kernel writes at most the buffer's length into it.
-    let result = unsafe {
-        libc::readlinkat(directory.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
-    };
+    let result =
+        unsafe { libc::readlinkat(directory.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
     let length = usize::try_from(checked(result as i64)?).unwrap_or(0);
     Ok(&buffer[..length])
 }
@@ -417,9 +411,8 @@ pub fn numbers_in(directory: BorrowedFd<'_>) -> io::Result<Vec<RawFd>> {
     seek(directory, 0)?;
     loop {
         // SAFETY: the kernel writes at most the buffer's length into it.
-        let result = unsafe {
-            libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
-        };
+        let result =
+            unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
         let length = usize::try_from(checked(result)?).unwrap_or(0);
         if length == 0 {
             return Ok(numbers);

@@ -2,6 +2,7 @@
 
 pub mod clone;
 pub mod epoll;
+pub mod fds;
 pub mod namespaces;
 pub mod netlink;
 pub mod netns;

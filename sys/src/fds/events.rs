@@ -74,8 +74,7 @@ pub fn epoll() -> io::Result<OwnedFd> {
 pub fn epoll_add(epoll: BorrowedFd<'_>, target: BorrowedFd<'_>, events: u32, data: u64) -> io::Result<()> {
     let mut event = libc::epoll_event { events, u64: data };
     // SAFETY: the kernel reads a struct epoll_event at the address of one.
-    let result =
-        unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, target.as_raw_fd(), &raw mut event) };
+    let result = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, target.as_raw_fd(), &raw mut event) };
     checked(result.into()).map(drop)
 }
 
@@ -131,12 +130,7 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8], flags: i3
     // SAFETY: the kernel reads a struct file_handle of 8 bytes and as many as its first field says, at most 136 in all,
     // the size of the array.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_open_by_handle_at,
-            mount.as_raw_fd(),
-            record.as_mut_ptr(),
-            flags | libc::O_CLOEXEC,
-        )
+        libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), record.as_mut_ptr(), flags | libc::O_CLOEXEC)
     };
     owned(result)
 }

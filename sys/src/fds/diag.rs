@@ -1,0 +1,142 @@
+//! What the kernel tells about Unix sockets of a network namespace (`sock_diag(7)`): who is connected to whom.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::sockets;
+
+/// One Unix socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnixSocket {
+    /// Its inode.
+    pub inode: u64,
+    /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
+    pub kind: i32,
+    /// TCP_LISTEN (10), TCP_ESTABLISHED (1), TCP_CLOSE (7).
+    pub state: u8,
+    /// Inode of the peer.
+    pub peer: Option<u64>,
+    /// The name it is bound to: a path, or what follows the leading zero byte of an abstract name.
+    pub name: Option<Name>,
+    /// A listener's connections that wait to be accepted: inodes of the sockets that connect (0: gone already).
+    pub waiting: Vec<u64>,
+    /// A listener's backlog; otherwise memory in the send queue.
+    pub backlog: u32,
+    /// Bytes that wait to be read (a listener: connections).
+    pub queued: u32,
+    /// RCV_SHUTDOWN (1) and SEND_SHUTDOWN (2).
+    pub shutdown: u8,
+}
+
+/// The name of a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// A path as given to bind(2), perhaps relative.
+    Path(Vec<u8>),
+    /// An abstract name.
+    Abstract(Vec<u8>),
+}
+
+/// A netlink socket to ask with; it answers for the network namespace of the thread that makes it.
+pub fn open() -> io::Result<OwnedFd> {
+    const NETLINK_SOCK_DIAG: i32 = 4;
+    sockets::socket(libc::AF_NETLINK, libc::SOCK_RAW, NETLINK_SOCK_DIAG)
+}
+
+/// All Unix sockets of the namespace, by inode.
+pub fn unix_sockets(diag: &OwnedFd) -> io::Result<HashMap<u64, UnixSocket>> {
+    // struct nlmsghdr, struct unix_diag_req.
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const NLM_F_DUMP: u16 = 0x300;
+    const NLM_F_REQUEST: u16 = 1;
+    // NAME | PEER | ICONS | RQLEN
+    const SHOW: u32 = 1 | 4 | 8 | 16;
+    let mut request = Vec::with_capacity(40);
+    request.extend(40u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    request.extend(SHOW.to_ne_bytes());
+    request.extend([0xff; 8]);
+    super::write(diag.as_fd(), &request)?;
+
+    let mut sockets = HashMap::new();
+    let mut buffer = vec![0u8; 64 << 10];
+    loop {
+        let length = super::read(diag.as_fd(), &mut buffer)?;
+        let mut rest = &buffer[..length];
+        while rest.len() >= 16 {
+            let size = word(rest, 0) as usize;
+            let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+            if size < 16 || size > rest.len() {
+                return Err(io::Error::from_raw_os_error(libc::EBADMSG));
+            }
+            match i32::from(kind) {
+                libc::NLMSG_DONE => return Ok(sockets),
+                libc::NLMSG_ERROR => {
+                    let code = if size >= 20 { word(rest, 16) } else { 0 };
+                    let code = i32::from_ne_bytes(code.to_ne_bytes());
+                    return Err(io::Error::from_raw_os_error(-code));
+                }
+                _ => {
+                    if let Some(socket) = parse(&rest[16..size]) {
+                        sockets.insert(socket.inode, socket);
+                    }
+                }
+            }
+            rest = rest.get(size.next_multiple_of(4)..).unwrap_or(&[]);
+        }
+        if length == 0 {
+            return Err(io::Error::from_raw_os_error(libc::EBADMSG));
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+/// `struct unix_diag_msg` and its attributes.
+fn parse(message: &[u8]) -> Option<UnixSocket> {
+    if message.len() < 16 {
+        return None;
+    }
+    let mut socket = UnixSocket {
+        kind: i32::from(message[1]),
+        state: message[2],
+        inode: u64::from(word(message, 4)),
+        ..UnixSocket::default()
+    };
+    let mut rest = &message[16..];
+    while rest.len() >= 4 {
+        let size = usize::from(u16::from_ne_bytes([rest[0], rest[1]]));
+        let kind = u16::from_ne_bytes([rest[2], rest[3]]);
+        let body = rest.get(4..size)?;
+        match kind {
+            // UNIX_DIAG_NAME
+            0 => socket.name = Some(name(body)),
+            // UNIX_DIAG_PEER
+            2 => socket.peer = Some(u64::from(word(body, 0))),
+            // UNIX_DIAG_ICONS
+            3 => socket.waiting = (0..body.len() / 4).map(|index| u64::from(word(body, index * 4))).collect(),
+            // UNIX_DIAG_RQLEN
+            4 => (socket.queued, socket.backlog) = (word(body, 0), word(body, 4)),
+            // UNIX_DIAG_SHUTDOWN
+            6 => socket.shutdown = body.first().copied().unwrap_or(0),
+            _ => {}
+        }
+        rest = rest.get(size.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Some(socket)
+}
+
+fn name(body: &[u8]) -> Name {
+    match body.split_first() {
+        Some((0, rest)) => Name::Abstract(rest.to_vec()),
+        _ => Name::Path(body.strip_suffix(&[0]).unwrap_or(body).to_vec()),
+    }
+}
