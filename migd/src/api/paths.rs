@@ -19,9 +19,9 @@ impl StatePaths {
         Self { root: root.into() }
     }
 
-    /// That of the lab's node `name`.
+    /// That of a lab's node, given as `NODE` (of the default lab) or `LAB/NODE`.
     pub fn of_lab_node(name: &str) -> Self {
-        Self::new(Path::new(LAB_STATE).join(name))
+        Self::new(crate::lab::state_directory(name).unwrap_or_else(|| Path::new(LAB_STATE).join(name)))
     }
 
     /// The directory itself.
