@@ -3,7 +3,6 @@
 pub mod clone;
 pub mod epoll;
 pub mod fds;
-pub mod memfd;
 pub mod namespaces;
 pub mod netlink;
 pub mod netns;

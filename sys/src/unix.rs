@@ -83,6 +83,14 @@ pub fn bytes_readable(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
+/// Whether an error is pending on the descriptor, without taking it.
+pub fn has_error(fd: BorrowedFd<'_>) -> bool {
+    let mut request = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: the kernel reads and writes one `pollfd`.
+    let count = unsafe { libc::poll(&raw mut request, 1, 0) };
+    count == 1 && request.revents & libc::POLLERR != 0
+}
+
 /// Memory of what was sent and not yet read by the peer (`SIOCOUTQ`). On a Unix socket this counts the kernel's buffers,
 /// so only zero is exact.
 pub fn memory_unread_by_peer(fd: BorrowedFd<'_>) -> io::Result<usize> {

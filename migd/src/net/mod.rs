@@ -1,1 +1,26 @@
-//! The net plane of a job: packet pump and bridge.
+//! The net plane: one thread per job that owns the job's TCP stack and joins it to the world on both sides.
+//!
+//! ```text
+//!    TUN  <->  pump  <->  netstack::Stack  <->  bridge  <->  socket pairs  <->  program
+//!                                                  ^
+//!                                                  +---- seccomp notifications
+//! ```
+//!
+//! * [`filter`] is the seccomp filter under which a job runs. It decides which system calls the bridge hears of.
+//! * `bridge` answers those calls as Linux would, and moves bytes between socket pairs and the stack.
+//! * `pump` is the thread: it waits for packets, bytes, calls, timers and commands.
+//! * [`NetPlane`] is the handle that the rest of the shim holds.
+//!
+//! Invariants: only the pump's thread touches the stack and the pairs. A program's end of a pair is never kept open here
+//! longer than one call takes, else its close would go unseen. While the plane is parked not one byte or packet moves.
+
+mod bridge;
+mod config;
+mod filter;
+mod plane;
+mod pump;
+
+pub use bridge::{BridgeImage, SocketKey};
+pub use config::NetConfig;
+pub use filter::filter;
+pub use plane::{NetError, NetImage, NetPlane, SocketDescription};

@@ -1,0 +1,401 @@
+//! Freeze and thaw of the programs' sockets.
+//!
+//! While the job stands still, what its programs wrote goes into the stack, beyond its limits if it must, and what they
+//! haven't read yet is copied without being taken away. So a freeze that leads to nothing needs no undoing. Held calls are forgotten:
+//! they were cancelled when their threads were stopped, and come again.
+//!
+//! A thaw builds each pair anew with the same content and in the same state, so that a program that goes on sees what
+//! it would have seen.
+
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use netstack::{Shutdown, SocketId, Stack, State};
+use serde::{Deserialize, Serialize};
+use sys::epoll::Epoll;
+use sys::seccomp::Listener;
+use sys::unix::{self, Half, Receive};
+
+use super::connect::fill_up;
+use super::sockaddr::Family;
+use super::socket::{
+    BridgeOptions, Connected, Connecting, End, Ended, Listening, Phase, Socket, SocketKey, Undelivered,
+};
+use super::{Bridge, PAIR_BUFFER};
+use crate::net::plane::NetError;
+
+/// What the bridge knows beside the stack.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BridgeImage {
+    next_key: u64,
+    sockets: Vec<SocketImage>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct SocketImage {
+    key: SocketKey,
+    family: Family,
+    phase: PhaseImage,
+    options: BridgeOptions,
+    undelivered: Option<Undelivered>,
+    error: Option<i32>,
+    bound: bool,
+    shut_write: bool,
+    shut_read: bool,
+    /// Handed over to the program's end and not read yet.
+    #[serde(with = "serde_bytes")]
+    unread: Vec<u8>,
+    /// Written by the program and not for the stack to take yet.
+    #[serde(with = "serde_bytes")]
+    written: Vec<u8>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum PhaseImage {
+    Idle { id: SocketId },
+    Listening { id: SocketId, returned: Vec<SocketId> },
+    Connecting { id: SocketId, filled: bool },
+    Connected { id: SocketId, reported: bool, end_passed: bool, finished: bool },
+    Gone { local: Option<SocketAddr>, ended: Ended, error_pending: bool },
+}
+
+/// Where sockets are open in the job's processes, looked up when first needed.
+#[derive(Default)]
+struct Places(OnceCell<HashMap<u64, (i32, i32)>>);
+
+impl Bridge {
+    /// Settles everything that waits between the programs and the stack, and takes the bridge's image. The job stands still.
+    pub(in crate::net) fn freeze(&mut self) -> Result<BridgeImage, NetError> {
+        let keys: Vec<SocketKey> = self.sockets.keys().copied().collect();
+        for &key in &keys {
+            self.enqueue(key);
+        }
+        while self.has_work() {
+            self.serve();
+        }
+        self.finish_resets();
+        for &key in &keys {
+            self.forget_calls(key);
+            self.take_in(key);
+        }
+        self.deadlines.clear();
+        let places = Places::default();
+        self.drop_closed(&places);
+        let mut keys: Vec<SocketKey> = self.sockets.keys().copied().collect();
+        keys.sort_unstable();
+        let sockets = keys.into_iter().map(|key| self.image(key, &places)).collect::<Result<Vec<_>, _>>()?;
+        Ok(BridgeImage { next_key: self.next_key, sockets: sockets.into_iter().flatten().collect() })
+    }
+
+    fn forget_calls(&mut self, key: SocketKey) {
+        match self.sockets.get_mut(&key).map(|socket| &mut socket.phase) {
+            Some(Phase::Listening { listener, .. }) => listener.waiters.clear(),
+            Some(Phase::Connecting { connecting, .. }) => connecting.waiters.clear(),
+            _ => {}
+        }
+    }
+
+    /// Takes what the program wrote, to its end, into the stack.
+    fn take_in(&mut self, key: SocketKey) {
+        let Some(socket) = self.sockets.get_mut(&key) else {
+            return;
+        };
+        let shut_write = socket.shut_write;
+        let Phase::Connected { id, end, connected } = &mut socket.phase else {
+            return;
+        };
+        let id = *id;
+        let status = self.stack.status(id);
+        if connected.finished || status.error.is_some() || status.state == State::Closed {
+            return;
+        }
+        let mut block = vec![0u8; 64 << 10];
+        let mut reset = false;
+        loop {
+            match unix::receive(end.fd.as_fd(), &mut [IoSliceMut::new(&mut block)], Receive::empty()) {
+                Ok(0) => break,
+                Ok(count) => {
+                    if self.stack.tcp_send_over(self.now, id, &block[..count]).is_err() {
+                        // The connection has just broken; the program learns of that as always.
+                        return;
+                    }
+                }
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::ConnectionReset => {
+                        reset = true;
+                        break;
+                    }
+                    _ => return,
+                },
+            }
+        }
+        if shut_write && !reset {
+            connected.finished = true;
+            let _ = self.stack.tcp_shutdown(self.now, id, Shutdown::Write);
+            return;
+        }
+        // The program's last descriptor was closed just before it was stopped.
+        let reset = reset || socket.options.linger == Some(0) || status.readable > 0;
+        self.remove(key);
+        if reset {
+            self.stack.tcp_abort(self.now, id);
+        } else {
+            self.stack.tcp_close(self.now, id);
+        }
+    }
+
+    /// Forgets the sockets that are over and that no process holds any more.
+    fn drop_closed(&mut self, places: &Places) {
+        let gone: Vec<SocketKey> = self.gone.drain(..).collect();
+        for key in gone {
+            let Some(Socket { phase: Phase::Gone { .. }, inode, .. }) = self.sockets.get(&key) else {
+                continue;
+            };
+            if places.get(self, *inode).is_some() {
+                self.gone.push_back(key);
+            } else {
+                self.remove(key);
+            }
+        }
+    }
+
+    fn image(&mut self, key: SocketKey, places: &Places) -> Result<Option<SocketImage>, NetError> {
+        let Some(socket) = self.sockets.get(&key) else {
+            return Ok(None);
+        };
+        let inode = socket.inode;
+        // Only a socket with something unread is worth the search for its program's end.
+        let waits = match &socket.phase {
+            Phase::Connected { end, .. } => {
+                unix::memory_unread_by_peer(end.fd.as_fd())
+                    .map_err(NetError::io("ask a socket pair for unread bytes"))?
+                    > 0
+            }
+            Phase::Gone { .. } => true,
+            _ => false,
+        };
+        let mut unread = Vec::new();
+        let mut error_pending = false;
+        if waits {
+            let program_end = match self.seen(key) {
+                Some(end) => Some(end),
+                None => places.get(self, inode).and_then(|place| self.duplicate_checked(place, inode)),
+            };
+            let program_end = program_end.ok_or(NetError::Unreachable { key, inode })?;
+            unread = peek(program_end.as_fd())?;
+            error_pending = unix::has_error(program_end.as_fd());
+        }
+        let Some(socket) = self.sockets.get(&key) else {
+            return Ok(None);
+        };
+        let written = match &socket.phase {
+            Phase::Connecting { end, connecting, .. } if connecting.fill == 0 => peek(end.fd.as_fd())?,
+            _ => Vec::new(),
+        };
+        Ok(Some(SocketImage {
+            key,
+            family: socket.family,
+            phase: phase_image(&socket.phase, error_pending),
+            options: socket.options.clone(),
+            undelivered: socket.undelivered,
+            error: socket.error,
+            bound: socket.bound,
+            shut_write: socket.shut_write,
+            shut_read: socket.shut_read,
+            unread,
+            written,
+        }))
+    }
+
+    fn seen(&mut self, key: SocketKey) -> Option<OwnedFd> {
+        let socket = self.sockets.get(&key)?;
+        let (place, inode) = (socket.seen_at?, socket.inode);
+        self.duplicate_checked(place, inode)
+    }
+
+    /// Builds the bridge of an image. Returns the programs' ends with it.
+    pub(in crate::net) fn thaw(
+        stack: Stack,
+        image: BridgeImage,
+        listener: Listener,
+        epoll: Rc<Epoll>,
+        init_pid: Option<i32>,
+    ) -> Result<(Bridge, BTreeMap<SocketKey, OwnedFd>), NetError> {
+        let mut bridge = Bridge::new(stack, listener, epoll, init_pid);
+        let mut programs_ends = BTreeMap::new();
+        bridge.next_key = image.next_key;
+        let known: HashSet<SocketId> = bridge.stack.sockets().collect();
+        for socket in image.sockets {
+            let key = socket.key;
+            if key.0 >= image.next_key || programs_ends.contains_key(&key) {
+                return Err(NetError::Corrupt(format!("socket {key} is named twice or out of range")));
+            }
+            for id in socket.phase.ids() {
+                if !known.contains(&id) {
+                    return Err(NetError::Corrupt(format!(
+                        "socket {key} stands for {id:?}, which the stack doesn't have"
+                    )));
+                }
+            }
+            let end = bridge.thaw_socket(socket).map_err(NetError::io("rebuild a socket pair"))?;
+            programs_ends.insert(key, end);
+        }
+        Ok((bridge, programs_ends))
+    }
+
+    fn thaw_socket(&mut self, image: SocketImage) -> std::io::Result<OwnedFd> {
+        let SocketImage {
+            key,
+            family,
+            phase,
+            options,
+            undelivered,
+            error,
+            bound,
+            shut_write,
+            shut_read,
+            unread,
+            written,
+        } = image;
+        let (ours, theirs, inode) = self.make_pair(false)?;
+        options.apply(theirs.as_fd());
+        self.watch(key, &ours)?;
+        stuff(ours.as_fd(), &unread)?;
+        stuff(theirs.as_fd(), &written)?;
+        let phase = match phase {
+            PhaseImage::Idle { id } => Phase::Idle { id, end: End::new(ours) },
+            PhaseImage::Listening { id, returned } => {
+                let listener = Listening { returned: returned.into(), ..Listening::default() };
+                Phase::Listening { id, end: End::new(ours), listener }
+            }
+            PhaseImage::Connecting { id, filled } => {
+                let fill = if filled { fill_up(theirs.as_fd()) } else { 0 };
+                Phase::Connecting { id, end: End::new(ours), connecting: Connecting { fill, ..Connecting::default() } }
+            }
+            PhaseImage::Connected { id, reported, end_passed, finished } => {
+                if end_passed {
+                    unix::shutdown(ours.as_fd(), Half::Write)?;
+                }
+                if shut_write {
+                    unix::shutdown(theirs.as_fd(), Half::Write)?;
+                }
+                if shut_read {
+                    unix::shutdown(theirs.as_fd(), Half::Read)?;
+                }
+                let connected = Connected { reported, end_passed, finished };
+                Phase::Connected { id, end: End::new(ours), connected }
+            }
+            PhaseImage::Gone { local, ended, error_pending } => {
+                if error_pending {
+                    // Unread on our side when it is closed: this makes the error.
+                    unix::send(theirs.as_fd(), &[IoSlice::new(b"x")])?;
+                }
+                drop(ours);
+                Phase::Gone { local, ended }
+            }
+        };
+        let mut socket = Socket::new(family, inode, phase);
+        socket.options = options;
+        socket.undelivered = undelivered;
+        socket.error = error;
+        socket.bound = bound;
+        socket.shut_write = shut_write;
+        socket.shut_read = shut_read;
+        self.size_pair(&socket, theirs.as_fd());
+        self.insert(key, socket);
+        self.signal(key);
+        Ok(theirs)
+    }
+
+    /// Fits the pair's buffers to those the program asked for.
+    fn size_pair(&self, socket: &Socket, program_end: BorrowedFd<'_>) {
+        let (Some(id), Some(end)) = (socket.id(), socket.end()) else {
+            return;
+        };
+        let options = self.stack.tcp_options(id);
+        if let Some(bytes) = options.send_buffer
+            && !matches!(socket.phase, Phase::Connecting { .. })
+        {
+            drop(unix::set_send_buffer(program_end, bytes.min(PAIR_BUFFER / 2)));
+        }
+        if let Some(bytes) = options.receive_buffer {
+            drop(unix::set_send_buffer(end.fd.as_fd(), bytes.min(PAIR_BUFFER / 2)));
+        }
+    }
+}
+
+impl Places {
+    fn get(&self, bridge: &Bridge, inode: u64) -> Option<(i32, i32)> {
+        self.0.get_or_init(|| bridge.processes.scan()).get(&inode).copied()
+    }
+}
+
+impl PhaseImage {
+    /// The stack's sockets that it speaks of.
+    fn ids(&self) -> Vec<SocketId> {
+        match self {
+            PhaseImage::Idle { id } | PhaseImage::Connecting { id, .. } | PhaseImage::Connected { id, .. } => vec![*id],
+            PhaseImage::Listening { id, returned } => [&[*id], &returned[..]].concat(),
+            PhaseImage::Gone { .. } => Vec::new(),
+        }
+    }
+}
+
+fn phase_image(phase: &Phase, error_pending: bool) -> PhaseImage {
+    match phase {
+        Phase::Idle { id, end: _ } => PhaseImage::Idle { id: *id },
+        Phase::Listening { id, end: _, listener } => {
+            // The bytes that stand for waiting connections follow from how many wait.
+            let Listening { signalled: _, waiters: _, returned } = listener;
+            PhaseImage::Listening { id: *id, returned: returned.iter().copied().collect() }
+        }
+        Phase::Connecting { id, end: _, connecting } => {
+            let Connecting { fill, waiters: _ } = connecting;
+            PhaseImage::Connecting { id: *id, filled: *fill > 0 }
+        }
+        Phase::Connected { id, end: _, connected } => {
+            let Connected { reported, end_passed, finished } = connected;
+            PhaseImage::Connected { id: *id, reported: *reported, end_passed: *end_passed, finished: *finished }
+        }
+        Phase::Gone { local, ended } => PhaseImage::Gone { local: *local, ended: *ended, error_pending },
+    }
+}
+
+/// What waits to be read, left where it is.
+fn peek(end: BorrowedFd<'_>) -> Result<Vec<u8>, NetError> {
+    let failed = NetError::io("copy the unread bytes of a socket");
+    let length = match unix::bytes_readable(end) {
+        Ok(length) => length,
+        Err(error) => return Err(failed(error)),
+    };
+    let mut bytes = vec![0; length];
+    if length > 0 {
+        match unix::receive(end, &mut [IoSliceMut::new(&mut bytes)], Receive::PEEK) {
+            Ok(count) => bytes.truncate(count),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Writes all of it into an end, whatever the size of its buffer, which it has again afterwards.
+fn stuff(end: BorrowedFd<'_>, mut bytes: &[u8]) -> std::io::Result<()> {
+    let mut room = PAIR_BUFFER / 2;
+    let grown = !bytes.is_empty();
+    while !bytes.is_empty() {
+        match unix::send(end, &[IoSlice::new(bytes)]) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock && room < 1 << 29 => {
+                room *= 2;
+                unix::set_send_buffer(end, room)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if grown { unix::set_send_buffer(end, PAIR_BUFFER / 2) } else { Ok(()) }
+}

@@ -1,0 +1,367 @@
+//! The bridge: gives unmodified programs sockets whose TCP runs in the stack.
+//!
+//! A program's socket is one end of a Unix socket pair, so everything that moves bytes or waits for them is the kernel's. We hold
+//! the other end. Calls that a Unix socket would answer wrongly arrive as seccomp notifications and are answered here as
+//! Linux answers them for TCP.
+//!
+//! * `notify`: takes calls in, finds the socket they are about, and answers.
+//! * `listen`, `connect`, `options`: the calls by subject; `sockaddr`, `info` and `abi`: their data in a program's memory.
+//! * `transfer`: bytes, ends of file and resets between pair and stack.
+//! * `socket`: one socket and its phases; `processes`: descriptors in the job's processes.
+//! * `image`: freeze and thaw.
+
+pub(super) mod abi;
+mod connect;
+mod image;
+mod info;
+mod listen;
+mod notify;
+mod options;
+mod processes;
+mod sockaddr;
+mod socket;
+mod transfer;
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use netstack::{Instant, SocketError, SocketId, Stack, State};
+use sys::epoll::{Epoll, Interest};
+use sys::seccomp::Listener;
+use sys::unix;
+
+use super::plane::SocketDescription;
+use processes::Processes;
+use socket::{Phase, Socket};
+
+pub use image::BridgeImage;
+pub use socket::SocketKey;
+
+/// How much a program may have written that the stack hasn't taken, and the other way round, a socket. The kernel counts its own
+/// bookkeeping in, so about half of it is payload. Memory is used only while bytes wait.
+const PAIR_BUFFER: usize = 512 << 10;
+/// Sockets that are over and still remembered, see [`Phase::Gone`].
+const GONE_MAX: usize = 4096;
+/// Sockets served in one go before the pump looks at packets again.
+const SERVED_A_ROUND: usize = 1024;
+
+/// The bridge of one job, together with the stack that it feeds.
+pub(super) struct Bridge {
+    pub(super) stack: Stack,
+    listener: Listener,
+    epoll: Rc<Epoll>,
+    now: Instant,
+    sockets: HashMap<SocketKey, Socket>,
+    by_inode: HashMap<u64, SocketKey>,
+    by_id: HashMap<SocketId, SocketKey>,
+    next_key: u64,
+    /// Sockets to serve, each once.
+    queue: VecDeque<SocketKey>,
+    queued: HashSet<SocketKey>,
+    /// Connections to reset once what they have queued has been handed out.
+    resets: Vec<SocketId>,
+    /// The sockets in [`Phase::Gone`], oldest first.
+    gone: VecDeque<SocketKey>,
+    /// Deadlines of held calls: when, whose, and which call.
+    deadlines: BTreeSet<(Instant, SocketKey, u64)>,
+    processes: Processes,
+}
+
+impl Bridge {
+    pub(super) fn new(stack: Stack, listener: Listener, epoll: Rc<Epoll>, init_pid: Option<i32>) -> Bridge {
+        Bridge {
+            stack,
+            listener,
+            epoll,
+            now: Instant::ZERO,
+            sockets: HashMap::new(),
+            by_inode: HashMap::new(),
+            by_id: HashMap::new(),
+            next_key: 1,
+            queue: VecDeque::new(),
+            queued: HashSet::new(),
+            resets: Vec::new(),
+            gone: VecDeque::new(),
+            deadlines: BTreeSet::new(),
+            processes: Processes::new(init_pid),
+        }
+    }
+
+    pub(super) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// The time of everything that follows.
+    pub(super) fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// Notes an event of our end of a pair.
+    pub(super) fn handle_event(&mut self, key: SocketKey, ready: Interest) {
+        let Some(end) = self.sockets.get_mut(&key).and_then(Socket::end_mut) else {
+            return;
+        };
+        let ended = Interest::READ_HANG_UP | Interest::HANG_UP | Interest::ERROR;
+        end.readable |= ready.intersects(Interest::IN | ended);
+        end.writable |= ready.intersects(Interest::OUT | Interest::HANG_UP | Interest::ERROR);
+        end.read_hung_up |= ready.intersects(ended);
+        end.hung_up |= ready.contains(Interest::HANG_UP);
+        self.enqueue(key);
+    }
+
+    fn enqueue(&mut self, key: SocketKey) {
+        if self.queued.insert(key) {
+            self.queue.push_back(key);
+        }
+    }
+
+    /// Serves every socket, for edges may have been missed.
+    pub(super) fn wake_all(&mut self) {
+        let keys: Vec<SocketKey> = self.sockets.keys().copied().collect();
+        for key in keys {
+            if let Some(end) = self.sockets.get_mut(&key).and_then(Socket::end_mut) {
+                end.readable = true;
+                end.writable = true;
+            }
+            self.enqueue(key);
+        }
+    }
+
+    /// Whether sockets are still to be served.
+    pub(super) fn has_work(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Serves the sockets that changed on either side.
+    pub(super) fn serve(&mut self) {
+        for _ in 0..SERVED_A_ROUND {
+            while let Some(id) = self.stack.poll_changed() {
+                if let Some(&key) = self.by_id.get(&id) {
+                    self.enqueue(key);
+                }
+            }
+            let Some(key) = self.queue.pop_front() else {
+                return;
+            };
+            self.queued.remove(&key);
+            self.serve_socket(key);
+        }
+    }
+
+    fn serve_socket(&mut self, key: SocketKey) {
+        let Some(socket) = self.sockets.get(&key) else {
+            return;
+        };
+        match &socket.phase {
+            Phase::Idle { end, .. } => {
+                if end.hung_up {
+                    self.close(key);
+                }
+            }
+            Phase::Listening { .. } => self.serve_listener(key),
+            Phase::Connecting { .. } => self.serve_connecting(key),
+            Phase::Connected { .. } => self.serve_connected(key),
+            Phase::Gone { .. } => {}
+        }
+    }
+
+    /// Resets the connections whose last bytes are out; true when there were any.
+    pub(super) fn finish_resets(&mut self) -> bool {
+        let any = !self.resets.is_empty();
+        for id in self.resets.drain(..) {
+            self.stack.tcp_abort(self.now, id);
+        }
+        any
+    }
+
+    /// A pair for a program: our end, and the program's with its inode.
+    fn make_pair(&self, nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd, u64)> {
+        let (ours, theirs) = unix::pair(nonblocking)?;
+        unix::set_send_buffer(ours.as_fd(), PAIR_BUFFER / 2)?;
+        unix::set_send_buffer(theirs.as_fd(), PAIR_BUFFER / 2)?;
+        let inode = unix::inode(theirs.as_fd())?;
+        Ok((ours, theirs, inode))
+    }
+
+    fn new_key(&mut self) -> SocketKey {
+        let key = SocketKey(self.next_key);
+        self.next_key += 1;
+        key
+    }
+
+    fn watch(&self, key: SocketKey, ours: &OwnedFd) -> io::Result<()> {
+        let interest = Interest::IN | Interest::OUT | Interest::READ_HANG_UP | Interest::EDGE;
+        self.epoll.add(ours.as_fd(), key.0, interest)
+    }
+
+    fn insert(&mut self, key: SocketKey, socket: Socket) {
+        self.by_inode.insert(socket.inode, key);
+        if let Some(id) = socket.id() {
+            self.by_id.insert(id, key);
+        } else {
+            self.gone.push_back(key);
+        }
+        self.sockets.insert(key, socket);
+    }
+
+    /// Forgets a socket; the stack's part of it is the caller's.
+    fn remove(&mut self, key: SocketKey) -> Option<Socket> {
+        let socket = self.sockets.remove(&key)?;
+        if self.by_inode.get(&socket.inode) == Some(&key) {
+            self.by_inode.remove(&socket.inode);
+        }
+        if let Some(id) = socket.id() {
+            self.by_id.remove(&id);
+        }
+        Some(socket)
+    }
+
+    /// The program closed a socket that isn't connected.
+    fn close(&mut self, key: SocketKey) {
+        let Some(socket) = self.remove(key) else {
+            return;
+        };
+        if let Phase::Listening { listener, .. } = &socket.phase {
+            for &connection in &listener.returned {
+                self.stack.tcp_abort(self.now, connection);
+            }
+        }
+        if let Some(id) = socket.id() {
+            self.stack.tcp_close(self.now, id);
+        }
+    }
+
+    /// Lets go of the pair, and remembers how the socket ended. The stack's part is the caller's.
+    fn set_gone(&mut self, key: SocketKey, ended: socket::Ended) {
+        let Some(socket) = self.sockets.get_mut(&key) else {
+            return;
+        };
+        if let Some(id) = socket.id() {
+            let local = self.stack.tcp_endpoints(id).0;
+            self.by_id.remove(&id);
+            socket.phase = Phase::Gone { local, ended };
+            self.gone.push_back(key);
+        }
+        while self.gone.len() > GONE_MAX {
+            if let Some(oldest) = self.gone.pop_front()
+                && matches!(self.sockets.get(&oldest), Some(Socket { phase: Phase::Gone { .. }, .. }))
+            {
+                self.remove(oldest);
+            }
+        }
+    }
+
+    /// A duplicate of the program's end, wherever in the job it is open. `None` when no process has it.
+    fn program_end(&mut self, key: SocketKey) -> Option<OwnedFd> {
+        let socket = self.sockets.get(&key)?;
+        let inode = socket.inode;
+        if let Some(end) = socket.seen_at.and_then(|place| self.duplicate_checked(place, inode)) {
+            return Some(end);
+        }
+        // Everything found on the way is noted, so that the next search ends above.
+        for (inode, place) in self.processes.scan() {
+            if let Some(socket) = self.by_inode.get(&inode).and_then(|key| self.sockets.get_mut(key)) {
+                socket.seen_at = Some(place);
+            }
+        }
+        let place = self.sockets.get(&key)?.seen_at?;
+        self.duplicate_checked(place, inode)
+    }
+
+    fn duplicate_checked(&mut self, (process, number): (i32, i32), inode: u64) -> Option<OwnedFd> {
+        let end = self.processes.duplicate(process, number).ok()?;
+        (unix::inode(end.as_fd()).ok()? == inode).then_some(end)
+    }
+
+    /// The addresses of a socket.
+    fn endpoints(&self, socket: &Socket) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        match &socket.phase {
+            Phase::Gone { local, .. } => (*local, None),
+            _ => socket.id().map_or((None, None), |id| self.stack.tcp_endpoints(id)),
+        }
+    }
+
+    /// All sockets, for inspection.
+    pub(super) fn describe(&self) -> Vec<SocketDescription> {
+        let mut all: Vec<SocketDescription> = self
+            .sockets
+            .iter()
+            .map(|(&key, socket)| {
+                let (local, remote) = self.endpoints(socket);
+                let status = socket.id().map(|id| self.stack.status(id));
+                let (receive_queue, send_queue) = status.as_ref().map_or((0, 0), |status| match status.state {
+                    State::Listen => (status.acceptable, 0),
+                    _ => (status.readable, status.unsent + status.unacked),
+                });
+                let state = state_name(status.as_ref().map_or(State::Closed, |status| status.state)).to_owned();
+                SocketDescription { key, inode: socket.inode, state, local, remote, receive_queue, send_queue }
+            })
+            .collect();
+        all.sort_by_key(|description| description.key);
+        all
+    }
+
+    /// Whether nothing is on its way out.
+    pub(super) fn is_quiet(&self) -> bool {
+        // A closed end that is still here waits for room in the stack.
+        let leaving = |socket: &Socket| socket.end().is_some_and(|end| end.hung_up);
+        let busy = |id: SocketId| {
+            let status = self.stack.status(id);
+            let closing = matches!(status.state, State::FinWait1 | State::Closing | State::LastAck);
+            status.unsent > 0 || status.unacked > 0 || closing
+        };
+        self.queue.is_empty()
+            && self.resets.is_empty()
+            && !self.sockets.values().any(leaving)
+            && !self.stack.sockets().any(busy)
+    }
+
+    /// The key of each program's end by inode.
+    pub(super) fn descriptor_keys(&self) -> HashMap<u64, SocketKey> {
+        self.by_inode.clone()
+    }
+}
+
+/// Names of states as ss(8) prints them.
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Closed => "UNCONN",
+        State::Listen => "LISTEN",
+        State::SynSent => "SYN-SENT",
+        State::SynReceived => "SYN-RECV",
+        State::Established => "ESTAB",
+        State::FinWait1 => "FIN-WAIT-1",
+        State::FinWait2 => "FIN-WAIT-2",
+        State::CloseWait => "CLOSE-WAIT",
+        State::Closing => "CLOSING",
+        State::LastAck => "LAST-ACK",
+        State::TimeWait => "TIME-WAIT",
+    }
+}
+
+/// The errno that a program gets for an error of the stack.
+fn errno(error: SocketError) -> i32 {
+    match error {
+        SocketError::AddressInUse => libc::EADDRINUSE,
+        SocketError::AddressNotAvailable => libc::EADDRNOTAVAIL,
+        SocketError::ConnectionRefused => libc::ECONNREFUSED,
+        SocketError::ConnectionReset => libc::ECONNRESET,
+        SocketError::TimedOut => libc::ETIMEDOUT,
+        SocketError::HostUnreachable => libc::EHOSTUNREACH,
+        SocketError::NetworkUnreachable => libc::ENETUNREACH,
+        SocketError::BrokenPipe => libc::EPIPE,
+        SocketError::NotConnected => libc::ENOTCONN,
+        SocketError::IsConnected => libc::EISCONN,
+        SocketError::AlreadyInProgress => libc::EALREADY,
+        SocketError::InvalidArgument => libc::EINVAL,
+        SocketError::MessageTooLong => libc::EMSGSIZE,
+        SocketError::Protocol => libc::EPROTO,
+        SocketError::ProtocolNotAvailable => libc::ENOPROTOOPT,
+        SocketError::AddressFamily => libc::EAFNOSUPPORT,
+        SocketError::NoSuchSocket => libc::EBADF,
+        SocketError::NoBuffers => libc::ENOBUFS,
+    }
+}

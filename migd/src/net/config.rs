@@ -1,0 +1,37 @@
+//! What a net plane is told.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+/// Parameters of a job's net plane.
+#[derive(Debug)]
+pub struct NetConfig {
+    /// The job's own addresses, the preferred one of each family first.
+    pub addresses: Vec<IpAddr>,
+    /// Largest packet of the TUN device, in bytes.
+    pub mtu: usize,
+    /// The job's network namespace. The programs' sockets are made there, so that what they ask of interfaces is
+    /// answered from there. Without it they belong to the namespace of the thread that starts the plane.
+    pub namespace: Option<OwnedFd>,
+    /// A process in the job's PID namespace (its init), in the shim's numbering. With it the plane finds the program's end
+    /// of a socket whose descriptor it has never seen in a call, which freezing needs once programs passed
+    /// descriptors on or after a thaw.
+    pub init_pid: Option<i32>,
+}
+
+impl Default for NetConfig {
+    fn default() -> Self {
+        NetConfig { addresses: Vec::new(), mtu: 1500, namespace: None, init_pid: None }
+    }
+}
+
+impl NetConfig {
+    pub(super) fn stack_config(&self) -> netstack::Config {
+        netstack::Config {
+            addresses: self.addresses.clone(),
+            mtu: self.mtu,
+            offload: netstack::Offload::FULL,
+            ..netstack::Config::default()
+        }
+    }
+}

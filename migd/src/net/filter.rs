@@ -1,0 +1,175 @@
+//! The seccomp filter of a job: which calls the shim hears of.
+//!
+//! The data path never does. Of the control path only what concerns stream sockets of the internet families, as far as that can be
+//! told from the arguments; the bridge lets through what turns out to belong to another descriptor. Calls that would give
+//! a job a socket nothing here can move, or a way around this filter, fail with the errno of a kernel that lacks
+//! the feature, so that programs take their fallback: io_uring, MPTCP, SCTP, raw and packet sockets, the x32 ABI, and the
+//! socket calls of 32-bit programs.
+//!
+//! Datagram sockets stay native in the job's own network namespace: see [`datagram`].
+
+use sys::seccomp::{ARCH_I386, Action, Assembler, Program, X32_BIT};
+
+use super::bridge::abi;
+
+/// The filter to install on a job's init, before it runs anything of the job.
+pub fn filter() -> Program {
+    let mut program = Assembler::new();
+    program.if_arch(ARCH_I386, |program| {
+        program.if_number(&I386_SOCKET_CALLS, |program| program.finish(Action::Errno(libc::ENOSYS)));
+        program.finish(Action::Allow);
+    });
+    program.if_number_has_bits(X32_BIT, |program| program.finish(Action::Errno(libc::ENOSYS)));
+    program.if_number(&[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register], |program| {
+        program.finish(Action::Errno(libc::ENOSYS));
+    });
+    program.if_number(&[libc::SYS_socket], socket);
+    program.if_number(
+        &[
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_accept,
+            libc::SYS_accept4,
+            libc::SYS_connect,
+            libc::SYS_getsockname,
+            libc::SYS_getpeername,
+            libc::SYS_shutdown,
+        ],
+        |program| program.finish(Action::Notify),
+    );
+    program.if_number(&[libc::SYS_setsockopt], |program| options(program, &abi::SET_NOTIFIED));
+    program.if_number(&[libc::SYS_getsockopt], |program| options(program, &abi::GET_NOTIFIED));
+    program.if_number(&[libc::SYS_ioctl], |program| {
+        program.if_argument(1, u32::MAX, &abi::IOCTL_NOTIFIED, |program| program.finish(Action::Notify));
+        program.finish(Action::Allow);
+    });
+    program.build()
+}
+
+/// `socketcall`, `socket`, `bind`, `connect`, `listen`, `accept4` and `io_uring_setup` of the i386 table.
+const I386_SOCKET_CALLS: [i64; 7] = [102, 359, 361, 362, 363, 364, 425];
+
+/// TCP over RDMA (linux/socket.h).
+const AF_SMC: i32 = 43;
+/// The obsolete way to packet sockets (linux/net.h).
+const SOCK_PACKET: i32 = 10;
+
+/// Socket types come with `SOCK_NONBLOCK` and `SOCK_CLOEXEC` in the same argument.
+const TYPE_MASK: u32 = 0xf;
+
+fn socket(program: &mut Assembler) {
+    program.if_argument(0, u32::MAX, &[libc::AF_PACKET], |program| program.finish(Action::Errno(libc::EPERM)));
+    program.if_argument(0, u32::MAX, &[libc::AF_VSOCK, AF_SMC], |program| {
+        program.finish(Action::Errno(libc::EAFNOSUPPORT));
+    });
+    program.if_argument(0, u32::MAX, &[libc::AF_INET, libc::AF_INET6], |program| {
+        program.if_argument(1, TYPE_MASK, &[libc::SOCK_STREAM], |program| {
+            program.if_argument(2, u32::MAX, &[0, libc::IPPROTO_TCP], |program| program.finish(Action::Notify));
+            program.finish(Action::Errno(libc::EPROTONOSUPPORT));
+        });
+        program.if_argument(1, TYPE_MASK, &[libc::SOCK_DGRAM], datagram);
+        program.if_argument(1, TYPE_MASK, &[libc::SOCK_RAW, SOCK_PACKET], |program| {
+            program.finish(Action::Errno(libc::EPERM));
+        });
+        program.finish(Action::Errno(libc::EPROTONOSUPPORT));
+    });
+    program.finish(Action::Allow);
+}
+
+/// Datagram sockets: a kernel socket in the job's namespace, which reaches the job's own `lo` and nothing beyond.
+fn datagram(program: &mut Assembler) {
+    program.finish(Action::Allow);
+}
+
+fn options(program: &mut Assembler, socket_level: &[i32]) {
+    program.if_argument(1, u32::MAX, &[libc::IPPROTO_TCP, libc::IPPROTO_IP, libc::IPPROTO_IPV6], |program| {
+        program.finish(Action::Notify);
+    });
+    program.if_argument(1, u32::MAX, &[libc::SOL_SOCKET], |program| {
+        program.if_argument(2, u32::MAX, socket_level, |program| program.finish(Action::Notify));
+    });
+    program.finish(Action::Allow);
+}
+
+#[cfg(test)]
+mod tests {
+    use sys::seccomp::ARCH_X86_64;
+
+    use super::*;
+
+    fn action(number: i64, args: &[i32]) -> u32 {
+        let mut all = [0u64; 6];
+        for (to, &from) in all.iter_mut().zip(args) {
+            *to = u64::from(from.cast_unsigned());
+        }
+        filter().evaluate(ARCH_X86_64, number, all)
+    }
+
+    const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+
+    fn errno(number: i32) -> u32 {
+        libc::SECCOMP_RET_ERRNO | number.cast_unsigned()
+    }
+
+    #[test]
+    fn sockets_are_judged_by_family_type_and_protocol() {
+        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        for (args, expected) in [
+            ([libc::AF_INET, libc::SOCK_STREAM, 0], NOTIFY),
+            ([libc::AF_INET6, libc::SOCK_STREAM | flags, libc::IPPROTO_TCP], NOTIFY),
+            ([libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP], errno(libc::EPROTONOSUPPORT)),
+            ([libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_SCTP], errno(libc::EPROTONOSUPPORT)),
+            ([libc::AF_INET, libc::SOCK_SEQPACKET, 0], errno(libc::EPROTONOSUPPORT)),
+            ([libc::AF_INET, libc::SOCK_RAW | flags, 1], errno(libc::EPERM)),
+            ([libc::AF_INET, libc::SOCK_DGRAM | flags, 0], ALLOW),
+            ([libc::AF_PACKET, libc::SOCK_RAW, 0], errno(libc::EPERM)),
+            ([libc::AF_UNIX, libc::SOCK_STREAM, 0], ALLOW),
+            ([libc::AF_NETLINK, libc::SOCK_RAW, 0], ALLOW),
+        ] {
+            assert_eq!(action(libc::SYS_socket, &args), expected, "socket({args:?})");
+        }
+    }
+
+    #[test]
+    fn the_data_path_is_never_notified() {
+        for number in [
+            libc::SYS_read,
+            libc::SYS_write,
+            libc::SYS_readv,
+            libc::SYS_writev,
+            libc::SYS_sendto,
+            libc::SYS_recvfrom,
+            libc::SYS_sendmsg,
+            libc::SYS_recvmsg,
+            libc::SYS_sendfile,
+            libc::SYS_splice,
+            libc::SYS_epoll_wait,
+            libc::SYS_close,
+        ] {
+            assert_eq!(action(number, &[3, 2, 1]), ALLOW);
+        }
+    }
+
+    #[test]
+    fn options_are_judged_by_level_and_name() {
+        let set = |level, name| action(libc::SYS_setsockopt, &[3, level, name]);
+        let get = |level, name| action(libc::SYS_getsockopt, &[3, level, name]);
+        assert_eq!(set(libc::IPPROTO_TCP, libc::TCP_NODELAY), NOTIFY);
+        assert_eq!(get(libc::SOL_SOCKET, libc::SO_ERROR), NOTIFY);
+        assert_eq!(get(libc::SOL_SOCKET, libc::SO_RCVTIMEO), ALLOW);
+        assert_eq!(set(libc::SOL_SOCKET, libc::SO_RCVTIMEO), NOTIFY);
+        assert_eq!(set(libc::SOL_SOCKET, libc::SO_PASSCRED), ALLOW);
+        assert_eq!(set(libc::SOL_NETLINK, 1), ALLOW);
+    }
+
+    #[test]
+    fn ways_around_are_closed() {
+        let io_uring = action(libc::SYS_io_uring_setup, &[8]);
+        assert_eq!(io_uring, errno(libc::ENOSYS));
+        let x32_socket = filter().evaluate(ARCH_X86_64, libc::SYS_socket | i64::from(X32_BIT), [2, 1, 0, 0, 0, 0]);
+        assert_eq!(x32_socket, errno(libc::ENOSYS));
+        assert_eq!(filter().evaluate(ARCH_I386, 102, [1, 0, 0, 0, 0, 0]), errno(libc::ENOSYS));
+        assert_eq!(filter().evaluate(ARCH_I386, 4, [1, 0, 0, 0, 0, 0]), ALLOW);
+    }
+}

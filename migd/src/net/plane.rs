@@ -1,0 +1,217 @@
+//! The handle to a job's net thread.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use serde::{Deserialize, Serialize};
+use sys::epoll::EventFd;
+
+use super::bridge::{BridgeImage, SocketKey};
+use super::config::NetConfig;
+use super::pump::{Pump, Start};
+
+/// Everything of a job's network that moves: the stack and what the bridge knows beside it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetImage {
+    /// Every connection, in every state.
+    pub stack: netstack::StackImage,
+    /// The programs' sockets, and what waited between them and the stack.
+    pub bridge: BridgeImage,
+}
+
+/// Why the net plane can't do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// The kernel refused something.
+    #[error("net plane: {what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The stack's part of an image can't be used.
+    #[error("the image of the job's connections can't be thawed")]
+    Image(#[from] netstack::ImageError),
+    /// The bridge's part of an image contradicts the stack's.
+    #[error("the image of the job's sockets is corrupt: {0}")]
+    Corrupt(String),
+    /// Bytes wait for the program in a socket that no process of the job holds.
+    #[error(
+        "socket {key} (inode {inode}) holds unread bytes, but no process of the job has it open: it may be on its way between two \
+         processes; try again"
+    )]
+    Unreachable {
+        /// The socket.
+        key: SocketKey,
+        /// Inode of the program's end.
+        inode: u64,
+    },
+    /// The net thread is gone.
+    #[error("the job's net thread has ended; see the shim's log for the reason")]
+    Stopped,
+}
+
+impl NetError {
+    pub(super) fn io(what: &'static str) -> impl FnOnce(io::Error) -> NetError {
+        move |source| NetError::Io { what, source }
+    }
+}
+
+/// A socket as `migd inspect --sockets` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketDescription {
+    /// The bridge's name of the socket.
+    pub key: SocketKey,
+    /// Inode of the program's end, as in `/proc/PID/fd`.
+    pub inode: u64,
+    /// State, with the names of ss(8).
+    pub state: String,
+    /// Its own address.
+    pub local: Option<SocketAddr>,
+    /// Its peer's.
+    pub remote: Option<SocketAddr>,
+    /// Bytes received and not yet handed over to the pair; for a listener the connections that wait.
+    pub receive_queue: usize,
+    /// Bytes that the peer hasn't acknowledged; for a listener nothing.
+    pub send_queue: usize,
+}
+
+/// What the net thread is asked.
+pub(super) enum Command {
+    Freeze(Sender<Result<NetImage, NetError>>),
+    Resume(Sender<()>),
+    Retire(Sender<OwnedFd>),
+    Describe(Sender<Vec<SocketDescription>>),
+    Keys(Sender<HashMap<u64, SocketKey>>),
+    IsQuiet(Sender<bool>),
+    Stop,
+}
+
+/// The commands' way into the net thread.
+pub(super) struct Mailbox {
+    pub(super) commands: Receiver<Command>,
+    pub(super) wake: Arc<EventFd>,
+}
+
+/// A running net plane. Dropping it ends the thread and, without a word to the peers, every connection.
+#[derive(Debug)]
+pub struct NetPlane {
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NetPlane {
+    /// Starts a plane without sockets. `tun` is the job's TUN device (`sys::tun::Tun`), up; `listener` the seccomp listener of the job's
+    /// init.
+    pub fn start(config: NetConfig, tun: OwnedFd, listener: OwnedFd) -> io::Result<NetPlane> {
+        let (plane, programs_ends) = NetPlane::launch(config, Start::Fresh, tun, listener).map_err(io::Error::other)?;
+        debug_assert!(programs_ends.is_empty());
+        Ok(plane)
+    }
+
+    /// Builds a plane from an image. It is parked: not a byte moves before [`NetPlane::resume`]. Returns the programs' ends of
+    /// the sockets, which are to be placed into the restored processes; the rest is to be dropped before the resume.
+    pub fn thaw(
+        config: NetConfig,
+        image: NetImage,
+        tun: OwnedFd,
+        listener: OwnedFd,
+    ) -> Result<(NetPlane, BTreeMap<SocketKey, OwnedFd>), NetError> {
+        NetPlane::launch(config, Start::Thaw(Box::new(image)), tun, listener)
+    }
+
+    fn launch(
+        config: NetConfig,
+        start: Start,
+        tun: OwnedFd,
+        listener: OwnedFd,
+    ) -> Result<(NetPlane, BTreeMap<SocketKey, OwnedFd>), NetError> {
+        let (sender, commands) = unbounded();
+        let wake = Arc::new(EventFd::new().map_err(NetError::io("make an eventfd"))?);
+        let mailbox = Mailbox { commands, wake: Arc::clone(&wake) };
+        let (ready, started) = bounded(1);
+        // The pump is built in its own thread: it enters the job's network namespace first, and it alone.
+        let thread = std::thread::Builder::new()
+            .name("net".to_owned())
+            .spawn(move || match Pump::new(config, start, tun, listener, mailbox) {
+                Ok((pump, programs_ends)) => {
+                    if ready.send(Ok(programs_ends)).is_ok() {
+                        pump.run();
+                    }
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            })
+            .map_err(NetError::io("start the net thread"))?;
+        let plane = NetPlane { commands: sender, wake, thread: Some(thread) };
+        let programs_ends = started.recv().map_err(|_| NetError::Stopped)??;
+        Ok((plane, programs_ends))
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, NetError> {
+        let (sender, answer) = bounded(1);
+        self.commands.send(command(sender)).map_err(|_| NetError::Stopped)?;
+        self.wake.signal();
+        answer.recv().map_err(|_| NetError::Stopped)
+    }
+
+    /// Parks the plane and takes its image. Every thread of the job must be stopped already. On an error the plane stays parked;
+    /// [`NetPlane::resume`] undoes it in any case.
+    pub fn freeze(&self) -> Result<NetImage, NetError> {
+        self.ask(Command::Freeze)?
+    }
+
+    /// Lets a parked plane go on: after a freeze that led to nothing, or after a thaw, right before the job runs.
+    pub fn resume(&self) {
+        if self.ask(Command::Resume).is_err() {
+            tracing::error!("the job's net thread has ended; its connections are lost");
+        }
+    }
+
+    /// Ends the plane for good without emitting anything, and returns the TUN device, in which packets may still wait.
+    pub fn retire(mut self) -> Result<OwnedFd, NetError> {
+        let tun = self.ask(Command::Retire)?;
+        self.join();
+        Ok(tun)
+    }
+
+    /// All sockets of the job's programs.
+    pub fn describe(&self) -> Vec<SocketDescription> {
+        self.ask(Command::Describe).unwrap_or_default()
+    }
+
+    /// Inode of each program's end, to recognise it in `/proc/PID/fd`.
+    pub fn descriptor_keys(&self) -> HashMap<u64, SocketKey> {
+        self.ask(Command::Keys).unwrap_or_default()
+    }
+
+    /// Whether no connection has anything left to send or to have acknowledged (TIME-WAIT doesn't count). Asked after the job
+    /// has ended, so that its last bytes still arrive.
+    pub fn is_quiet(&self) -> bool {
+        self.ask(Command::IsQuiet).unwrap_or(true)
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the job's net thread panicked");
+        }
+    }
+}
+
+impl Drop for NetPlane {
+    fn drop(&mut self) {
+        if self.commands.send(Command::Stop).is_ok() {
+            self.wake.signal();
+        }
+        self.join();
+    }
+}

@@ -1,0 +1,317 @@
+//! The net thread: waits for packets, bytes, calls, timers and commands, and moves what can be moved.
+//!
+//! A round takes in what has arrived (packets in a batch, then events of socket pairs, then calls), lets the bridge serve
+//! every socket that changed, and last hands out packets until the stack has none, so that one acknowledgement and one
+//! segment answer for a whole batch.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use netstack::{Checksum, Instant, RxPacket, Secrets, Stack};
+use sys::epoll::{Epoll, Events, Interest};
+use sys::seccomp::Listener;
+use sys::tun::{self, Tun};
+
+use super::bridge::{Bridge, SocketKey};
+use super::config::NetConfig;
+use super::plane::{Command, Mailbox, NetError, NetImage};
+
+const TOKEN_TUN: u64 = u64::MAX;
+const TOKEN_LISTENER: u64 = u64::MAX - 1;
+const TOKEN_COMMAND: u64 = u64::MAX - 2;
+
+/// Packets read in one round before sockets are served: enough to batch, few enough to keep the answer prompt.
+const PACKETS_A_ROUND: usize = 64;
+/// Notifications answered in one round.
+const CALLS_A_ROUND: usize = 32;
+/// Longest packet (65,535 bytes) and the header before it.
+const BUFFER_LEN: usize = 65_536 + tun::HEADER_LEN;
+
+/// How the plane begins.
+pub(super) enum Start {
+    Fresh,
+    Thaw(Box<NetImage>),
+}
+
+/// The state of the net thread.
+pub(super) struct Pump {
+    bridge: Bridge,
+    tun: Tun,
+    epoll: Rc<Epoll>,
+    mailbox: Mailbox,
+    clock: Clock,
+    buffer: Box<[u8]>,
+    parked: bool,
+    tun_readable: bool,
+    calls_waiting: bool,
+    refused_packets: u64,
+}
+
+/// The stack's clock: CLOCK_MONOTONIC since the start of the thread.
+pub(super) struct Clock(std::time::Instant);
+
+impl Clock {
+    fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Pump {
+    pub(super) fn new(
+        config: NetConfig,
+        start: Start,
+        tun: OwnedFd,
+        listener: OwnedFd,
+        mailbox: Mailbox,
+    ) -> Result<(Pump, BTreeMap<SocketKey, OwnedFd>), NetError> {
+        if let Err(error) = sys::unix::raise_descriptor_limit() {
+            tracing::warn!(%error, "can't raise the limit of open descriptors; the job gets fewer connections");
+        }
+        if let Some(namespace) = &config.namespace {
+            sys::unix::enter_network_namespace(namespace.as_fd())
+                .map_err(NetError::io("enter the job's network namespace"))?;
+        }
+        let clock = Clock(std::time::Instant::now());
+        let epoll = Rc::new(Epoll::new().map_err(NetError::io("make an epoll instance"))?);
+        let tun = Tun::from(tun);
+        let listener = Listener::from(listener);
+        if let Err(error) = listener.set_synchronous_wake_up(true) {
+            tracing::debug!(%error, "the kernel has no synchronous wake-up for notifications (it came with Linux 6.6)");
+        }
+        let watch = NetError::io;
+        epoll.add(tun.as_fd(), TOKEN_TUN, Interest::IN | Interest::EDGE).map_err(watch("watch the TUN device"))?;
+        epoll.add(listener.as_fd(), TOKEN_LISTENER, Interest::IN).map_err(watch("watch the seccomp listener"))?;
+        epoll.add(mailbox.wake.as_fd(), TOKEN_COMMAND, Interest::IN).map_err(watch("watch the mailbox"))?;
+
+        let parked = matches!(start, Start::Thaw(_));
+        let (bridge, programs_ends) = match start {
+            Start::Fresh => {
+                let stack = Stack::new(config.stack_config(), secrets()?, clock.now());
+                (Bridge::new(stack, listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
+            }
+            Start::Thaw(image) => {
+                let NetImage { stack, bridge } = *image;
+                let stack = Stack::thaw(stack, clock.now(), config.stack_config())?;
+                Bridge::thaw(stack, bridge, listener, Rc::clone(&epoll), config.init_pid)?
+            }
+        };
+        let pump = Pump {
+            bridge,
+            tun,
+            epoll,
+            mailbox,
+            clock,
+            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+            parked,
+            tun_readable: true,
+            calls_waiting: false,
+            refused_packets: 0,
+        };
+        Ok((pump, programs_ends))
+    }
+
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(256);
+        loop {
+            let timeout = self.timeout();
+            if let Err(error) = self.epoll.wait(&mut events, timeout) {
+                tracing::error!(%error, "the net thread can't wait for events any more and ends");
+                return;
+            }
+            let mut commanded = false;
+            for event in events.iter() {
+                match event.token {
+                    TOKEN_TUN => self.tun_readable = true,
+                    TOKEN_LISTENER => {
+                        if !self.listener_event(event.ready) {
+                            continue;
+                        }
+                    }
+                    TOKEN_COMMAND => commanded = true,
+                    key => self.bridge.handle_event(SocketKey(key), event.ready),
+                }
+            }
+            // A command acts on a settled state: what has arrived before it is worked off first.
+            if !self.parked {
+                self.round();
+            }
+            if commanded && self.handle_commands().is_break() {
+                return;
+            }
+        }
+    }
+
+    /// Notes waiting calls; the end of the last process under the filter shows as a hang-up, after which there is nothing
+    /// to wait for.
+    fn listener_event(&mut self, ready: Interest) -> bool {
+        if ready.contains(Interest::IN) {
+            self.calls_waiting = true;
+            return true;
+        }
+        drop(self.epoll.remove(self.bridge.listener().as_fd()));
+        false
+    }
+
+    fn round(&mut self) {
+        let now = self.clock.now();
+        self.bridge.set_now(now);
+        if self.tun_readable {
+            self.receive_packets(now);
+        }
+        if self.bridge.stack.poll_timeout().is_some_and(|due| due <= now) {
+            self.bridge.stack.handle_timeout(now);
+        }
+        self.bridge.handle_deadlines();
+        self.bridge.serve();
+        if self.calls_waiting {
+            self.calls_waiting = false;
+            self.bridge.handle_calls(CALLS_A_ROUND);
+            self.bridge.serve();
+        }
+        loop {
+            self.transmit(now);
+            // What waited for the last bytes to leave may now be reset; that makes packets again.
+            if !self.bridge.finish_resets() {
+                break;
+            }
+        }
+        // Sending over loopback inside the stack changes sockets without a packet.
+        self.bridge.serve();
+    }
+
+    fn receive_packets(&mut self, now: Instant) {
+        for _ in 0..PACKETS_A_ROUND {
+            let length = match self.tun.receive(&mut self.buffer) {
+                Ok(length) => length,
+                Err(error) => {
+                    self.tun_readable = false;
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        tracing::warn!(%error, "can't read the TUN device");
+                    }
+                    return;
+                }
+            };
+            let Some(header) = self.buffer.get(..length).and_then(tun::Header::decode) else {
+                continue;
+            };
+            let checksum = match header.checksum {
+                tun::Checksum::Full => Checksum::Verify,
+                tun::Checksum::Partial { .. } | tun::Checksum::Verified => Checksum::Verified,
+            };
+            let gso_size = header.segmentation.map(|segmentation| segmentation.size);
+            let data = &self.buffer[tun::HEADER_LEN..length];
+            self.bridge.stack.handle_packet(now, RxPacket { data, checksum, gso_size });
+        }
+    }
+
+    fn transmit(&mut self, now: Instant) {
+        while let Some(packet) = self.bridge.stack.poll_transmit(now) {
+            let header = tun::Header {
+                checksum: packet.checksum.map_or(tun::Checksum::Full, |checksum| tun::Checksum::Partial {
+                    start: checksum.start,
+                    offset: checksum.offset,
+                }),
+                segmentation: packet.gso.map(|gso| tun::Segmentation {
+                    size: gso.size,
+                    header_len: gso.header_len,
+                    v6: gso.v6,
+                    ecn: gso.ecn,
+                }),
+            }
+            .encode();
+            let slices = [
+                IoSlice::new(&header),
+                IoSlice::new(packet.header),
+                IoSlice::new(packet.payload[0]),
+                IoSlice::new(packet.payload[1]),
+            ];
+            // A packet that the kernel refuses is a lost packet, and TCP copes; it must only not go unnoticed.
+            if let Err(error) = self.tun.send(&slices) {
+                if self.refused_packets.is_power_of_two() || self.refused_packets == 0 {
+                    tracing::warn!(%error, count = self.refused_packets + 1, "the TUN device refuses packets");
+                }
+                self.refused_packets += 1;
+            }
+        }
+    }
+
+    /// How long to sleep; `None` is until something happens.
+    fn timeout(&mut self) -> Option<Duration> {
+        if self.parked {
+            return None;
+        }
+        if self.tun_readable || self.bridge.has_work() {
+            return Some(Duration::ZERO);
+        }
+        let due = [self.bridge.stack.poll_timeout(), self.bridge.next_deadline()].into_iter().flatten().min()?;
+        Some(due.since(self.clock.now()))
+    }
+
+    fn handle_commands(&mut self) -> std::ops::ControlFlow<()> {
+        self.mailbox.wake.clear();
+        while let Ok(command) = self.mailbox.commands.try_recv() {
+            match command {
+                Command::Freeze(answer) => {
+                    self.park();
+                    let now = self.clock.now();
+                    self.bridge.set_now(now);
+                    let image =
+                        self.bridge.freeze().map(|bridge| NetImage { stack: self.bridge.stack.freeze(now), bridge });
+                    drop(answer.send(image));
+                }
+                Command::Resume(answer) => {
+                    self.unpark();
+                    let _ = answer.send(());
+                }
+                Command::Retire(answer) => {
+                    let Pump { tun, .. } = self;
+                    // The device outlives the thread, which from here on only ends.
+                    match tun.as_fd().try_clone_to_owned() {
+                        Ok(tun) => drop(answer.send(tun)),
+                        Err(error) => tracing::error!(%error, "can't hand the TUN device over"),
+                    }
+                    return std::ops::ControlFlow::Break(());
+                }
+                Command::Describe(answer) => drop(answer.send(self.bridge.describe())),
+                Command::Keys(answer) => drop(answer.send(self.bridge.descriptor_keys())),
+                Command::IsQuiet(answer) => drop(answer.send(self.bridge.is_quiet())),
+                Command::Stop => return std::ops::ControlFlow::Break(()),
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    /// Stops listening to everything but commands. Level-triggered events would otherwise spin.
+    fn park(&mut self) {
+        if !self.parked {
+            self.parked = true;
+            drop(self.epoll.modify(self.bridge.listener().as_fd(), TOKEN_LISTENER, Interest::empty()));
+        }
+    }
+
+    fn unpark(&mut self) {
+        if self.parked {
+            self.parked = false;
+            self.tun_readable = true;
+            drop(self.epoll.modify(self.bridge.listener().as_fd(), TOKEN_LISTENER, Interest::IN));
+            let now = self.clock.now();
+            self.bridge.set_now(now);
+            self.bridge.wake_all();
+            self.round();
+        }
+    }
+}
+
+fn secrets() -> Result<Secrets, NetError> {
+    let mut seed = [0u8; 32];
+    let fill = |seed: &mut [u8]| -> io::Result<()> {
+        use std::io::Read;
+        std::fs::File::open("/dev/urandom")?.read_exact(seed)
+    };
+    fill(&mut seed).map_err(NetError::io("read /dev/urandom"))?;
+    Ok(Secrets(seed))
+}
