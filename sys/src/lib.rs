@@ -1,6 +1,8 @@
 //! The kernel interfaces migd needs, behind safe wrappers. The only crate of the workspace with `unsafe`.
 
+pub mod capture;
 pub mod clone;
+
 pub mod epoll;
 pub mod fds;
 pub mod namespaces;
