@@ -2,9 +2,9 @@
 
 pub mod capture;
 pub mod clone;
-
 pub mod epoll;
 pub mod fds;
+pub mod memfd;
 pub mod namespaces;
 pub mod netlink;
 pub mod netns;

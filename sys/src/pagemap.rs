@@ -43,6 +43,12 @@ pub struct Region {
 }
 
 impl Region {
+    /// A run of which no categories are known.
+    #[must_use]
+    pub fn new(start: u64, end: u64) -> Region {
+        Region { start, end, categories: 0 }
+    }
+
     /// The categories that were asked for with [`Query::report`] and hold for every page of the run.
     #[must_use]
     pub fn categories(&self) -> Category {

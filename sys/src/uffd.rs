@@ -21,6 +21,9 @@ const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
 const REGISTER_MODE_WP: u64 = 1 << 1;
 
+/// The last page that x86-64 user space may use with four-level page tables.
+const LAST_PAGE: u64 = 0x7fff_ffff_e000;
+
 #[repr(C)]
 struct ApiArgument {
     api: u64,
@@ -74,7 +77,7 @@ impl WriteTracker {
     /// Registers every mapping in `start..end` for write tracking. Pages that were never protected count as written.
     ///
     /// # Errors
-    /// `ESRCH` when the address space is gone (the process exited or called execve), `EBUSY` when another userfaultfd has
+    /// `ENOMEM` when the address space is gone (the process exited or called execve), `EBUSY` when another userfaultfd has
     /// a mapping in the range, `EPERM` for a mapping that can never be written, `EINVAL` when nothing is mapped there.
     pub fn register(&self, start: u64, end: u64) -> io::Result<()> {
         let mut argument =
@@ -83,6 +86,21 @@ impl WriteTracker {
         // no content of the tracked memory.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut argument) };
         check(result)
+    }
+
+    /// Whether the address space that this belongs to still exists: not after the process exited or called execve.
+    ///
+    /// # Errors
+    /// Anything unexpected.
+    pub fn is_alive(&self) -> io::Result<bool> {
+        // The kernel looks for the address space before it looks for mappings, and nothing is mapped in the last page of
+        // user space (if something is, it loses its tracking, which the next scan notices).
+        match self.unregister(LAST_PAGE, LAST_PAGE + 4096) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(true),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ESRCH)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends the tracking of every mapping in `start..end` and clears their protection.

@@ -26,11 +26,11 @@ impl Remote {
 
 /// Reads the runs, one after the other, into `local`, with one system call (so at most [`MAX_SEGMENTS`] runs).
 ///
-/// Returns the bytes read. Fewer than asked for means that the first page not read is not mapped or not readable *by the
-/// process itself*: [`Memory`] reads protected pages too.
+/// Returns the bytes read. Fewer than asked for (even none) means that the first page not read is not mapped or not
+/// readable *by the process itself*: [`Memory`] reads protected pages too.
 ///
 /// # Errors
-/// `EFAULT` when the very first page can't be read, `ESRCH` when the process is gone, `EPERM`.
+/// `ESRCH` when the process is gone, `EPERM`.
 pub fn read_vectored(pid: Pid, local: &mut [u8], remote: &[Remote]) -> io::Result<usize> {
     let local = [libc::iovec { iov_base: local.as_mut_ptr().cast(), iov_len: local.len() }];
     let remote: Vec<libc::iovec> = remote.iter().take(MAX_SEGMENTS).map(|run| run.iovec()).collect();
@@ -39,13 +39,13 @@ pub fn read_vectored(pid: Pid, local: &mut [u8], remote: &[Remote]) -> io::Resul
     let result = unsafe {
         libc::process_vm_readv(pid.as_raw(), local.as_ptr(), 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0)
     };
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    transferred(result)
 }
 
 /// Writes the slices to their addresses with one system call (so at most [`MAX_SEGMENTS`] of them).
 ///
-/// Returns the bytes written; fewer than given means that the first page not written is not mapped or not writable by the
-/// process itself. The caller must know the process: this overwrites its memory, which is the point of it.
+/// Returns the bytes written; fewer than given (even none) means that the first page not written is not mapped or not
+/// writable by the process itself. The caller must know the process: this overwrites its memory, which is the point of it.
 ///
 /// # Errors
 /// As [`read_vectored`].
@@ -68,7 +68,14 @@ pub fn write_vectored<'a>(pid: Pid, runs: impl Iterator<Item = (u64, &'a [u8])>)
             0,
         )
     };
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    transferred(result)
+}
+
+fn transferred(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).or_else(|_| match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EFAULT) => Ok(0),
+        error => Err(error),
+    })
 }
 
 /// `/proc/PID/mem`: slower than the vectored calls, but goes through protections (`PROT_NONE`, read-only text).
@@ -104,7 +111,7 @@ impl Memory {
 }
 
 /// One line of `/proc/PID/maps`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Mapping {
     /// First byte.
     pub start: u64,
@@ -135,6 +142,8 @@ pub struct DetailedMapping {
     pub mapping: Mapping,
     /// Page size in bytes: more than the system's for hugetlb.
     pub page_size: u64,
+    /// Memory protection key; 0 is none.
+    pub protection_key: u32,
     /// The two-letter codes of `VmFlags` (proc_pid_smaps(5)).
     pub flags: Vec<[u8; 2]>,
 }
@@ -170,22 +179,30 @@ fn parse_detailed(text: &[u8]) -> io::Result<Vec<DetailedMapping>> {
     for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         // Only a mapping's own line starts with a lower-case hexadecimal digit; the keys are capitalised.
         if line[0].is_ascii_digit() || line[0].is_ascii_lowercase() {
-            result.push(DetailedMapping { mapping: parse_mapping(line)?, page_size: 0, flags: Vec::new() });
+            result.push(DetailedMapping {
+                mapping: parse_mapping(line)?,
+                page_size: 0,
+                protection_key: 0,
+                flags: Vec::new(),
+            });
             continue;
         }
         let Some(last) = result.last_mut() else { return Err(malformed(line)) };
         if let Some(rest) = line.strip_prefix(b"KernelPageSize:") {
-            let digits: Vec<u8> = rest.iter().copied().filter(u8::is_ascii_digit).collect();
-            let kilobytes: u64 = std::str::from_utf8(&digits)
-                .ok()
-                .and_then(|digits| digits.parse().ok())
-                .ok_or_else(|| malformed(line))?;
-            last.page_size = kilobytes << 10;
+            last.page_size = u64::from(number(rest).ok_or_else(|| malformed(line))?) << 10;
+        } else if let Some(rest) = line.strip_prefix(b"ProtectionKey:") {
+            last.protection_key = number(rest).ok_or_else(|| malformed(line))?;
         } else if let Some(rest) = line.strip_prefix(b"VmFlags:") {
             last.flags = rest.split(|byte| *byte == b' ').filter_map(|code| <[u8; 2]>::try_from(code).ok()).collect();
         }
     }
     Ok(result)
+}
+
+/// The decimal digits of a value such as `   2048 kB`.
+fn number(value: &[u8]) -> Option<u32> {
+    let digits: Vec<u8> = value.iter().copied().filter(u8::is_ascii_digit).collect();
+    std::str::from_utf8(&digits).ok()?.parse().ok()
 }
 
 fn malformed(line: &[u8]) -> io::Error {

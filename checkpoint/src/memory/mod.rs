@@ -9,15 +9,30 @@
 //!   time without asking ([`ProcessLayout::kept`] is computed on both sides).
 //! - Tracking changes nothing that the job can see, and ends without a trace.
 
+mod areas;
+mod filler;
 mod layout;
+mod mapping;
+mod objects;
 mod ranges;
+mod reader;
+mod space;
+mod stubs;
+mod tracker;
 
 use std::io;
 
+pub use areas::{Obstacle, obstacles};
+pub use filler::Filler;
 pub use layout::{
     Area, AreaFlags, Backing, KernelArea, Layout, OBJECT_BASE, ObjectKind, ProcessLayout, Protection, SharedObject,
 };
 pub use ranges::{Span, SpanSet};
+pub use stubs::{Argument, Batch, Call, MAX_CALLS, MAX_DATA, Stubs};
+pub use tracker::{Inject, TrackedProcess, Tracker};
+
+/// Bytes in a page.
+const PAGE: u64 = 4096;
 
 /// Some of a process's memory, or of a shared object's ([`SharedObject::sink_process`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +45,7 @@ pub struct MemoryChunk<'a> {
     pub data: &'a [u8],
 }
 
-/// Takes what the source reads; it ends in a `Filler` at the target in the same order.
+/// Takes what the source reads; it ends in a [`Filler`] at the target in the same order.
 pub trait MemorySink {
     /// The mappings have changed. Chunks that follow are to be understood by this layout.
     ///

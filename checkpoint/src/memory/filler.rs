@@ -1,0 +1,257 @@
+//! The target's side: builds the mappings in the stubs and fills them, while the job still runs at the source.
+//!
+//! Areas get their final protection at once; what the process itself couldn't write goes through `/proc/PID/mem`. What comes
+//! from the source is checked as far as it decides where we write: a chunk outside the layout is an error, never a write
+//! elsewhere.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+use sys::Pid;
+use sys::memfd;
+use sys::vm::{self, MAX_SEGMENTS, Memory};
+
+use super::layout::{Area, Layout, OBJECT_BASE, ObjectKind, ProcessLayout, Protection, SharedObject};
+use super::mapping::{self, ObjectFiles};
+use super::stubs::{Script, Stubs};
+use super::{MemoryChunk, PAGE};
+
+/// Fills the stubs of a job.
+#[derive(Debug, Default)]
+pub struct Filler {
+    layout: Layout,
+    stubs: BTreeMap<u32, Stub>,
+    objects: BTreeMap<u32, Object>,
+}
+
+#[derive(Debug)]
+struct Stub {
+    pid: Pid,
+    memory: Memory,
+}
+
+#[derive(Debug)]
+struct Object {
+    description: SharedObject,
+    file: File,
+    /// The same file, opened for reading only: for mappings that may never become writable.
+    read_only: File,
+}
+
+impl Filler {
+    /// A filler of nothing yet.
+    #[must_use]
+    pub fn new() -> Filler {
+        Filler::default()
+    }
+
+    /// Gives the stubs the mappings of this layout; content stays where the mapping stays. Every process of it has a stub by
+    /// now, and nothing is mapped in a stub where the layout has an area but what this filler put there.
+    ///
+    /// # Errors
+    /// The layout contradicts itself, or a mapping can't be made (which says why).
+    pub fn layout(&mut self, layout: Layout, stubs: &mut dyn Stubs) -> io::Result<()> {
+        check(&layout)?;
+        self.take_objects(&layout)?;
+        let nothing = ProcessLayout::default();
+        for next in &layout.processes {
+            let pid = stubs
+                .pid(next.process)
+                .ok_or_else(|| invalid(format!("process {} of the layout has no stub", next.process)))?;
+            let is_same = self.stubs.get(&next.process).is_some_and(|stub| stub.pid == pid);
+            if !is_same {
+                self.stubs.insert(next.process, Stub { pid, memory: Memory::open(pid)? });
+            }
+            let before = self.layout.process(next.process).filter(|_| is_same).unwrap_or(&nothing);
+            let mut script = Script::new(stubs, next.process);
+            mapping::change(before, next, &self.objects, &mut script)?;
+            script.run()?;
+        }
+        self.stubs.retain(|process, _| layout.process(*process).is_some());
+        self.layout = layout;
+        Ok(())
+    }
+
+    /// Writes pages.
+    ///
+    /// # Errors
+    /// The chunk lies outside the layout, or the stub is gone.
+    pub fn pages(&mut self, process: u32, address: u64, data: &[u8]) -> io::Result<()> {
+        self.batch(&[MemoryChunk { process, address, data }])
+    }
+
+    /// Writes several chunks.
+    ///
+    /// # Errors
+    /// As [`Filler::pages`].
+    pub fn batch(&mut self, chunks: &[MemoryChunk<'_>]) -> io::Result<()> {
+        let mut rest = chunks;
+        while let Some(first) = rest.first() {
+            if first.process >= OBJECT_BASE {
+                self.write_object(*first)?;
+                rest = &rest[1..];
+                continue;
+            }
+            let own = rest.iter().take(MAX_SEGMENTS).take_while(|chunk| chunk.process == first.process).count();
+            let (own, others) = rest.split_at(own);
+            self.write_process(first.process, own)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// The shared object that was this inode at the source, for descriptors that refer to it.
+    #[must_use]
+    pub fn object(&self, device: (u32, u32), inode: u64) -> Option<BorrowedFd<'_>> {
+        let known = |object: &&Object| (object.description.device, object.description.inode) == (device, inode);
+        self.objects.values().find(known).map(|object| object.file.as_fd())
+    }
+
+    /// Does what comes after the last page: drops what the source dropped, installs guard pages, locks and seals.
+    ///
+    /// # Errors
+    /// A stub can't do it.
+    pub fn finish(&mut self, stubs: &mut dyn Stubs) -> io::Result<()> {
+        for object in self.objects.values() {
+            for hole in object.description.discards.spans() {
+                memfd::punch_hole(&object.file, hole.start, hole.end)?;
+            }
+            if object.description.seals != 0 {
+                memfd::add_seals(&object.file, object.description.seals)?;
+            }
+        }
+        for process in &self.layout.processes {
+            let mut script = Script::new(stubs, process.process);
+            mapping::finish(process, &mut script)?;
+            script.run()?;
+        }
+        Ok(())
+    }
+
+    fn take_objects(&mut self, layout: &Layout) -> io::Result<()> {
+        for description in &layout.objects {
+            if let Some(object) = self.objects.get_mut(&description.id) {
+                if object.description.inode != description.inode || object.description.device != description.device {
+                    return Err(invalid(format!("shared memory {} became another", description.id)));
+                }
+                if object.description.size != description.size {
+                    object.file.set_len(description.size)?;
+                }
+                object.description = description.clone();
+                continue;
+            }
+            let file = memfd::create(&object_name(&description.kind))?;
+            file.set_len(description.size)?;
+            let read_only = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+            let object = Object { description: description.clone(), file, read_only };
+            self.objects.insert(description.id, object);
+        }
+        Ok(())
+    }
+
+    fn write_object(&self, chunk: MemoryChunk<'_>) -> io::Result<()> {
+        let object = self
+            .objects
+            .get(&(chunk.process - OBJECT_BASE))
+            .filter(|object| chunk.address < object.description.size)
+            .ok_or_else(|| invalid(format!("pages of shared memory that the layout hasn't: {:x}", chunk.address)))?;
+        // The last page may reach beyond the end of the file.
+        let room = usize::try_from(object.description.size - chunk.address).unwrap_or(usize::MAX);
+        object.file.write_all_at(&chunk.data[..chunk.data.len().min(room)], chunk.address)
+    }
+
+    fn write_process(&self, process: u32, chunks: &[MemoryChunk<'_>]) -> io::Result<()> {
+        let (Some(stub), Some(layout)) = (self.stubs.get(&process), self.layout.process(process)) else {
+            return Err(invalid(format!("pages of process {process}, which the layout hasn't")));
+        };
+        for chunk in chunks {
+            area_of(layout, chunk)?;
+        }
+        let writable = |chunk: &&MemoryChunk<'_>| {
+            area_of(layout, chunk).is_ok_and(|area| area.protection.contains(Protection::WRITE))
+        };
+        let mut rest = chunks;
+        while !rest.is_empty() {
+            let (direct, others) = rest.split_at(rest.iter().take_while(writable).count());
+            write_direct(stub, direct)?;
+            let (protected, others) = others.split_at(others.iter().take_while(|chunk| !writable(chunk)).count());
+            for chunk in protected {
+                stub.memory.write(chunk.address, chunk.data)?;
+            }
+            rest = others;
+        }
+        Ok(())
+    }
+}
+
+impl ObjectFiles for BTreeMap<u32, Object> {
+    fn file(&self, id: u32, writable: bool) -> Option<BorrowedFd<'_>> {
+        let object = self.get(&id)?;
+        Some(if writable { object.file.as_fd() } else { object.read_only.as_fd() })
+    }
+}
+
+fn write_direct(stub: &Stub, chunks: &[MemoryChunk<'_>]) -> io::Result<()> {
+    if chunks.is_empty() {
+        return Ok(());
+    }
+    let mut left = vm::write_vectored(stub.pid, chunks.iter().map(|chunk| (chunk.address, chunk.data)))?;
+    for chunk in chunks {
+        if left >= chunk.data.len() {
+            left -= chunk.data.len();
+            continue;
+        }
+        // A write that ends early meets a page that only the tracer's way can write; the error tells if that can't either.
+        stub.memory.write(chunk.address + left as u64, &chunk.data[left..])?;
+        left = 0;
+    }
+    Ok(())
+}
+
+/// The area that a chunk belongs to: all of it to one.
+fn area_of<'a>(layout: &'a ProcessLayout, chunk: &MemoryChunk<'_>) -> io::Result<&'a Area> {
+    let end = chunk.address.checked_add(chunk.data.len() as u64);
+    layout
+        .area_at(chunk.address)
+        .filter(|area| area.has_own_pages() && end.is_some_and(|end| end <= area.end))
+        .filter(|_| chunk.address.is_multiple_of(PAGE))
+        .ok_or_else(|| {
+            invalid(format!(
+                "pages at {:x} of process {}, where the layout has no memory",
+                chunk.address, chunk.process
+            ))
+        })
+}
+
+fn check(layout: &Layout) -> io::Result<()> {
+    let mut seen = HashSet::new();
+    for process in &layout.processes {
+        if process.process >= OBJECT_BASE || !seen.insert(process.process) || !process.is_well_formed() {
+            return Err(invalid(format!("the layout of process {} contradicts itself", process.process)));
+        }
+    }
+    let mut seen = HashSet::new();
+    if !layout.objects.iter().all(|object| object.id < OBJECT_BASE && seen.insert(object.id)) {
+        return Err(invalid("the layout has shared memory twice".to_owned()));
+    }
+    Ok(())
+}
+
+fn object_name(kind: &ObjectKind) -> CString {
+    let bytes = match kind {
+        ObjectKind::Anonymous => b"shared".as_slice(),
+        ObjectKind::Memfd(name) => name,
+        ObjectKind::Deleted(path) => path.rsplit(|byte| *byte == b'/').next().unwrap_or_default(),
+    };
+    // memfd_create takes at most 249 bytes.
+    let name: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).take(200).collect();
+    CString::new(name).unwrap_or_default()
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

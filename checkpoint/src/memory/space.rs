@@ -1,0 +1,330 @@
+//! One process's address space at the source: its mappings as last seen, which of their pages the target has, and which were
+//! written since.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use sys::pagemap::{Category, Pagemap, Query, Region};
+use sys::uffd::WriteTracker;
+use sys::vm::{self, DetailedMapping, Mapping, Memory};
+
+use super::areas::{Files, Unmovable, classify, describe, push_merged};
+use super::layout::{Area, Backing, ProcessLayout, Protection};
+use super::objects::Objects;
+use super::ranges::{Span, SpanSet};
+use super::reader::{Reader, RunTraits};
+use super::{MemorySink, PAGE, TrackedProcess};
+
+/// What is known of one process.
+#[derive(Debug)]
+pub(super) struct Space {
+    process: TrackedProcess,
+    /// Absent while the process (or its new program) has none yet; then nothing of it is tracked.
+    tracker: Option<WriteTracker>,
+    pagemap: Pagemap,
+    knows_guards: bool,
+    memory: Memory,
+    /// Details of mappings as last read from smaps.
+    details: HashMap<Mapping, DetailedMapping>,
+    /// The kernel's mappings, one area each: tracking is by mapping.
+    mappings: Vec<Area>,
+    /// The same as the target sees them.
+    layout: ProcessLayout,
+    /// Pages of which the target has content from here.
+    sent: SpanSet,
+    /// Pages that were zeros when last looked at. Of those that are in `sent` as well the target learns at the end.
+    zeros: SpanSet,
+}
+
+/// What one pass over a process did.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Pass {
+    pub bytes: u64,
+}
+
+impl Space {
+    pub fn new(process: TrackedProcess) -> io::Result<Space> {
+        let mut pagemap = Pagemap::open(process.pid)?;
+        Ok(Space {
+            process,
+            tracker: None,
+            knows_guards: pagemap.knows_guard_pages(),
+            pagemap,
+            memory: Memory::open(process.pid)?,
+            details: HashMap::new(),
+            mappings: Vec::new(),
+            layout: ProcessLayout { process: process.process, parent: process.parent, ..ProcessLayout::default() },
+            sent: SpanSet::new(),
+            zeros: SpanSet::new(),
+        })
+    }
+
+    pub fn process(&self) -> TrackedProcess {
+        self.process
+    }
+
+    pub fn layout(&self) -> &ProcessLayout {
+        &self.layout
+    }
+
+    /// Makes sure that what we hold belongs to the program that the process runs now. Returns whether it needs a userfaultfd.
+    pub fn follow(&mut self, process: TrackedProcess) -> io::Result<bool> {
+        let same = self.process.pid == process.pid
+            && self.tracker.as_ref().is_some_and(|tracker| tracker.is_alive().unwrap_or(false));
+        self.process = process;
+        self.layout.parent = process.parent;
+        if !same {
+            // Another program (execve), or nothing held yet. What was sent stays in the books: the target has it.
+            self.tracker = None;
+            self.pagemap = Pagemap::open(process.pid)?;
+            self.memory = Memory::open(process.pid)?;
+        }
+        Ok(!same)
+    }
+
+    /// Takes the userfaultfd that was made in the process.
+    pub fn track(&mut self, userfaultfd: OwnedFd) -> io::Result<()> {
+        self.tracker = Some(WriteTracker::new(userfaultfd)?);
+        Ok(())
+    }
+
+    /// Reads the mappings while the process runs.
+    pub fn survey(&mut self, objects: &mut Objects) -> io::Result<()> {
+        let mut mappings = vm::maps(self.process.pid)?;
+        if mappings.iter().any(|mapping| !self.details.contains_key(mapping)) {
+            // From here on it's this reading that counts: a mapping that has grown since the first one must not be missing.
+            let details = vm::detailed_maps(self.process.pid)?;
+            mappings = details.iter().map(|detailed| detailed.mapping.clone()).collect();
+            self.use_details(details);
+        }
+        self.take_mappings(mappings, objects, false).map(|_| ())
+    }
+
+    /// Reads the mappings of a process that stands still, without the properties that are slow to read: those are as last
+    /// read, or assumed for new mappings, until [`Space::correct`]. Returns whether some had to be assumed.
+    pub fn survey_frozen(&mut self, objects: &mut Objects) -> io::Result<bool> {
+        let mappings = vm::maps(self.process.pid)?;
+        let mut assumed = false;
+        for mapping in &mappings {
+            if !self.details.contains_key(mapping) {
+                assumed = true;
+                self.details.insert(mapping.clone(), assume(mapping));
+            }
+        }
+        self.take_mappings(mappings, objects, true)?;
+        Ok(assumed)
+    }
+
+    /// Corrects what [`Space::survey_frozen`] assumed. Returns whether the target loses content by it, so that
+    /// [`Space::copy_rest`] is needed again.
+    pub fn correct(&mut self, details: Vec<DetailedMapping>, objects: &mut Objects) -> io::Result<bool> {
+        let mappings = details.iter().map(|detailed| detailed.mapping.clone()).collect();
+        self.use_details(details);
+        self.take_mappings(mappings, objects, true)
+    }
+
+    fn use_details(&mut self, details: Vec<DetailedMapping>) {
+        self.details = details.into_iter().map(|detailed| (detailed.mapping.clone(), detailed)).collect();
+    }
+
+    /// Makes areas of the mappings. What the target loses by the change is no longer counted as sent; returns whether there
+    /// was any.
+    fn take_mappings(&mut self, mappings: Vec<Mapping>, objects: &mut Objects, frozen: bool) -> io::Result<bool> {
+        let mut files = Files::new(self.process.pid);
+        let mut areas = Vec::with_capacity(mappings.len());
+        let mut merged: Vec<Area> = Vec::with_capacity(mappings.len());
+        for mapping in mappings {
+            let Some(detailed) = self.details.get(&mapping) else { continue };
+            let vanished = || io::Error::other(format!("{} can't be looked at", describe(&mapping)));
+            let mut classified = match classify(detailed, &mut files) {
+                Ok(classified) => classified,
+                Err(Unmovable::Nothing) => continue,
+                Err(Unmovable::Vanished) if frozen => return Err(vanished()),
+                Err(Unmovable::Vanished) => continue,
+                Err(Unmovable::Obstacle(why)) => {
+                    return Err(io::Error::other(format!("{} can't move: {why}", describe(&mapping))));
+                }
+            };
+            if let (Some(found), Backing::Object { id, .. }) = (&classified.object, &mut classified.area.backing) {
+                match objects.number(found) {
+                    Ok(number) => *id = number,
+                    Err(error) if frozen => return Err(error),
+                    Err(_) => continue,
+                }
+            }
+            // While the process runs the list isn't of one instant, and the next round reads it anew.
+            if areas.last().is_some_and(|last: &Area| last.end > mapping.start) {
+                continue;
+            }
+            push_merged(&mut merged, classified.area.clone());
+            areas.push(classified.area);
+        }
+        let next = ProcessLayout { areas: merged, ..self.layout.clone() };
+        let kept = self.layout.kept(&next);
+        let (sent, zeros) = (self.sent.intersection(&kept), self.zeros.intersection(&kept));
+        let loses = sent != self.sent;
+        (self.sent, self.zeros) = (sent, zeros);
+        self.mappings = areas;
+        self.layout = next;
+        Ok(loses)
+    }
+
+    /// Sends every page that was written since the last pass, while the process may go on writing.
+    pub fn copy(&mut self, reader: &mut Reader, sink: &mut dyn MemorySink) -> io::Result<Pass> {
+        let mut reading = reader.start(sink, self.process.process, self.process.pid, &self.memory, false);
+        let mut runs: Vec<Region> = Vec::new();
+        for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
+            runs.clear();
+            collect_written(&mut self.pagemap, self.tracker.as_ref(), self.knows_guards, area, &mut runs)?;
+            for run in &runs {
+                reading.add(Span { start: run.start, end: run.end }, traits(area))?;
+            }
+        }
+        let (sent, zeros) = reading.finish()?;
+        self.zeros = self.zeros.union(&zeros).difference(&sent);
+        self.sent = self.sent.union(&sent);
+        Ok(Pass { bytes: sent.length() })
+    }
+
+    /// Sends every page that the target doesn't have as it is. The process stands still, and isn't touched.
+    pub fn copy_rest(&mut self, reader: &mut Reader, sink: &mut dyn MemorySink) -> io::Result<Pass> {
+        let known = self.sent.union(&self.zeros);
+        let mut reading = reader.start(sink, self.process.process, self.process.pid, &self.memory, true);
+        let mut populated = SpanSet::new();
+        let mut guards = SpanSet::new();
+        for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
+            let query = Query { report: Category::WRITTEN, ..content_query(area, self.knows_guards) };
+            let mut runs: Vec<Region> = Vec::new();
+            let tracked = Query { require_tracked: true, ..query };
+            let is_fresh = match self.pagemap.scan(area.start, area.end, &tracked, |run| runs.push(run)) {
+                Ok(()) => self.tracker.is_none(),
+                Err(error) if error.raw_os_error() == Some(NOT_TRACKED) => {
+                    runs.clear();
+                    self.pagemap.scan(area.start, area.end, &query, |run| runs.push(run))?;
+                    true
+                }
+                Err(error) => return Err(error),
+            };
+            let (mut content, mut wanted) = (SpanSet::new(), SpanSet::new());
+            for run in &runs {
+                let span = Span { start: run.start, end: run.end };
+                content.push(span);
+                if is_fresh || run.categories().contains(Category::WRITTEN) {
+                    wanted.push(span);
+                }
+            }
+            // A page may be protected although the target doesn't have it: when the mapping was replaced by one of another
+            // kind between the reading of the mappings and the scan, and the target has dropped what it got then.
+            wanted = wanted.union(&content.difference(&known));
+            for span in wanted.spans() {
+                reading.add(*span, traits(area))?;
+            }
+            content.spans().iter().for_each(|span| populated.push(*span));
+            if self.knows_guards {
+                let query = Query { all_of: Category::GUARD, ..Query::default() };
+                let visit = |run: Region| guards.push(Span { start: run.start, end: run.end });
+                self.pagemap.scan(area.start, area.end, &query, visit)?;
+            }
+        }
+        let (sent, zeros) = reading.finish()?;
+        self.sent = self.sent.union(&sent);
+        self.zeros = self.zeros.union(&zeros).difference(&sent);
+        let gone = self.sent.difference(&populated);
+        self.layout.discards = gone.union(&self.zeros.intersection(&self.sent));
+        self.layout.guards = guards;
+        Ok(Pass { bytes: sent.length() })
+    }
+
+    /// Bytes written since the last pass, as of now.
+    pub fn dirty(&mut self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
+            let mut query = content_query(area, self.knows_guards);
+            query.all_of |= Category::WRITTEN;
+            self.pagemap.scan(area.start, area.end, &query, |run| bytes += run.end - run.start)?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// What can be said of a mapping by its line alone.
+fn assume(mapping: &Mapping) -> DetailedMapping {
+    let mut flags = Vec::new();
+    if mapping.write {
+        flags.extend([*b"ac", *b"mw"]);
+    }
+    if mapping.name == b"[stack]" {
+        flags.push(*b"gd");
+    }
+    let mut page_size = PAGE;
+    if mapping.name.starts_with(b"/anon_hugepage") {
+        flags.push(*b"ht");
+        page_size = 2 << 20;
+    }
+    DetailedMapping { mapping: mapping.clone(), page_size, protection_key: 0, flags }
+}
+
+/// EPERM: `PM_SCAN_CHECK_WPASYNC` met a mapping that isn't registered.
+const NOT_TRACKED: i32 = 1;
+
+/// Protects and collects the written pages of one mapping.
+fn collect_written(
+    pagemap: &mut Pagemap,
+    tracker: Option<&WriteTracker>,
+    knows_guards: bool,
+    area: &Area,
+    runs: &mut Vec<Region>,
+) -> io::Result<()> {
+    let Some(tracker) = tracker else { return Ok(()) };
+    let content = Query { protect: true, require_tracked: true, ..content_query(area, knows_guards) };
+    let written = Query { all_of: content.all_of | Category::WRITTEN, ..content };
+    match pagemap.scan(area.start, area.end, &written, |run| runs.push(run)) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(NOT_TRACKED) => {}
+        Err(error) => return Err(error),
+    }
+    // The mapping is new, or was made anew at the same place. Whatever its pages say about protection stems from elsewhere
+    // (a mapping moved by mremap brings its old bits along on some kernels), so all of them count as written.
+    //
+    // What can't be registered (it has just gone away or changed) waits for the next round, at the latest for the freeze,
+    // where an untracked mapping is sent whole.
+    if tracker.register(area.start, area.end).is_err() {
+        return Ok(());
+    }
+    let mut all = Vec::new();
+    match pagemap.scan(area.start, area.end, &content, |run| all.push(run)) {
+        Err(error) if error.raw_os_error() != Some(NOT_TRACKED) => return Err(error),
+        // What was protected before the process changed the mapping once more has to be sent like the rest.
+        _ => {}
+    }
+    // Pages that the first scan protected below the unregistered mapping appear in both.
+    let both: SpanSet = runs.iter().chain(&all).map(|run| Span { start: run.start, end: run.end }).collect();
+    runs.clear();
+    runs.extend(both.spans().iter().map(|span| Region::new(span.start, span.end)));
+    Ok(())
+}
+
+/// Matches the pages that are the process's own: not those that read as the mapping's backing without being sent.
+fn content_query(area: &Area, knows_guards: bool) -> Query {
+    let mut absent = Category::ZERO;
+    if knows_guards {
+        absent |= Category::GUARD;
+    }
+    if !area.is_zero_when_absent() {
+        // A clean page of a private file mapping is the file's.
+        absent |= Category::FILE;
+    }
+    Query {
+        inverted: absent,
+        all_of: absent,
+        any_of: Category::PRESENT | Category::SWAPPED,
+        report: Category::empty(),
+        protect: false,
+        require_tracked: false,
+    }
+}
+
+fn traits(area: &Area) -> RunTraits {
+    RunTraits { readable: area.protection.contains(Protection::READ), zero_when_absent: area.is_zero_when_absent() }
+}

@@ -1,0 +1,224 @@
+//! The source's side: rounds while the job runs, and the rest in the freeze.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::thread;
+
+use sys::Pid;
+use sys::vm::{self, DetailedMapping};
+
+use super::layout::{Layout, ProcessLayout};
+use super::objects::Objects;
+use super::ranges::SpanSet;
+use super::reader::Reader;
+use super::space::Space;
+use super::{MemorySink, PAGE, RoundStats};
+
+/// Above this much memory in one freeze the properties of mappings (madvise, mlock) are taken from the last round when their
+/// bounds haven't changed: reading them costs the kernel a walk over every page.
+const EXACT_DETAILS_BYTES: u64 = 4 << 30;
+
+/// A process with an address space of its own. Of processes that share one (vfork, CLONE_VM) only one is to be named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrackedProcess {
+    /// Its number in the job's image.
+    pub process: u32,
+    /// Its parent's; 1 is init.
+    pub parent: u32,
+    /// Its number for us.
+    pub pid: Pid,
+}
+
+/// Makes a userfaultfd *inside* the process (flags [`sys::uffd::CREATE_FLAGS`]), fetches it, and closes it there: the process
+/// must stand still meanwhile, so that no child inherits the number.
+pub type Inject<'a> = &'a mut dyn FnMut(TrackedProcess) -> io::Result<OwnedFd>;
+
+/// Copies a job's memory while it runs.
+///
+/// Call [`round`](Tracker::round) as long as it pays (see [`super::Policy`]), freeze the job, call
+/// [`finish`](Tracker::finish). Dropping the tracker ends all tracking; the job can't tell that there was any. When a move is
+/// given up, let the job run first and drop then: lifting the protection of a gigabyte takes some 16 ms.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    spaces: BTreeMap<u32, Space>,
+    objects: Objects,
+    reader: Reader,
+    /// The layout that the sink has.
+    told: Option<Layout>,
+}
+
+impl Tracker {
+    /// A tracker of nothing yet.
+    #[must_use]
+    pub fn new() -> Tracker {
+        Tracker::default()
+    }
+
+    /// Sends what was written since the last round: in the first one, everything. New processes and new programs (execve) are
+    /// tracked from here on; `inject` is called for them, parents first.
+    ///
+    /// # Errors
+    /// The sink's errors; a mapping that can't move; anything the kernel says that isn't explained by a process that ends or
+    /// changes its mappings at this moment.
+    pub fn round(
+        &mut self,
+        processes: &[TrackedProcess],
+        inject: Inject<'_>,
+        sink: &mut dyn MemorySink,
+    ) -> io::Result<RoundStats> {
+        self.follow(processes, Some(inject))?;
+        let mut ended = Vec::new();
+        for (number, space) in &mut self.spaces {
+            if unless_ended(space.process().pid, space.survey(&mut self.objects))?.is_none() {
+                ended.push(*number);
+            }
+        }
+        self.spaces.retain(|number, _| !ended.contains(number));
+        self.tell_layout(processes, sink, false)?;
+        let mut bytes = self.objects.round(sink)?;
+        for space in self.spaces.values_mut() {
+            let pid = space.process().pid;
+            let copied = space.copy(&mut self.reader, sink);
+            bytes += unless_ended(pid, copied)?.unwrap_or_default().bytes;
+        }
+        let dirty_left = self.dirty()?;
+        Ok(RoundStats { bytes, pages: bytes / PAGE, dirty_left })
+    }
+
+    /// Bytes that were written since the last round, as of now. Takes about half a millisecond a gigabyte, so it can be asked
+    /// often to find a quiet moment.
+    ///
+    /// # Errors
+    /// As [`round`](Tracker::round).
+    pub fn dirty(&mut self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for space in self.spaces.values_mut() {
+            let pid = space.process().pid;
+            bytes += unless_ended(pid, space.dirty())?.unwrap_or(0);
+        }
+        Ok(bytes)
+    }
+
+    /// Sends the rest. Every process stands still, and none is changed. The layout, which is told to the sink after the pages,
+    /// is returned as well: it belongs into the image. After this the tracker is only good for being dropped.
+    ///
+    /// # Errors
+    /// As [`round`](Tracker::round), with fewer excuses: nothing may change now.
+    pub fn finish(
+        &mut self,
+        processes: &[TrackedProcess],
+        sink: &mut dyn MemorySink,
+    ) -> io::Result<(Layout, RoundStats)> {
+        self.follow(processes, None)?;
+        let resident: u64 = self.spaces.values().map(|space| resident_bytes(space.process().pid)).sum();
+        let mut assumed = false;
+        for space in self.spaces.values_mut() {
+            assumed |= space.survey_frozen(&mut self.objects)?;
+        }
+        // The properties of mappings are slow to read, and needed last: a second thread reads them meanwhile.
+        let pids: Vec<(u32, Pid)> = self.spaces.iter().map(|(number, space)| (*number, space.process().pid)).collect();
+        let details = (assumed || resident <= EXACT_DETAILS_BYTES).then(|| thread::spawn(move || read_details(&pids)));
+        self.tell_layout(processes, sink, false)?;
+        let mut bytes = self.objects.round(sink)?;
+        for space in self.spaces.values_mut() {
+            bytes += space.copy_rest(&mut self.reader, sink)?.bytes;
+        }
+        if let Some(details) = details {
+            let details = details.join().map_err(|_| io::Error::other("the thread that reads mappings failed"))??;
+            let mut again = Vec::new();
+            for (number, details) in details {
+                if let Some(space) = self.spaces.get_mut(&number)
+                    && space.correct(details, &mut self.objects)?
+                {
+                    again.push(number);
+                }
+            }
+            if !again.is_empty() {
+                self.tell_layout(processes, sink, false)?;
+                for number in again {
+                    if let Some(space) = self.spaces.get_mut(&number) {
+                        bytes += space.copy_rest(&mut self.reader, sink)?.bytes;
+                    }
+                }
+            }
+        }
+        let layout = self.tell_layout(processes, sink, true)?;
+        Ok((layout, RoundStats { bytes, pages: bytes / PAGE, dirty_left: 0 }))
+    }
+
+    /// Ends the tracking and leaves no trace of it.
+    pub fn stop(self) {}
+
+    /// Makes `spaces` hold exactly the processes named.
+    fn follow(&mut self, processes: &[TrackedProcess], mut inject: Option<Inject<'_>>) -> io::Result<()> {
+        self.spaces.retain(|number, _| processes.iter().any(|process| process.process == *number));
+        for process in processes {
+            let followed = match self.spaces.get_mut(&process.process) {
+                Some(space) => space.follow(*process),
+                None => Space::new(*process).map(|space| {
+                    self.spaces.insert(process.process, space);
+                    true
+                }),
+            };
+            let Some(needs_tracker) = unless_ended(process.pid, followed)? else {
+                self.spaces.remove(&process.process);
+                continue;
+            };
+            let (true, Some(inject)) = (needs_tracker, inject.as_mut()) else { continue };
+            let userfaultfd = unless_ended(process.pid, inject(*process))?;
+            if let (Some(userfaultfd), Some(space)) = (userfaultfd, self.spaces.get_mut(&process.process)) {
+                space.track(userfaultfd)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_layout(
+        &mut self,
+        processes: &[TrackedProcess],
+        sink: &mut dyn MemorySink,
+        is_last: bool,
+    ) -> io::Result<Layout> {
+        let layout = Layout {
+            processes: processes
+                .iter()
+                .filter_map(|process| self.spaces.get(&process.process))
+                .map(|space| match space.layout() {
+                    layout if is_last => layout.clone(),
+                    // Only now is it certain what has to be discarded.
+                    layout => ProcessLayout { discards: SpanSet::new(), guards: SpanSet::new(), ..layout.clone() },
+                })
+                .collect(),
+            objects: self.objects.describe(is_last)?,
+        };
+        if self.told.as_ref() != Some(&layout) {
+            sink.layout(layout.clone())?;
+            self.told = Some(layout.clone());
+        }
+        Ok(layout)
+    }
+}
+
+fn read_details(pids: &[(u32, Pid)]) -> io::Result<Vec<(u32, Vec<DetailedMapping>)>> {
+    pids.iter().map(|(number, pid)| Ok((*number, vm::detailed_maps(*pid)?))).collect()
+}
+
+/// `None` for an error that only says that the process has ended.
+fn unless_ended<T>(pid: Pid, result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(_) if has_ended(pid) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the process has no address space any more: a zombie, or not even that.
+fn has_ended(pid: Pid) -> bool {
+    !std::fs::read(format!("/proc/{pid}/statm")).is_ok_and(|text| !text.starts_with(b"0 "))
+}
+
+fn resident_bytes(pid: Pid) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * PAGE
+}
