@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 use nix::mount::{MntFlags, umount2};
@@ -83,6 +84,34 @@ pub fn down(lab: &str) -> anyhow::Result<Leftovers> {
     Ok(leftovers)
 }
 
+/// The name of a lab that belongs to this process and ends with it; `purpose` begins the name.
+#[must_use]
+pub fn own_name(purpose: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{purpose}{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Takes down the labs that [`own_name`] named for processes that are no more (killed, so that they could not clean up).
+pub fn remove_abandoned(purpose: &str) {
+    let Ok(entries) = fs::read_dir("/run") else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let lab = name.to_str().and_then(|name| name.strip_prefix("migd-"));
+        let Some(lab) = lab else { continue };
+        if abandoned_by(lab, purpose).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // Whoever runs next tries again; what this one does needs a lab of another name.
+            let _ = down(lab);
+        }
+    }
+}
+
+/// The process that a lab belonged to, when [`own_name`] made its name for this purpose.
+fn abandoned_by(lab: &str, purpose: &str) -> Option<u32> {
+    let (pid, number) = lab.strip_prefix(purpose)?.split_once('x')?;
+    number.parse::<u32>().ok()?;
+    pid.parse().ok()
+}
+
 /// The lab's namespaces, as their names tell.
 pub(super) fn namespaces(names: &Names) -> anyhow::Result<Vec<String>> {
     let mut found = named_with_prefix(&names.namespace("")).context("can't list the named namespaces")?;
@@ -120,6 +149,17 @@ mod tests {
         let line = r"36 35 98:0 / /mnt/with\040blank rw,noatime master:1 - ext3 /dev/root rw";
         assert_eq!(mount_point(line), Some(PathBuf::from("/mnt/with blank")));
         assert_eq!(mount_point("36 35"), None);
+    }
+
+    #[test]
+    fn only_labs_of_a_purpose_and_a_process_are_taken_for_abandoned() {
+        assert_eq!(abandoned_by("demo12x3", "demo"), Some(12));
+        for other in ["demo", "demo12", "demox3", "demo12x", "demo12x3y", "lab", "demolition1x1"] {
+            assert_eq!(abandoned_by(other, "demo"), None, "{other}");
+        }
+        let name = own_name("demo");
+        assert_eq!(abandoned_by(&name, "demo"), Some(std::process::id()));
+        assert_ne!(name, own_name("demo"));
     }
 
     #[test]

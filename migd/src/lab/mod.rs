@@ -9,6 +9,7 @@
 
 mod cleanup;
 mod commands;
+mod jobs;
 mod layout;
 mod network;
 mod nodes;
@@ -22,8 +23,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::api::{Client, DaemonRequest};
 
-pub use cleanup::{Leftovers, down};
+pub use cleanup::{Leftovers, down, own_name, remove_abandoned};
 pub use commands::{Args, main};
+pub use jobs::Moved;
 pub use layout::{Kind, Layout, Member, Names, state_directory};
 
 /// How to make a lab.

@@ -1,0 +1,84 @@
+//! Starting and moving jobs in a lab, from outside any async runtime.
+
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+
+use super::{Lab, ask};
+use crate::api::{Client, DaemonRequest, JobList, JobView, MoveEvent, MoveOutcome, MoveSummary, RunRequest};
+
+/// A completed move, with the times at which its request was made and its end was known.
+#[derive(Debug, Clone)]
+pub struct Moved {
+    /// What the shims measured.
+    pub summary: MoveSummary,
+    /// Just before the request.
+    pub began: Instant,
+    /// Just after the answer.
+    pub ended: Instant,
+}
+
+impl Lab {
+    /// Starts a job on a node; returns when its program was executed.
+    ///
+    /// # Errors
+    /// What the daemon said.
+    pub fn run(&self, node: &str, name: &str, argv: &[&str]) -> anyhow::Result<JobView> {
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        let request = RunRequest {
+            name: Some(name.to_owned()),
+            argv: argv.iter().map(|&argument| argument.to_owned()).collect(),
+            env: vec![("PATH".to_owned(), path), ("HOME".to_owned(), "/root".to_owned())],
+            cwd: "/tmp".to_owned(),
+            node: None,
+        };
+        ask(&self.control(node), &DaemonRequest::Run(request))
+            .with_context(|| format!("can't run {} on node {node}", argv.first().unwrap_or(&"nothing")))
+    }
+
+    /// Moves a job, asking the daemon of `from`, and returns when it is done or was given up.
+    ///
+    /// # Errors
+    /// When the daemon could not carry it out or its outcome is not known.
+    pub fn try_move(&self, job: &str, from: &str, to: &str) -> anyhow::Result<MoveOutcome> {
+        let client = Client::new(self.control(from));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let request = DaemonRequest::Move { job: job.to_owned(), node: to.to_owned() };
+            let (_, mut events) = client.open::<JobView>(&request).await?;
+            loop {
+                match events.receive::<MoveEvent>().await? {
+                    Some(MoveEvent::Done(outcome)) => return Ok(outcome),
+                    Some(MoveEvent::Failed(error)) => return Err(error.into()),
+                    Some(MoveEvent::Progress { .. }) => {}
+                    None => bail!("the daemon of node {from} ended the connection before the move of {job} was done"),
+                }
+            }
+        })
+    }
+
+    /// Moves a job; one that was refused or given up is an error here.
+    ///
+    /// # Errors
+    /// As [`Lab::try_move`], and when the job did not move.
+    pub fn move_job(&self, job: &str, from: &str, to: &str) -> anyhow::Result<Moved> {
+        let began = Instant::now();
+        let outcome = self.try_move(job, from, to);
+        let ended = Instant::now();
+        match outcome.with_context(|| format!("the move of {job} from {from} to {to} failed"))? {
+            MoveOutcome::Moved(summary) => Ok(Moved { summary, began, ended }),
+            MoveOutcome::Refused { reasons } => bail!("the move of {job} to {to} was refused: {}", reasons.join("; ")),
+            MoveOutcome::Aborted { phase, reason } => {
+                bail!("the move of {job} to {to} was given up in phase {phase}: {reason}")
+            }
+        }
+    }
+
+    /// The jobs that a node's daemon lists.
+    ///
+    /// # Errors
+    /// What the daemon said.
+    pub fn jobs(&self, node: &str) -> anyhow::Result<Vec<JobView>> {
+        Ok(ask::<JobList>(&self.control(node), &DaemonRequest::Jobs { all: true })?.jobs)
+    }
+}
