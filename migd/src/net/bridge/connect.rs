@@ -59,11 +59,12 @@ impl Bridge {
                 connected.reported = true;
                 Ok(Step::Done(Ok(())))
             }
+            Phase::Gone { ended: ended @ Ended::Failed, .. } => {
+                *ended = Ended::NotConnected;
+                Err(socket.error.take().unwrap_or(libc::ECONNABORTED))
+            }
             Phase::Gone { ended: Ended::NotConnected, .. } => {
-                // A failure that the program hasn't heard of yet is what this connect reports.
-                if let Some(number) = socket.error.take() {
-                    return Err(number);
-                }
+                socket.error = None;
                 let end = self.revive(call, key, nonblocking)?;
                 self.start(key, reachable(address), nonblocking, end.as_fd())
             }
@@ -211,7 +212,7 @@ impl Bridge {
             connecting.waiters.into_iter().filter(|waiter| self.listener.is_valid(waiter.call.id)).collect();
         socket.phase = Phase::Idle { id, end };
         if waiters.is_empty() || connecting.fill > 0 {
-            self.break_pair(key, number, Ended::NotConnected);
+            self.break_pair(key, number, Ended::Failed);
             self.stack.tcp_close(self.now, id);
         } else {
             self.reopen(key);

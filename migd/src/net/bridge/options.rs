@@ -21,8 +21,8 @@ use super::{Bridge, PAIR_BUFFER, abi, errno, info};
 const CONGESTION_NAME_MAX: usize = 16;
 /// `IFNAMSIZ`
 const DEVICE_NAME_MAX: usize = 16;
-/// `net.core.wmem_max` and `rmem_max` as Linux ships them.
-const BUFFER_MAX: i32 = 212_992;
+/// `net.core.wmem_max` and `rmem_max` as Linux ships them, for a system that doesn't tell.
+const BUFFER_MAX_DEFAULT: i32 = 212_992;
 /// `SOCK_MIN_SNDBUF` and `SOCK_MIN_RCVBUF`, halved as the program would give them.
 const SEND_BUFFER_MIN: i32 = 2304;
 const RECEIVE_BUFFER_MIN: i32 = 1152;
@@ -198,7 +198,7 @@ impl Bridge {
             libc::SO_REUSEADDR => TcpOption::ReuseAddress(on),
             libc::SO_REUSEPORT => TcpOption::ReusePort(on),
             libc::SO_SNDBUF | libc::SO_SNDBUFFORCE => {
-                let bytes = clamp(value, SEND_BUFFER_MIN);
+                let bytes = clamp(value, SEND_BUFFER_MIN, buffer_max("wmem_max"));
                 // The pair is part of the buffer, so a small one must keep the pair small as well. While a connection is being made
                 // the pair is kept unwritable on purpose.
                 if !matches!(socket.phase, Phase::Connecting { .. }) {
@@ -207,7 +207,7 @@ impl Bridge {
                 TcpOption::SendBuffer(bytes)
             }
             libc::SO_RCVBUF | libc::SO_RCVBUFFORCE => {
-                let bytes = clamp(value, RECEIVE_BUFFER_MIN);
+                let bytes = clamp(value, RECEIVE_BUFFER_MIN, buffer_max("rmem_max"));
                 if let Some(end) = socket.end() {
                     drop(unix::set_send_buffer(end.fd.as_fd(), bytes.min(PAIR_BUFFER / 2)));
                 }
@@ -490,9 +490,14 @@ pub(super) fn all(options: &TcpOptions) -> Vec<TcpOption> {
 }
 
 /// Buffer sizes are clamped to the system's limits rather than refused; a negative one is the largest.
-fn clamp(value: i32, least: i32) -> usize {
-    let value = if value < 0 { BUFFER_MAX } else { value.clamp(least, BUFFER_MAX) };
-    usize::try_from(value).expect("clamped to a positive range")
+fn clamp(value: i32, least: i32, most: i32) -> usize {
+    let value = if value < 0 { most } else { value.min(most) };
+    usize::try_from(value.max(least)).expect("at least the least")
+}
+
+fn buffer_max(name: &str) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap_or_default();
+    text.trim().parse().unwrap_or(BUFFER_MAX_DEFAULT)
 }
 
 fn duration(timeval: &[u8]) -> Option<Duration> {
@@ -529,9 +534,9 @@ mod tests {
 
     #[test]
     fn buffer_sizes_are_clamped() {
-        assert_eq!(clamp(-1, SEND_BUFFER_MIN), 212_992);
-        assert_eq!(clamp(1, SEND_BUFFER_MIN), 2304);
-        assert_eq!(clamp(65_536, SEND_BUFFER_MIN), 65_536);
+        assert_eq!(clamp(-1, SEND_BUFFER_MIN, BUFFER_MAX_DEFAULT), 212_992);
+        assert_eq!(clamp(1, SEND_BUFFER_MIN, BUFFER_MAX_DEFAULT), 2304);
+        assert_eq!(clamp(65_536, SEND_BUFFER_MIN, BUFFER_MAX_DEFAULT), 65_536);
     }
 
     #[test]

@@ -79,7 +79,9 @@ pub(super) enum Phase {
 /// How a socket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Ended {
-    /// A connection attempt failed; the program may try again.
+    /// A connection attempt failed, and the next connect reports that.
+    Failed,
+    /// As if never connected: the program may try again.
     NotConnected,
     /// The connection broke: reads give what was received, then an error.
     Broken,

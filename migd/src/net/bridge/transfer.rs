@@ -81,7 +81,16 @@ impl Bridge {
 
     /// Closes our end so that the program, once it has read what was received, gets an error: the kernel reports
     /// ECONNRESET when bytes were unread on the side that is closed.
+    ///
+    /// A connection whose peer had ended its stream before shows EPIPE to writers and still the end of file to readers.
     pub(super) fn break_pair(&mut self, key: SocketKey, number: i32, ended: Ended) {
+        if number == libc::EPIPE {
+            if let Some(end) = self.sockets.get_mut(&key).and_then(Socket::end_mut) {
+                discard(end);
+            }
+            self.set_gone(key, ended);
+            return;
+        }
         let unread = |bridge: &Bridge| {
             let end = bridge.sockets.get(&key).and_then(Socket::end);
             end.is_some_and(|end| unix::bytes_readable(end.fd.as_fd()).is_ok_and(|count| count > 0))

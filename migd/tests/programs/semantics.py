@@ -1,0 +1,572 @@
+"""What a program can see of TCP sockets, case by case, one line each.
+
+Run natively and under the net plane; the outputs must be the same. Everything happens within one host (argument 1, one of its
+own addresses, and loopback), so that both runs have the same peer: themselves.
+"""
+import ctypes
+import errno
+import hashlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+
+HOST = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1"
+ONLY = sys.argv[2] if len(sys.argv) > 2 else None
+LIBC = ctypes.CDLL(None, use_errno=True)
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+def show(*values):
+    print("   ", *values, flush=True)
+
+
+def attempt(function, *arguments):
+    """The result, or the errno's name."""
+    try:
+        return function(*arguments)
+    except OSError as error:
+        return errno.errorcode.get(error.errno, repr(error))
+
+
+def events(sock, wanted=select.POLLIN | select.POLLOUT | select.POLLRDHUP | select.POLLPRI, timeout=300):
+    poll = select.poll()
+    poll.register(sock, wanted)
+    found = dict(poll.poll(timeout)).get(sock.fileno(), 0)
+    names = ["IN", "PRI", "OUT", "ERR", "HUP", "RDHUP"]
+    return "|".join(name for name in names if found & getattr(select, "POLL" + name)) or "0"
+
+
+def wait_for(sock, wanted=select.POLLIN, timeout=2000):
+    poll = select.poll()
+    poll.register(sock, wanted)
+    poll.poll(timeout)
+
+
+def settle():
+    time.sleep(0.05)
+
+
+def listener(host=None, family=socket.AF_INET, backlog=16):
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((HOST if host is None else host, 0))
+    sock.listen(backlog)
+    return sock
+
+
+def connected():
+    server = listener()
+    client = socket.create_connection(server.getsockname())
+    peer, _ = server.accept()
+    server.close()
+    return client, peer
+
+
+def error_of(sock):
+    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return errno.errorcode.get(number, number)
+
+
+def free_port():
+    sock = listener()
+    port = sock.getsockname()[1]
+    sock.close()
+    return port
+
+
+def linger_reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@case
+def fresh_socket():
+    sock = socket.socket()
+    show(sock.getsockname(), attempt(sock.getpeername), attempt(sock.shutdown, 2), attempt(sock.accept))
+    for name in (socket.SO_TYPE, 39, 38, 30, socket.SO_KEEPALIVE, socket.SO_REUSEADDR, 15):
+        show(name, sock.getsockopt(socket.SOL_SOCKET, name))
+    for name in ("NODELAY", "CORK", "KEEPIDLE", "KEEPINTVL", "KEEPCNT", "SYNCNT", "LINGER2", "DEFER_ACCEPT", "QUICKACK",
+                 "USER_TIMEOUT"):
+        show(name, sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_" + name)))
+    show(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
+    show(sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    show(attempt(sock.setsockopt, socket.IPPROTO_TCP, 250, 1), attempt(sock.getsockopt, socket.IPPROTO_TCP, 250))
+    show(attempt(sock.setsockopt, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1))
+    show(attempt(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 0))
+    show(attempt(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, b"\1"))
+
+
+@case
+def options_read_back():
+    sock = socket.socket()
+    for level, name, value in (
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 7), (socket.SOL_SOCKET, socket.SO_SNDBUF, 50000),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, 60000), (socket.SOL_SOCKET, socket.SO_SNDBUF, 1),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, 1), (socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 5), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 33),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 12345), (socket.IPPROTO_IP, socket.IP_TOS, 0x10),
+        (socket.IPPROTO_IP, socket.IP_TTL, 33), (socket.SOL_SOCKET, socket.SO_PRIORITY, 3),
+        (socket.SOL_SOCKET, socket.SO_RCVLOWAT, 9), (socket.IPPROTO_TCP, socket.TCP_LINGER2, -1),
+    ):
+        show(level, name, attempt(sock.setsockopt, level, name, value), sock.getsockopt(level, name))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 9))
+    show(sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    show(sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 4))
+
+
+@case
+def bind_and_listen():
+    sock = socket.socket()
+    sock.bind((HOST, 0))
+    port = sock.getsockname()[1]
+    show(sock.getsockname()[0], port != 0, attempt(sock.bind, (HOST, 0)))
+    other = socket.socket()
+    show(attempt(other.bind, (HOST, port)), attempt(other.bind, ("203.0.113.9", 0)))
+    sock.listen(1)
+    show(sock.getsockopt(socket.SOL_SOCKET, 30), attempt(sock.listen, 5), attempt(sock.connect, (HOST, port)))
+    reuse = socket.socket()
+    reuse.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    show(attempt(reuse.bind, (HOST, port)))
+    auto = socket.socket()
+    auto.listen(1)
+    show(auto.getsockname()[0], auto.getsockname()[1] != 0)
+    one, two = socket.socket(), socket.socket()
+    for sock in (one, two):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    one.bind((HOST, 0))
+    show(attempt(two.bind, one.getsockname()), attempt(one.listen, 1), attempt(two.listen, 1))
+
+
+@case
+def names():
+    server = listener("0.0.0.0")
+    client = socket.create_connection((HOST, server.getsockname()[1]))
+    peer, address = server.accept()
+    show(address == client.getsockname(), peer.getpeername() == client.getsockname())
+    show(peer.getsockname() == client.getpeername(), peer.getsockname()[0] == HOST)
+    show(peer.getsockopt(socket.SOL_SOCKET, 30), attempt(client.connect, server.getsockname()), attempt(client.listen, 1))
+
+
+@case
+def accept_modes():
+    server = listener()
+    show(events(server, timeout=0))
+    server.setblocking(False)
+    show(attempt(server.accept))
+    client = socket.create_connection(server.getsockname())
+    wait_for(server)
+    show(events(server))
+    peer, _ = server.accept()
+    show(attempt(server.accept), events(server, timeout=0), peer.getblocking())
+    server.setblocking(True)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 100000))
+    started = time.monotonic()
+    show(attempt(server.accept), 0.09 < time.monotonic() - started < 0.6)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+    address = server.getsockname()
+    thread = threading.Timer(0.1, lambda: socket.create_connection(address))
+    thread.start()
+    peer, _ = server.accept()
+    show("accepted")
+    flags = LIBC.accept4
+    extra = socket.create_connection(address)
+    number = flags(server.fileno(), None, None, socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    import fcntl
+    show(bool(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_NONBLOCK), fcntl.fcntl(number, fcntl.F_GETFD))
+    os.close(number)
+    show(flags(server.fileno(), None, None, 0x100000), errno.errorcode[ctypes.get_errno()])
+
+
+@case
+def accept_is_interrupted():
+    server = listener()
+    seen = []
+    signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+    signal.siginterrupt(signal.SIGALRM, True)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    result = LIBC.accept(server.fileno(), None, None)
+    show(result, errno.errorcode[ctypes.get_errno()], seen)
+    # With SA_RESTART the call goes on.
+    signal.siginterrupt(signal.SIGALRM, False)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    address = server.getsockname()
+    threading.Timer(0.3, lambda: seen.append(socket.create_connection(address))).start()
+    result = LIBC.accept(server.fileno(), None, None)
+    show(result > 0, len(seen))
+    os.close(result)
+
+
+@case
+def connect_refused_blocking():
+    port = free_port()
+    sock = socket.socket()
+    show(attempt(sock.connect, (HOST, port)), error_of(sock), attempt(sock.getpeername))
+    server = listener()
+    show(attempt(sock.connect, server.getsockname()))
+    peer, _ = server.accept()
+    sock.sendall(b"again")
+    show(peer.recv(10))
+
+
+@case
+def connect_refused_nonblocking():
+    port = free_port()
+    sock = socket.socket()
+    sock.setblocking(False)
+    show(attempt(sock.connect, (HOST, port)))
+    wait_for(sock, select.POLLOUT)
+    show(events(sock), error_of(sock), error_of(sock))
+    server = listener()
+    show(attempt(sock.connect, server.getsockname()), attempt(sock.connect, server.getsockname()))
+    wait_for(sock, select.POLLOUT)
+    show(events(sock), error_of(sock))
+    server.settimeout(2)
+    peer, _ = server.accept()
+    sock.sendall(b"again")
+    show(peer.recv(10))
+
+
+@case
+def connect_refused_told_by_connect():
+    port = free_port()
+    sock = socket.socket()
+    sock.setblocking(False)
+    show(attempt(sock.connect, (HOST, port)))
+    wait_for(sock, select.POLLOUT)
+    show(attempt(sock.connect, (HOST, port)), error_of(sock))
+
+
+@case
+def connect_nonblocking():
+    server = listener()
+    sock = socket.socket()
+    sock.setblocking(False)
+    show(attempt(sock.connect, server.getsockname()))
+    wait_for(sock, select.POLLOUT)
+    show(events(sock), error_of(sock))
+    show(attempt(sock.connect, server.getsockname()), attempt(sock.connect, server.getsockname()))
+    peer, _ = server.accept()
+    sock.sendall(b"x" * 100000)
+    got = 0
+    while got < 100000:
+        got += len(peer.recv(65536))
+    show(got)
+
+
+@case
+def connect_with_epoll_edges():
+    server = listener()
+    sock = socket.socket()
+    sock.setblocking(False)
+    epoll = select.epoll()
+    attempt(sock.connect, server.getsockname())
+    epoll.register(sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+    found = [event for _, event in epoll.poll(2)]
+    show(found, error_of(sock), epoll.poll(0.1))
+    peer, _ = server.accept()
+    peer.sendall(b"hello")
+    show([event & select.EPOLLIN for _, event in epoll.poll(2)], epoll.poll(0.1), sock.recv(100))
+    peer.close()
+    settle()
+    show([event & (select.EPOLLIN | select.EPOLLRDHUP) for _, event in epoll.poll(2)], sock.recv(100))
+
+
+@case
+def half_close():
+    client, peer = connected()
+    client.sendall(b"request")
+    client.shutdown(socket.SHUT_WR)
+    show(peer.recv(100), peer.recv(100), attempt(client.send, b"x"))
+    settle()
+    show(events(client), events(peer))
+    peer.sendall(b"answer")
+    peer.shutdown(socket.SHUT_WR)
+    show(client.recv(100), client.recv(100))
+    settle()
+    show(events(client), events(peer))
+    show(attempt(client.shutdown, socket.SHUT_RDWR), attempt(peer.getpeername))
+
+
+@case
+def states_in_poll():
+    client, peer = connected()
+    show(events(client), events(peer))
+    client.sendall(b"x")
+    settle()
+    show(events(peer))
+    client.close()
+    settle()
+    show(events(peer), peer.recv(10), peer.recv(10), events(peer))
+
+
+@case
+def shutdown_read():
+    client, peer = connected()
+    client.shutdown(socket.SHUT_RD)
+    show(client.recv(10), events(client))
+    client.sendall(b"still")
+    show(peer.recv(10))
+    client.shutdown(socket.SHUT_WR)
+    show(peer.recv(10))
+
+
+@case
+def shutdown_both():
+    client, peer = connected()
+    peer.sendall(b"before")
+    settle()
+    client.shutdown(socket.SHUT_RDWR)
+    settle()
+    show(events(client), client.recv(10), client.recv(10), attempt(client.send, b"x"))
+    show(peer.recv(10))
+
+
+@case
+def reset_while_idle():
+    client, peer = connected()
+    linger_reset(client)
+    settle()
+    show(events(peer), attempt(peer.recv, 10), attempt(peer.recv, 10), attempt(peer.send, b"x"), attempt(peer.getpeername))
+
+
+@case
+def reset_told_by_so_error():
+    client, peer = connected()
+    linger_reset(client)
+    settle()
+    show(error_of(peer), error_of(peer), attempt(peer.recv, 10), attempt(peer.send, b"x"))
+
+
+@case
+def reset_after_data():
+    client, peer = connected()
+    client.sendall(b"last words")
+    settle()
+    linger_reset(client)
+    settle()
+    show(attempt(peer.recv, 4), attempt(peer.recv, 100), attempt(peer.recv, 100), attempt(peer.recv, 100))
+
+
+@case
+def close_with_unread_data():
+    client, peer = connected()
+    client.sendall(b"never read")
+    settle()
+    peer.sendall(b"answer")
+    peer.close()
+    settle()
+    show(attempt(client.recv, 100), attempt(client.recv, 100), attempt(client.recv, 100))
+
+
+@case
+def write_after_peer_closed():
+    client, peer = connected()
+    peer.close()
+    settle()
+    show(attempt(client.send, b"first"))
+    settle()
+    show(attempt(client.send, b"second"), attempt(client.recv, 10), events(client))
+
+
+@case
+def listener_closed_with_waiting_connections():
+    server = listener()
+    client = socket.create_connection(server.getsockname())
+    settle()
+    server.close()
+    settle()
+    show(attempt(client.recv, 10), attempt(socket.create_connection, client.getpeername() if False else (HOST, free_port())))
+
+
+@case
+def listener_shut_down():
+    server = listener()
+    results = []
+    thread = threading.Thread(target=lambda: results.append(attempt(server.accept)))
+    thread.start()
+    settle()
+    show(attempt(server.shutdown, socket.SHUT_RDWR))
+    thread.join(2)
+    show(results, attempt(server.accept), server.getsockopt(socket.SOL_SOCKET, 30))
+
+
+@case
+def port_is_free_after_close():
+    sock = socket.socket()
+    sock.bind((HOST, 0))
+    address = sock.getsockname()
+    sock.close()
+    settle()
+    again = socket.socket()
+    show(attempt(again.bind, address))
+
+
+@case
+def dual_stack():
+    server = listener("::", socket.AF_INET6)
+    show(server.getsockname()[0], server.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+    client = socket.create_connection((HOST, server.getsockname()[1]))
+    peer, address = server.accept()
+    show(address[0] == "::ffff:" + HOST, peer.getsockname()[0] == "::ffff:" + HOST, peer.family == socket.AF_INET6)
+    mapped = socket.socket(socket.AF_INET6)
+    show(attempt(mapped.connect, ("::ffff:" + HOST, server.getsockname()[1])))
+    show(mapped.getpeername()[0] == "::ffff:" + HOST)
+    only = socket.socket(socket.AF_INET6)
+    only.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    only.bind(("::", 0))
+    only.listen(1)
+    port = only.getsockname()[1]
+    show(attempt(socket.create_connection, (HOST, port)), attempt(listener().bind, ("0.0.0.0", port)))
+    loop = socket.socket(socket.AF_INET6)
+    show(attempt(loop.connect, ("::1", port)), loop.getsockname()[0])
+    show(attempt(only.setsockopt, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0))
+
+
+@case
+def descriptors_are_shared():
+    client, peer = connected()
+    copy = client.dup()
+    client.close()
+    show(attempt(copy.send, b"one"), peer.recv(10))
+    child = os.fork()
+    if child == 0:
+        copy.sendall(b"from the child")
+        os._exit(0)
+    os.waitpid(child, 0)
+    show(peer.recv(100))
+    copy.close()
+    show(peer.recv(10))
+
+
+@case
+def children_share_a_listener():
+    server = listener()
+    children = []
+    for index in range(3):
+        child = os.fork()
+        if child == 0:
+            peer, _ = server.accept()
+            peer.sendall(b"served")
+            peer.close()
+            os._exit(0)
+        children.append(child)
+    for _ in children:
+        client = socket.create_connection(server.getsockname())
+        show(client.recv(10), client.recv(10))
+    for child in children:
+        os.waitpid(child, 0)
+
+
+@case
+def many_waiting_connections():
+    server = listener(backlog=200)
+    clients = [socket.create_connection(server.getsockname()) for _ in range(150)]
+    server.setblocking(False)
+    wait_for(server)
+    count = 0
+    while True:
+        if isinstance(attempt(server.accept), str):
+            break
+        count += 1
+    show(count, events(server, timeout=0))
+
+
+@case
+def disconnect():
+    client, peer = connected()
+    address = struct.pack("H14x", socket.AF_UNSPEC)
+    show(LIBC.connect(client.fileno(), address, 16))
+    settle()
+    show(attempt(peer.recv, 10), attempt(client.getpeername))
+
+
+@case
+def small_buffers_block():
+    client, peer = connected()
+    client.setblocking(False)
+    total = 0
+    while True:
+        count = attempt(client.send, b"x" * 65536)
+        if isinstance(count, str):
+            break
+        total += count
+    show(count, events(client), total > 65536)
+    got = 0
+    while got < total:
+        got += len(peer.recv(1 << 20))
+    settle()
+    show(events(client))
+
+
+def transfer(size, chunk):
+    client, peer = connected()
+    data = os.urandom(1 << 20) * (size >> 20)
+
+    def send():
+        for at in range(0, len(data), chunk):
+            client.sendall(data[at:at + chunk])
+        client.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    digest, count = hashlib.sha256(), 0
+    while True:
+        block = peer.recv(200000)
+        if not block:
+            break
+        digest.update(block)
+        count += len(block)
+    thread.join()
+    show(count == len(data), digest.digest() == hashlib.sha256(data).digest())
+
+
+@case
+def bulk():
+    transfer(64 << 20, 1 << 20)
+
+
+@case
+def bulk_in_odd_chunks():
+    transfer(4 << 20, 7777)
+
+
+@case
+def socket_queues():
+    import fcntl
+    client, peer = connected()
+    peer.sendall(b"12345")
+    settle()
+    buffer = bytearray(4)
+    fcntl.ioctl(client, 0x541B, buffer)
+    show(struct.unpack("i", buffer))
+    fcntl.ioctl(peer, 0x5411, buffer)
+    show(struct.unpack("i", buffer))
+    fcntl.ioctl(client, 0x8905, buffer)
+    show(struct.unpack("i", buffer))
+
+
+@case
+def tcp_info():
+    client, peer = connected()
+    show(client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)[0], len(client.getsockopt(6, 11, 104)))
+    server = listener()
+    show(server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0])
+
+
+for function in CASES:
+    if ONLY in (None, function.__name__):
+        print(function.__name__, flush=True)
+        try:
+            function()
+        except Exception as failure:  # the line shows it, and the comparison fails
+            show("raised", repr(failure))
