@@ -17,7 +17,7 @@ pub const VERSION: u16 = 1;
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 16;
 /// The largest payload of a frame, in bytes.
-pub const MAX_PAYLOAD: usize = 8 << 20;
+pub const MAX_PAYLOAD: usize = 64 << 20;
 /// The largest piece of memory or of a section that a sender puts into one frame, in bytes.
 pub const MAX_CHUNK: usize = 1 << 20;
 /// Bytes before the data in the payload of a pages frame: the process and the address.

@@ -84,12 +84,15 @@ pub struct ResidualEnd {
 }
 
 /// The target won the swap and runs the job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Committed {
     /// The target's epoch.
     pub epoch: u64,
     /// When the job's first instruction ran at the target, CLOCK_REALTIME in nanoseconds.
     pub running_at_ns: u64,
+    /// What the target did since the end of the residual: names and durations in microseconds, for people.
+    #[serde(default)]
+    pub steps: Vec<(String, u64)>,
 }
 
 /// Why a side does not go on.

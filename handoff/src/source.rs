@@ -1,6 +1,6 @@
 //! The side that has the job.
 
-use crate::message::{Claim, Hello, Message, ResidualEnd, Round, SectionKind};
+use crate::message::{Claim, Committed, Hello, Message, ResidualEnd, Round, SectionKind};
 use crate::phase::{Ownership, Timer};
 
 /// Where the source stands. The order is the order of a move that succeeds.
@@ -93,8 +93,8 @@ pub enum Outcome {
     Moved {
         /// The target's epoch.
         epoch: u64,
-        /// When it ran there, when the target could say so: CLOCK_REALTIME in nanoseconds.
-        running_at_ns: Option<u64>,
+        /// What the target said of it, when it could.
+        committed: Option<Committed>,
     },
     /// The target did not want the job; it never stopped.
     Refused {
@@ -182,7 +182,7 @@ impl Source {
             (Message::Prepared, Phase::Committing) => vec![Action::Arm(Timer::Commit)],
             (Message::Prepared, Phase::Fencing) => Vec::new(),
             (Message::Committed(committed), Phase::Committing | Phase::Fencing) => {
-                self.discarded(committed.epoch, Some(committed.running_at_ns))
+                self.discarded(committed.epoch, Some(committed.clone()))
             }
             // The target's promise that it never runs this epoch. A fence that is under way is waited for all the
             // same, because its answer says which epoch the job has now.
@@ -284,9 +284,9 @@ impl Source {
         actions
     }
 
-    fn discarded(&mut self, epoch: u64, running_at_ns: Option<u64>) -> Vec<Action> {
+    fn discarded(&mut self, epoch: u64, committed: Option<Committed>) -> Vec<Action> {
         self.phase = Phase::Done;
-        vec![Action::Discard, Action::Finish(Outcome::Moved { epoch, running_at_ns })]
+        vec![Action::Discard, Action::Finish(Outcome::Moved { epoch, committed })]
     }
 
     fn handle_fenced(&mut self, answer: Ownership) -> Vec<Action> {

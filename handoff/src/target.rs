@@ -47,6 +47,8 @@ pub enum Event<'a> {
     Running {
         /// When the job's first instruction ran, CLOCK_REALTIME in nanoseconds.
         at_ns: u64,
+        /// What was done since the end of the residual, with durations in microseconds.
+        steps: Vec<(String, u64)>,
     },
     /// A step failed here, or someone takes the move back.
     Failed(String),
@@ -140,7 +142,7 @@ impl Target {
             Event::Judged(verdict) => self.handle_judged(verdict),
             Event::Prepared => self.handle_prepared(),
             Event::Transferred(answer) => self.handle_transferred(answer),
-            Event::Running { at_ns } => self.handle_running(at_ns),
+            Event::Running { at_ns, steps } => self.handle_running(at_ns, steps),
             Event::Failed(reason) => self.give_up(reason),
         }
     }
@@ -251,12 +253,12 @@ impl Target {
         }
     }
 
-    fn handle_running(&mut self, at_ns: u64) -> Vec<Action> {
+    fn handle_running(&mut self, at_ns: u64, steps: Vec<(String, u64)>) -> Vec<Action> {
         if self.phase != Phase::Done {
             return Vec::new();
         }
         vec![
-            Action::Send(Message::Committed(Committed { epoch: self.epoch, running_at_ns: at_ns })),
+            Action::Send(Message::Committed(Committed { epoch: self.epoch, running_at_ns: at_ns, steps })),
             Action::Finish(Outcome::Running { epoch: self.epoch }),
         ]
     }

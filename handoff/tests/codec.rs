@@ -34,8 +34,8 @@ fn owned() -> impl Strategy<Value = Message<'static>> {
         proptest::collection::vec((section(), any::<u64>()), 0..5)
             .prop_map(|sections| Message::ResidualEnd(ResidualEnd { sections })),
         Just(Message::Prepared),
-        (any::<u64>(), any::<u64>())
-            .prop_map(|(epoch, running_at_ns)| Message::Committed(Committed { epoch, running_at_ns })),
+        (any::<u64>(), any::<u64>(), proptest::collection::vec((".*", any::<u64>()), 0..4))
+            .prop_map(|(epoch, running_at_ns, steps)| Message::Committed(Committed { epoch, running_at_ns, steps })),
         ".*".prop_map(|reason| Message::Abort(Reason { reason })),
     ]
 }

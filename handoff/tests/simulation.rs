@@ -352,7 +352,7 @@ impl World {
                 self.to_target(target::Event::Judged(verdict));
             }
             Work::Prepare => self.to_target(target::Event::Prepared),
-            Work::Run => self.to_target(target::Event::Running { at_ns: 1 }),
+            Work::Run => self.to_target(target::Event::Running { at_ns: 1, steps: Vec::new() }),
             work => panic!("{work:?} at the target"),
         }
     }

@@ -44,6 +44,8 @@ pub struct Link {
     pub ethernet: Option<[u8; 6]>,
     /// Whether it is up.
     pub up: bool,
+    /// The longest packet it takes, in bytes.
+    pub mtu: u32,
     /// What has passed it since it was made.
     pub counters: Counters,
 }
@@ -299,6 +301,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     let mut name = None;
     let mut address = None;
     let mut counters = Counters::default();
+    let mut mtu = 0;
     for (kind, value) in Attributes(body.get(16..)?) {
         if kind == libc::IFLA_IFNAME {
             let text = value.strip_suffix(&[0]).unwrap_or(value);
@@ -307,10 +310,12 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             address = <[u8; 6]>::try_from(value).ok();
         } else if kind == libc::IFLA_STATS64 {
             counters = parse_counters(value)?;
+        } else if kind == libc::IFLA_MTU {
+            mtu = word(value, 0)?;
         }
     }
     let ethernet = address.filter(|_| hardware == libc::ARPHRD_ETHER);
-    Some(Link { index, name: name?, ethernet, up, counters })
+    Some(Link { index, name: name?, ethernet, up, mtu, counters })
 }
 
 /// The first fields of `struct rtnl_link_stats64`.
@@ -472,7 +477,9 @@ mod tests {
             assert!(!lo.up);
             assert_eq!(lo.ethernet, None);
             netlink.set_up(lo.index, Some(9000), Some(77)).unwrap();
-            assert!(netlink.link("lo").unwrap().up);
+            let lo = netlink.link("lo").unwrap();
+            assert!(lo.up);
+            assert_eq!(lo.mtu, 9000);
             netlink.add_address(lo.index, "10.1.2.3".parse().unwrap(), 24).unwrap();
             netlink.add_address(lo.index, "10.1.2.3".parse().unwrap(), 24).unwrap();
             let address = "10.77.0.5".parse().unwrap();

@@ -1,0 +1,362 @@
+//! The shim's control socket.
+
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::commands::{Asker, Command};
+use super::output::Reader;
+use super::stdio::{Hold, Stdio};
+use super::{Shared, is_final};
+use crate::api::{
+    ApiError, AttachEvent, AttachInput, Connection, ErrorKind, MoveEvent, Output, Receiver, Reply, Sender, ShimEvent,
+    ShimRequest, ShimState, ShimStatus,
+};
+
+/// How long those who listen may take to hear the end.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// How long a signal waits for a job that is frozen in the middle of a move.
+const KILL_WAIT: Duration = Duration::from_secs(30);
+
+/// The control thread.
+#[derive(Debug)]
+pub struct Control {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Control {
+    /// Lets the connections hear what there is to hear, and ends the thread.
+    pub fn finish(self) {
+        // The thread may have ended already, with an error in the log.
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Server {
+    shared: Arc<Shared>,
+    asker: Asker,
+    /// Every open connection holds one; when all are gone the last receiver knows.
+    _open: mpsc::Sender<()>,
+}
+
+/// Starts the thread that serves `listener`.
+///
+/// # Errors
+/// When the thread or its runtime can't be made.
+pub fn start(listener: StdListener, shared: Arc<Shared>, asker: Asker) -> io::Result<Control> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+        runtime.block_on(async move {
+            if let Err(error) = serve(listener, shared, asker, stopped).await {
+                tracing::error!(%error, "the control socket is not served any more");
+            }
+        });
+    })?;
+    Ok(Control { stop, thread })
+}
+
+async fn serve(
+    listener: StdListener,
+    shared: Arc<Shared>,
+    asker: Asker,
+    mut stopped: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    let listener = UnixListener::from_std(listener)?;
+    let (open, mut all_closed) = mpsc::channel(1);
+    let server = Server { shared, asker, _open: open };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let server = server.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = server.answer(stream.into()).await {
+                            tracing::debug!(%error, "a control connection broke");
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Descriptors may be short for a moment.
+                    tracing::warn!(%error, "can't accept a control connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            _ = terminate.recv() => drop(server.asker.ask(Command::Shutdown)),
+            _ = interrupt.recv() => drop(server.asker.ask(Command::Shutdown)),
+            _ = &mut stopped => break,
+        }
+    }
+    drop(server);
+    // Ends when the last connection does.
+    if tokio::time::timeout(FAREWELL, all_closed.recv()).await.is_err() {
+        tracing::warn!("somebody did not listen to the end");
+    }
+    Ok(())
+}
+
+impl Server {
+    async fn answer(&self, mut connection: Connection) -> io::Result<()> {
+        let Some(request) = connection.receive::<ShimRequest>().await? else { return Ok(()) };
+        match request {
+            ShimRequest::Status => connection.send(&Reply::Ok(self.status())).await,
+            ShimRequest::Inspect => {
+                let answer = self.inspect().await;
+                connection.send(&Reply::from(answer)).await
+            }
+            ShimRequest::Kill { signal } => {
+                let answer = self.kill(signal).await;
+                connection.send(&Reply::from(answer)).await
+            }
+            ShimRequest::Attach { from_offset, follow, input } => {
+                self.attach(connection, from_offset, follow, input).await
+            }
+            ShimRequest::Watch => self.watch(connection).await,
+            ShimRequest::MoveOut { target, epoch } => {
+                let (progress, events) = mpsc::unbounded_channel();
+                if let Some(stream) = connection.take_descriptor() {
+                    self.asker.ask(Command::MoveOut { target, epoch, stream, progress });
+                } else {
+                    let error = ApiError::new(ErrorKind::Invalid, "the move came without its connection");
+                    // The receiver is right here.
+                    let _ = progress.send(MoveEvent::Failed(error));
+                }
+                forward(events, connection).await
+            }
+            ShimRequest::Receive { source } => {
+                let answer = self.receive(source, &mut connection);
+                connection.send(&Reply::from(answer)).await
+            }
+            ShimRequest::Cancel => {
+                let answer = match self.shared.status().state {
+                    ShimState::Receiving => {
+                        self.asker.ask(Command::Cancel);
+                        Ok(())
+                    }
+                    _ => {
+                        Err(ApiError::new(ErrorKind::Conflict, format!("job {} runs here", self.shared.file.spec.name)))
+                    }
+                };
+                connection.send(&Reply::from(answer)).await
+            }
+        }
+    }
+
+    fn receive(&self, source: crate::api::NodeAddress, connection: &mut Connection) -> Result<(), ApiError> {
+        if self.shared.status().state != ShimState::Receiving {
+            return Err(ApiError::new(ErrorKind::Conflict, format!("job {} runs here", self.shared.file.spec.name)));
+        }
+        let stream = connection.take_descriptor();
+        let stream = stream.ok_or_else(|| ApiError::new(ErrorKind::Invalid, "the move came without its connection"))?;
+        self.asker.ask(Command::Receive { source, stream });
+        Ok(())
+    }
+
+    fn status(&self) -> ShimStatus {
+        let status = self.shared.status();
+        let output_bytes = self.shared.stdio.borrow().as_ref().map_or(0, |stdio| *stdio.output_offset().borrow());
+        ShimStatus {
+            id: self.shared.file.spec.id.clone(),
+            state: status.state,
+            epoch: status.epoch,
+            shim_pid: std::process::id(),
+            pid: status.root.map(sys::Pid::as_raw),
+            output_bytes,
+        }
+    }
+
+    async fn inspect(&self) -> Result<serde_json::Value, ApiError> {
+        if let ShimState::Moving { to } = self.shared.status().state {
+            return Ok(serde_json::json!({ "moving_to": to }));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.asker.ask(Command::Inspect(reply));
+        answer.await.map_err(|_| {
+            ApiError::new(ErrorKind::Unavailable, format!("job {} does not run here", self.shared.file.spec.name))
+        })
+    }
+
+    async fn kill(&self, signal: i32) -> Result<(), ApiError> {
+        let name = &self.shared.file.spec.name;
+        let signal = Signal::from_named_raw(signal)
+            .ok_or_else(|| ApiError::new(ErrorKind::Invalid, format!("there is no signal {signal}")))?;
+        let mut event = self.shared.event.subscribe();
+        let root = tokio::time::timeout(KILL_WAIT, async {
+            loop {
+                let status = self.shared.status();
+                match status.state {
+                    // A signal to a job whose image was taken would be lost with it.
+                    ShimState::Moving { .. } | ShimState::Receiving | ShimState::Starting => {}
+                    _ => return status.root,
+                }
+                if event.changed().await.is_err() {
+                    return None;
+                }
+            }
+        });
+        let root = root.await.map_err(|_| {
+            ApiError::new(ErrorKind::Unavailable, format!("job {name} is on its way to another node"))
+                .hint("try again when the move has ended")
+        })?;
+        let gone = || ApiError::new(ErrorKind::Conflict, format!("job {name} does not run here"));
+        let root = root.and_then(|root| Pid::from_raw(root.as_raw())).ok_or_else(gone)?;
+        let process = pidfd_open(root, PidfdFlags::empty()).map_err(|_| gone())?;
+        pidfd_send_signal(&process, signal).map_err(|error| ApiError::internal(io::Error::from(error)))
+    }
+
+    async fn watch(&self, mut connection: Connection) -> io::Result<()> {
+        let mut events = self.shared.event.subscribe();
+        loop {
+            let event = events.borrow_and_update().clone();
+            if let Some(event) = event {
+                connection.send(&event).await?;
+                if is_final(&event) {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                changed = events.changed() => if changed.is_err() { return Ok(()) },
+                // A watcher says nothing more; what is received here is its end.
+                said = connection.receive::<serde_json::Value>() => if said?.is_none() { return Ok(()) },
+            }
+        }
+    }
+
+    async fn attach(&self, mut connection: Connection, offset: u64, follow: bool, input: bool) -> io::Result<()> {
+        let mut event = self.shared.event.subscribe();
+        let mut stdio = self.shared.stdio.subscribe();
+        let stdio = tokio::select! {
+            ready = stdio.wait_for(Option::is_some) => ready.ok().and_then(|stdio| stdio.clone()),
+            _ = event.wait_for(|event| event.as_ref().is_some_and(is_final)) => None,
+        };
+        let Some(stdio) = stdio else {
+            let name = &self.shared.file.spec.name;
+            let error = ApiError::new(ErrorKind::Unavailable, format!("job {name} does not run on this node"));
+            return connection.send(&Reply::<()>::Error(error)).await;
+        };
+        connection.send(&Reply::Ok(())).await?;
+        let (receiver, sender) = connection.split();
+        let offset = offset.min(*stdio.output_offset().borrow());
+        let attachment = Attachment {
+            shared: Arc::clone(&self.shared),
+            reader: Reader::new(stdio.log_path(), offset),
+            hold: input.then(|| stdio.hold(offset)),
+            stdio,
+            sender,
+            receiver,
+            event,
+            follow,
+            input: None,
+        };
+        attachment.run().await
+    }
+}
+
+async fn forward(mut events: mpsc::UnboundedReceiver<MoveEvent>, mut connection: Connection) -> io::Result<()> {
+    while let Some(event) = events.recv().await {
+        connection.send(&event).await?;
+    }
+    Ok(())
+}
+
+/// One who is attached.
+struct Attachment {
+    shared: Arc<Shared>,
+    stdio: Arc<Stdio>,
+    reader: Reader,
+    hold: Option<Hold>,
+    sender: Sender,
+    receiver: Receiver,
+    event: watch::Receiver<Option<ShimEvent>>,
+    follow: bool,
+    /// Input that waits for room.
+    input: Option<AttachInput>,
+}
+
+impl Attachment {
+    async fn run(mut self) -> io::Result<()> {
+        let mut offset = self.stdio.output_offset();
+        let mut accepted = self.stdio.input_accepted();
+        let mut told = None;
+        loop {
+            // Asked before the log is read: what the job wrote before its end is in the log by then.
+            let event = self.event.borrow_and_update().clone();
+            offset.borrow_and_update();
+            accepted.borrow_and_update();
+            self.send_output().await?;
+            match event {
+                Some(ShimEvent::Exited(exit)) => return self.sender.send(&AttachEvent::Exited(exit)).await,
+                Some(ShimEvent::Moved { to, .. }) => return self.sender.send(&AttachEvent::Moved { node: to }).await,
+                Some(ShimEvent::Failed(error)) => return self.sender.send(&AttachEvent::Failed(error)).await,
+                _ if !self.follow => return self.sender.send(&AttachEvent::CaughtUp).await,
+                _ => {}
+            }
+            if let Err(error) = self.accept_input() {
+                let error = ApiError::new(ErrorKind::Invalid, error.to_string());
+                return self.sender.send(&AttachEvent::Failed(error)).await;
+            }
+            let now = *self.stdio.input_accepted().borrow();
+            if self.hold.is_some() && told != Some(now) {
+                told = Some(now);
+                self.sender.send(&AttachEvent::Accepted { bytes: now }).await?;
+            }
+            tokio::select! {
+                changed = self.event.changed() => changed.map_err(io::Error::other)?,
+                changed = offset.changed() => changed.map_err(io::Error::other)?,
+                changed = accepted.changed() => changed.map_err(io::Error::other)?,
+                said = self.receiver.receive::<AttachInput>(), if self.input.is_none() => match said? {
+                    None => return Ok(()),
+                    said => self.input = said,
+                },
+            }
+        }
+    }
+
+    async fn send_output(&mut self) -> io::Result<()> {
+        while let Some(frame) = self.reader.next_frame()? {
+            let output = Output { stream: frame.stream, offset: frame.offset, bytes: frame.bytes };
+            self.sender.send(&AttachEvent::Output(output)).await?;
+            if let Some(hold) = &self.hold {
+                hold.advance(self.reader.offset());
+            }
+        }
+        Ok(())
+    }
+
+    fn accept_input(&mut self) -> io::Result<()> {
+        match self.input.take() {
+            Some(AttachInput::Stdin { offset, bytes }) => {
+                let accepted = self.stdio.accept_input(offset, &bytes)?;
+                if accepted < offset + bytes.len() as u64 {
+                    self.input = Some(AttachInput::Stdin { offset, bytes });
+                }
+            }
+            Some(AttachInput::StdinEof) if !self.stdio.end_input() => self.input = Some(AttachInput::StdinEof),
+            Some(AttachInput::Signal { signal }) => {
+                let server = self.shared.status();
+                if let Some(root) = server.root.and_then(|root| Pid::from_raw(root.as_raw()))
+                    && let Some(signal) = Signal::from_named_raw(signal)
+                    && let Ok(process) = pidfd_open(root, PidfdFlags::empty())
+                {
+                    // It may have ended just now.
+                    let _ = pidfd_send_signal(&process, signal);
+                }
+            }
+            Some(AttachInput::StdinEof) | None => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! The job on its node: how it is launched, what it consists of, how it ends.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use checkpoint::{CommandSpec, Event, ExitStatus, External, ExternalKey, FdKind, Sandbox, SandboxSpec};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::commands::{Command, Commands};
+use super::links::{Links, furnish_namespace};
+use super::stdio::{ProgramEnds, Stdio};
+use super::{Shared, daemon, transfer};
+use crate::api::{DaemonRequest, Exit, ExitFile, ShimEvent, unix_ms};
+use crate::net::{NetConfig, NetPlane};
+
+/// The announcements after the first, counted from it: a neighbour may have missed one.
+const REPEAT_ANNOUNCEMENT: [Duration; 3] =
+    [Duration::from_millis(30), Duration::from_millis(300), Duration::from_millis(2000)];
+/// How long a job that is to end may take after SIGTERM.
+const TERMINATION: Duration = Duration::from_secs(10);
+/// How long the stack may go on, after the job's end, with what its peers have not acknowledged.
+const LINGER: Duration = Duration::from_secs(20);
+/// How often the stack is asked whether it is done.
+const LINGER_STEP: Duration = Duration::from_millis(50);
+
+/// A job that runs here.
+#[derive(Debug)]
+pub struct Job {
+    pub(super) shared: Arc<Shared>,
+    pub(super) sandbox: Sandbox,
+    pub(super) links: Links,
+    pub(super) plane: NetPlane,
+    pub(super) stdio: Arc<Stdio>,
+    pub(super) epoch: u64,
+    pub(super) root: sys::Pid,
+    /// The job's own eth0, which ends with it.
+    pub(super) _eth0: OwnedFd,
+    pub(super) announced: Announced,
+}
+
+/// What a job needs around it, before there is a process.
+#[derive(Debug)]
+pub struct Surroundings {
+    pub(super) sandbox: Sandbox,
+    pub(super) links: Links,
+    pub(super) tun: OwnedFd,
+    pub(super) listener: OwnedFd,
+    pub(super) eth0: OwnedFd,
+}
+
+impl Surroundings {
+    /// Makes the namespaces, the TUN device and the job's own devices; nothing is visible outside yet.
+    pub fn create(shared: &Shared, clocks: Option<checkpoint::ClockOffsets>) -> anyhow::Result<Surroundings> {
+        let file = &shared.file;
+        let spec =
+            SandboxSpec { hostname: file.spec.name.clone(), clock_offsets: clocks, filter: Some(crate::net::filter()) };
+        let mut sandbox = Sandbox::create(spec).context("can't make the job's namespaces")?;
+        let listener = sandbox.take_listener().context("the job's system call filter has no listener")?;
+        let (links, tun) = Links::create(file.address, &file.uplinks)?;
+        let eth0 = furnish_namespace(sandbox.net_namespace(), file.address, file.prefix_length, links.mtu())?;
+        Ok(Surroundings { sandbox, links, tun, listener, eth0 })
+    }
+
+    /// How the net plane is to be made.
+    pub fn net_config(&self, shared: &Shared) -> anyhow::Result<NetConfig> {
+        Ok(NetConfig {
+            addresses: vec![IpAddr::V4(shared.file.address)],
+            mtu: usize::try_from(self.links.mtu())?,
+            namespace: Some(self.sandbox.net_namespace().try_clone_to_owned()?),
+            init_pid: Some(self.sandbox.init_pid().as_raw()),
+        })
+    }
+}
+
+/// When the address was announced, and how often since.
+#[derive(Debug)]
+pub struct Announced {
+    at: Instant,
+    repeated: usize,
+}
+
+impl Announced {
+    /// Just now.
+    pub fn now() -> Announced {
+        Announced { at: Instant::now(), repeated: 0 }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        REPEAT_ANNOUNCEMENT.get(self.repeated).map(|after| self.at + *after)
+    }
+}
+
+/// Starts the job's program.
+pub fn launch(shared: &Arc<Shared>) -> anyhow::Result<Job> {
+    let around = Surroundings::create(shared, None)?;
+    let config = around.net_config(shared)?;
+    let Surroundings { mut sandbox, mut links, tun, listener, eth0 } = around;
+    let (stdio, ends) = Stdio::create(&shared.paths.output()).context("can't make the job's standard streams")?;
+    shared.stdio.send_replace(Some(Arc::clone(&stdio)));
+    let plane = NetPlane::start(config, tun, listener).context("can't start the job's network")?;
+    links.attract()?;
+    links.announce();
+    let root = match sandbox.spawn(command(shared, ends)) {
+        Ok(root) => root,
+        Err(error) => {
+            links.withdraw();
+            return Err(error.into());
+        }
+    };
+    let epoch = shared.file.epoch;
+    shared.tell_running(epoch, root);
+    tracing::info!(root = root.as_raw(), device = links.device(), "the job runs");
+    let shared = Arc::clone(shared);
+    Ok(Job { shared, sandbox, links, plane, stdio, epoch, root, _eth0: eth0, announced: Announced::now() })
+}
+
+fn command(shared: &Shared, stdio: ProgramEnds) -> CommandSpec {
+    let spec = &shared.file.spec;
+    CommandSpec {
+        argv: spec.argv.iter().map(Into::into).collect(),
+        env: spec.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        cwd: spec.cwd.clone().into(),
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        umask: 0o022,
+        stdio,
+        rlimits: Vec::new(),
+    }
+}
+
+impl Job {
+    /// Lives with the job until it ends or moves away.
+    pub fn serve(mut self, queue: &mut Commands) -> anyhow::Result<()> {
+        let mut status = None;
+        let mut kill_at: Option<Instant> = None;
+        loop {
+            while let Some(event) = self.sandbox.next_event()? {
+                match event {
+                    Event::RootExited { status: how } => status = Some(how),
+                    Event::JobEmpty => return self.end(status),
+                    // Somebody killed init.
+                    Event::Gone => return self.end(Some(status.unwrap_or(ExitStatus::Signal(nix::libc::SIGKILL)))),
+                }
+            }
+            while let Some(command) = queue.take() {
+                match command {
+                    Command::Inspect(reply) => {
+                        // The asker may be gone.
+                        let _ = reply.send(self.describe());
+                    }
+                    Command::MoveOut { target, epoch, stream, progress } => {
+                        match transfer::move_out(self, target, epoch, stream, progress)? {
+                            Some(job) => self = job,
+                            None => return Ok(()),
+                        }
+                    }
+                    Command::Shutdown => {
+                        tracing::info!("the shim was told to end");
+                        kill_at = Some(Instant::now() + TERMINATION);
+                        // It may be gone already; then its end is about to be heard of.
+                        let _ = nix::sys::signal::kill(self.root, nix::sys::signal::Signal::SIGTERM);
+                    }
+                    // For a shim that receives; here they come too late.
+                    Command::Receive { .. } | Command::Cancel => {}
+                }
+            }
+            if kill_at.is_some_and(|at| at <= Instant::now()) {
+                return self.end(status);
+            }
+            self.repeat_announcement();
+            let wake_at = [self.announced.next(), kill_at].into_iter().flatten().min();
+            wait_for(&[self.sandbox.events(), queue.as_fd()], wake_at)?;
+        }
+    }
+
+    fn repeat_announcement(&mut self) {
+        while self.announced.next().is_some_and(|at| at <= Instant::now()) {
+            self.announced.repeated += 1;
+            self.links.repeat_announcement();
+        }
+    }
+
+    /// The job is over: tell everybody, let its connections end, leave nothing.
+    fn end(mut self, status: Option<ExitStatus>) -> anyhow::Result<()> {
+        self.sandbox.destroy();
+        self.stdio.finish();
+        let exit = match status {
+            Some(ExitStatus::Code(code)) => Exit::Code(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+            Some(ExitStatus::Signal(signal)) => Exit::Signal(signal),
+            None => Exit::Signal(nix::libc::SIGKILL),
+        };
+        tracing::info!(%exit, "the job has ended");
+        write_exit(&self.shared, exit).context("can't record how the job ended")?;
+        self.shared.set_status(|status| {
+            status.state = crate::api::ShimState::Exited(exit);
+            status.root = None;
+        });
+        self.shared.tell(ShimEvent::Exited(exit));
+        // What the job sent before its end still has to arrive, as it would from a kernel.
+        let until = Instant::now() + LINGER;
+        while Instant::now() < until && !self.plane.is_quiet() {
+            std::thread::sleep(LINGER_STEP);
+        }
+        self.links.withdraw();
+        let request = DaemonRequest::JobExited { job: self.shared.file.spec.id.clone(), exit };
+        if let Err(error) = daemon::ask::<()>(&self.shared.file.control, &request) {
+            // It finds the file when it is back.
+            tracing::info!(%error, "the daemon was not told of the job's end");
+        }
+        Ok(())
+    }
+
+    /// For `migd inspect`.
+    fn describe(&self) -> serde_json::Value {
+        let stay = checkpoint::Source::attach(&self.sandbox)
+            .and_then(|mut source| source.stay_reasons(&self.externals()))
+            .map(|reasons| reasons.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let (stay, error) = match stay {
+            Ok(reasons) => (reasons, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        serde_json::json!({
+            "device": self.links.device(),
+            "sockets": self.plane.describe(),
+            "stay_reasons": stay,
+            "stay_reasons_error": error,
+        })
+    }
+
+    /// The descriptors of the job whose other end is here.
+    pub(super) fn externals(&self) -> Externals {
+        Externals { sockets: self.plane.descriptor_keys(), stdio: Arc::clone(&self.stdio) }
+    }
+}
+
+/// See [`Job::externals`].
+#[derive(Debug)]
+pub struct Externals {
+    sockets: std::collections::HashMap<u64, crate::net::SocketKey>,
+    stdio: Arc<Stdio>,
+}
+
+impl External for Externals {
+    fn key(&self, kind: FdKind, inode: u64) -> Option<ExternalKey> {
+        match kind {
+            FdKind::Socket => self.sockets.get(&inode).map(|key| ExternalKey::Socket(key.0)),
+            FdKind::Pipe => self.stdio.stream_of(inode).map(ExternalKey::Stdio),
+            FdKind::Terminal | FdKind::Other => None,
+        }
+    }
+}
+
+fn write_exit(shared: &Shared, exit: Exit) -> io::Result<()> {
+    let path = shared.paths.exit();
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, serde_json::to_vec(&ExitFile { exit, finished_ms: unix_ms() })?)?;
+    std::fs::rename(temporary, path)
+}
+
+/// Waits until one of the descriptors is readable or the time has come.
+pub(super) fn wait_for(fds: &[std::os::fd::BorrowedFd<'_>], until: Option<Instant>) -> io::Result<()> {
+    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    let timeout = match until {
+        None => PollTimeout::NONE,
+        Some(until) => {
+            // Rounded up, so that the time has come when this returns.
+            let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        }
+    };
+    match poll(&mut polled, timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,554 @@
+//! The source's side of a move.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use std::time::{Duration, Instant};
+
+use checkpoint::{MemoryChunk, MemorySink, RoundStats};
+use handoff::message::{Claim, Message, Offer, SectionKind};
+use handoff::source::{Action, Event, Outcome};
+use handoff::{Limits, Source};
+use sys::tun::Tun;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::peer::{Arrival, Peer};
+use super::stats::Stats;
+use super::{in_words, pack};
+use crate::api::{ApiError, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, ShimEvent, ShimState};
+use crate::net::NetImage;
+use crate::shim::daemon;
+use crate::shim::job::{Announced, Externals, Job};
+use crate::shim::output::Reader;
+use crate::shim::stdio::StdioImage;
+
+/// Memory that is still to be sent when the job stops should take no longer than this.
+const FREEZE_BUDGET: Duration = Duration::from_millis(5);
+/// Rounds of copying while the job runs; a job that writes faster than the network carries gains nothing by more.
+const MAX_ROUNDS: u32 = 12;
+/// A round that leaves more than this share of what the last one left is no progress worth the time.
+const WORTHWHILE: f64 = 0.8;
+/// The largest packet that a TUN hands out: header and 64 KiB.
+const PACKET_BYTES: usize = 80 << 10;
+/// Packets that are written back after a commit; the queue holds fewer.
+const MAX_STRAYS: usize = 20_000;
+/// How often progress is told within a round.
+const PROGRESS: Duration = Duration::from_millis(100);
+
+/// Moves the job to `target`. Returns it when it stayed.
+pub fn move_out(
+    job: Job,
+    target: NodeAddress,
+    epoch: u64,
+    stream: OwnedFd,
+    progress: UnboundedSender<MoveEvent>,
+) -> anyhow::Result<Option<Job>> {
+    match Driver::new(job, target, epoch, stream, progress.clone()) {
+        Ok(driver) => driver.run(),
+        Err((job, event)) => {
+            // Whoever asked may be gone.
+            let _ = progress.send(event);
+            Ok(Some(*job))
+        }
+    }
+}
+
+struct Driver {
+    job: Job,
+    target: NodeAddress,
+    tree: Option<checkpoint::Source>,
+    machine: Source,
+    peer: Peer,
+    progress: UnboundedSender<MoveEvent>,
+    stats: Stats,
+    output: Reader,
+    output_bytes: u64,
+    /// Bytes that the last round left behind.
+    left: Option<u64>,
+    frozen: Option<(NetImage, StdioImage, Externals)>,
+    memory_bytes: u64,
+    outcome: Option<Outcome>,
+    over: Option<Instant>,
+}
+
+/// What came of an action.
+enum Done {
+    Quietly,
+    With(Event<'static>),
+    /// The connection did not carry it.
+    Broken(io::Error),
+}
+
+impl Driver {
+    fn new(
+        job: Job,
+        target: NodeAddress,
+        epoch: u64,
+        stream: OwnedFd,
+        progress: UnboundedSender<MoveEvent>,
+    ) -> Result<Driver, (Box<Job>, MoveEvent)> {
+        let name = job.shared.file.spec.name.clone();
+        let fail = |job: Job, kind, message: String| {
+            Err((Box::new(job), MoveEvent::Failed(ApiError::new(kind, format!("job {name} does not move: {message}")))))
+        };
+        if epoch != job.epoch {
+            let message = format!("its epoch is {}, the daemon believes {epoch}", job.epoch);
+            return fail(job, ErrorKind::Conflict, message);
+        }
+        let mut tree = match checkpoint::Source::attach(&job.sandbox) {
+            Ok(tree) => tree,
+            Err(error) => return fail(job, ErrorKind::Internal, in_words(&error)),
+        };
+        let reasons = match tree.stay_reasons(&job.externals()) {
+            Ok(reasons) => reasons,
+            Err(error) => return fail(job, ErrorKind::Internal, in_words(&error)),
+        };
+        if !reasons.is_empty() {
+            let reasons = reasons.iter().map(ToString::to_string).collect();
+            return Err((Box::new(job), MoveEvent::Done(MoveOutcome::Refused { reasons })));
+        }
+        let peer = match Peer::new(stream, Limits::default()) {
+            Ok(peer) => peer,
+            Err(error) => return fail(job, ErrorKind::Internal, in_words(&error)),
+        };
+        let claim = Claim {
+            job: job.shared.file.spec.id.clone(),
+            epoch,
+            source: job.shared.file.node.name.clone(),
+            target: target.name.clone(),
+        };
+        let output = Reader::new(job.stdio.log_path(), 0);
+        Ok(Driver {
+            job,
+            target,
+            tree: Some(tree),
+            machine: Source::new(claim),
+            peer,
+            progress,
+            stats: Stats::new(),
+            output,
+            output_bytes: 0,
+            left: None,
+            frozen: None,
+            memory_bytes: 0,
+            outcome: None,
+            over: None,
+        })
+    }
+
+    fn run(mut self) -> anyhow::Result<Option<Job>> {
+        let to = self.target.name.clone();
+        tracing::info!(to, "the job is to move");
+        self.job.shared.set_status(|status| status.state = ShimState::Moving { to: to.clone() });
+        self.job.shared.tell(ShimEvent::Moving { to });
+        self.stats.enter("offer", 0);
+        let mut actions = self.machine.handle_event(Event::Start);
+        loop {
+            self.perform_all(actions);
+            if self.outcome.is_some() {
+                break;
+            }
+            actions = match self.peer.next() {
+                Arrival::Frame(frame) => {
+                    let actions = match frame.message() {
+                        Ok(message) => self.machine.handle_event(Event::Message(&message)),
+                        Err(error) => self.machine.handle_event(Event::Disconnected(in_words(&error))),
+                    };
+                    self.peer.recycle(frame);
+                    actions
+                }
+                Arrival::Timeout(timer) => self.machine.handle_event(Event::Timeout(timer)),
+                Arrival::End(reason) => self.machine.handle_event(Event::Disconnected(reason)),
+            };
+        }
+        self.finish()
+    }
+
+    /// Performs actions and those that follow from them. What an event asks for replaces what was still to be done.
+    fn perform_all(&mut self, actions: Vec<Action>) {
+        let mut actions = actions.into_iter();
+        while let Some(action) = actions.next() {
+            let more = match self.perform(action) {
+                Done::Quietly => continue,
+                Done::With(event) => self.machine.handle_event(event),
+                Done::Broken(error) => self.handle_broken(&error),
+            };
+            if !more.is_empty() {
+                actions = more.into_iter();
+            }
+        }
+        if let Err(error) = self.peer.flush() {
+            let more = self.handle_broken(&error);
+            if !more.is_empty() {
+                self.perform_all(more);
+            }
+        }
+    }
+
+    /// The connection broke; the target may have said why.
+    fn handle_broken(&mut self, error: &io::Error) -> Vec<Action> {
+        if let Some(frame) = self.peer.last_words()
+            && let Ok(message) = frame.message()
+        {
+            let actions = self.machine.handle_event(Event::Message(&message));
+            if !actions.is_empty() {
+                return actions;
+            }
+        }
+        self.machine.handle_event(Event::Disconnected(error.to_string()))
+    }
+
+    fn perform(&mut self, action: Action) -> Done {
+        match action {
+            Action::Send(message) => sent(self.peer.send(&message)),
+            Action::SendOffer => self.send_offer(),
+            Action::Arm(timer) => match self.peer.flush().and_then(|()| self.peer.arm(timer)) {
+                Ok(()) => Done::Quietly,
+                Err(error) => Done::Broken(error),
+            },
+            Action::CopyRound { number } => self.copy_round(number),
+            Action::Freeze => self.freeze(),
+            Action::SendResidual => self.send_residual(),
+            Action::Fence => {
+                tracing::warn!(
+                    "the move is given up after the residual was sent: asking the directory who owns the job"
+                );
+                let claim = self.machine.claim();
+                Done::With(Event::Fenced(daemon::transfer(&self.job.shared.file.control, claim, &claim.source)))
+            }
+            Action::Resume => {
+                self.resume();
+                Done::Quietly
+            }
+            Action::Discard => {
+                self.over = Some(Instant::now());
+                self.stats.leave(self.peer.sent_bytes());
+                Done::Quietly
+            }
+            Action::Finish(outcome) => {
+                self.outcome = Some(outcome);
+                Done::Quietly
+            }
+        }
+    }
+
+    fn send_offer(&mut self) -> Done {
+        let Some(tree) = &mut self.tree else { return gone() };
+        let offer = match tree.offer() {
+            Ok(offer) => offer,
+            Err(error) => return Done::With(Event::Cancel(in_words(&error))),
+        };
+        self.memory_bytes = offer.memory_bytes;
+        let packed = pack(&offer).and_then(|process| {
+            let spec = serde_json::to_vec(&self.job.shared.file.spec)?;
+            Ok(Offer { claim: self.machine.claim().clone(), spec, process })
+        });
+        match packed {
+            Ok(offer) => sent(self.peer.send(&Message::Offer(offer))),
+            Err(error) => Done::With(Event::Cancel(error.to_string())),
+        }
+    }
+
+    fn copy_round(&mut self, number: u32) -> Done {
+        let Some(mut tree) = self.tree.take() else { return gone() };
+        if number == 1 {
+            self.stats.enter("precopy", self.peer.sent_bytes());
+        }
+        let done = self.copy_round_of(&mut tree, number);
+        self.tree = Some(tree);
+        done
+    }
+
+    fn copy_round_of(&mut self, tree: &mut checkpoint::Source, number: u32) -> Done {
+        if number == 1 {
+            if let Err(error) = tree.start_tracking() {
+                return Done::With(Event::Cancel(in_words(&error)));
+            }
+            if let Err(error) = self.send_output() {
+                return Done::Broken(error);
+            }
+        }
+        let begun = Instant::now();
+        let mut sink = self.sink(Some(number));
+        let result = tree.copy_round(&mut sink);
+        if let Some(error) = sink.broken.take() {
+            return Done::Broken(error);
+        }
+        let stats = match result {
+            Ok(stats) => stats,
+            Err(error) => return Done::With(Event::Cancel(in_words(&error))),
+        };
+        if let Err(error) = self.peer.flush() {
+            return Done::Broken(error);
+        }
+        let again = another_round(number, &stats, begun.elapsed(), self.left);
+        tracing::info!(round = number, bytes = stats.bytes, left = stats.dirty_left, again, "round copied");
+        self.left = Some(stats.dirty_left);
+        Done::With(Event::RoundCopied { again })
+    }
+
+    fn freeze(&mut self) -> Done {
+        if let Err(error) = self.peer.flush() {
+            return Done::Broken(error);
+        }
+        self.stats.enter("freeze", self.peer.sent_bytes());
+        self.stats.stop(self.peer.sent_bytes());
+        let Some(tree) = &mut self.tree else { return gone() };
+        if let Err(error) = tree.freeze() {
+            return Done::With(Event::Cancel(in_words(&error)));
+        }
+        let net = match self.job.plane.freeze() {
+            Ok(net) => net,
+            Err(error) => return Done::With(Event::Cancel(in_words(&error))),
+        };
+        let stdio = match self.job.stdio.freeze() {
+            Ok(stdio) => stdio,
+            Err(error) => return Done::With(Event::Cancel(format!("the job's standard input: {error}"))),
+        };
+        self.frozen = Some((net, stdio, self.job.externals()));
+        Done::With(Event::Frozen)
+    }
+
+    fn send_residual(&mut self) -> Done {
+        self.stats.enter("residual", self.peer.sent_bytes());
+        let (Some(mut tree), Some((net, stdio, externals))) = (self.tree.take(), self.frozen.take()) else {
+            return gone();
+        };
+        let done = self.send_residual_of(&mut tree, &net, &stdio, &externals);
+        self.tree = Some(tree);
+        done
+    }
+
+    fn send_residual_of(
+        &mut self,
+        tree: &mut checkpoint::Source,
+        net: &NetImage,
+        stdio: &StdioImage,
+        externals: &Externals,
+    ) -> Done {
+        let mut sink = self.sink(None);
+        let result = tree.dump(externals, &mut sink);
+        if let Some(error) = sink.broken.take() {
+            return Done::Broken(error);
+        }
+        let image = match result {
+            Ok(image) => image,
+            Err(error) => return Done::With(Event::Cancel(in_words(&error))),
+        };
+        let packed = (|| Ok::<_, io::Error>([pack(net)?, pack(&image)?, pack(stdio)?]))();
+        let [net, image, stdio] = match packed {
+            Ok(packed) => packed,
+            Err(error) => return Done::With(Event::Cancel(error.to_string())),
+        };
+        let all = [(SectionKind::Net, net), (SectionKind::Tree, image), (SectionKind::Shim, stdio)];
+        let result = (|| {
+            for (kind, data) in &all {
+                self.peer.send_section(*kind, data)?;
+            }
+            self.send_output()?;
+            self.peer.flush()
+        })();
+        if let Err(error) = result {
+            return Done::Broken(error);
+        }
+        let mut sections: Vec<_> = all.iter().map(|(kind, data)| (*kind, data.len() as u64)).collect();
+        sections.push((SectionKind::Output, self.output_bytes));
+        self.stats.enter("commit", self.peer.sent_bytes());
+        Done::With(Event::ResidualSent { sections })
+    }
+
+    /// Sends what the output log holds beyond what was sent.
+    fn send_output(&mut self) -> io::Result<()> {
+        // A log that can't be read costs its readers the past, not the job its move.
+        let next = |driver: &mut Driver| match driver.output.next_frame() {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(%error, "a part of the job's output stays behind");
+                None
+            }
+        };
+        while let Some(frame) = next(self) {
+            let data = frame.encode();
+            self.output_bytes += data.len() as u64;
+            self.peer.send(&Message::Section { kind: SectionKind::Output, data: &data })?;
+        }
+        Ok(())
+    }
+
+    fn sink(&mut self, round: Option<u32>) -> PeerSink<'_> {
+        PeerSink {
+            peer: &mut self.peer,
+            broken: None,
+            progress: &self.progress,
+            phase: self.stats.phase(),
+            round,
+            total: self.memory_bytes,
+            told: Instant::now(),
+        }
+    }
+
+    /// The job runs on here.
+    fn resume(&mut self) {
+        self.job.plane.resume();
+        if let Some(tree) = self.tree.take()
+            && let Err(error) = tree.resume()
+        {
+            tracing::error!(error = in_words(&error), "the job did not resume cleanly after a move that was given up");
+        }
+        self.job.stdio.resume();
+    }
+
+    fn finish(mut self) -> anyhow::Result<Option<Job>> {
+        let phase = self.stats.phase();
+        let outcome = self.outcome.take().expect("the loop ends with an outcome");
+        let done = match outcome {
+            Outcome::Moved { epoch, committed } => {
+                if let Some(committed) = committed {
+                    for (name, duration_us) in committed.steps {
+                        self.stats.target_step(&name, duration_us);
+                    }
+                }
+                self.depart(epoch);
+                return Ok(None);
+            }
+            Outcome::Refused { reason } => MoveOutcome::Refused { reasons: vec![reason] },
+            Outcome::Aborted { reason, epoch } => {
+                self.job.epoch = epoch;
+                MoveOutcome::Aborted { phase: phase.to_owned(), reason }
+            }
+        };
+        tracing::warn!(?done, "the job stays");
+        self.job.shared.tell_running(self.job.epoch, self.job.root);
+        self.job.announced = Announced::now();
+        // Whoever asked may be gone.
+        let _ = self.progress.send(MoveEvent::Done(done));
+        Ok(Some(self.job))
+    }
+
+    /// The job runs at the target: send its packets after it, then end what is here.
+    fn depart(self, epoch: u64) {
+        let Job { shared, sandbox, mut links, plane, stdio, .. } = self.job;
+        links.hand_over(self.target.peer.ip());
+        match plane.retire() {
+            Ok(tun) => forward_strays(Tun::from(tun)),
+            Err(error) => tracing::warn!(error = in_words(&error), "packets in the old TUN are lost"),
+        }
+        let over = self.over.unwrap_or_else(Instant::now);
+        let sent = self.peer.sent_bytes();
+        let summary = self.stats.summary(&shared.file.node.name, &self.target.name, epoch, over, sent);
+        tracing::info!(?summary, "the job has moved");
+        // Whoever asked may be gone.
+        let _ = self.progress.send(MoveEvent::Done(MoveOutcome::Moved(summary)));
+        shared.set_status(|status| status.root = None);
+        shared.tell(ShimEvent::Moved { to: self.target.name, epoch });
+        if let Some(tree) = self.tree {
+            tree.discard();
+        }
+        sandbox.destroy();
+        stdio.finish();
+    }
+}
+
+fn sent(result: io::Result<()>) -> Done {
+    match result {
+        Ok(()) => Done::Quietly,
+        Err(error) => Done::Broken(error),
+    }
+}
+
+fn gone() -> Done {
+    Done::With(Event::Cancel("the job is no longer held".to_owned()))
+}
+
+/// Whether copying once more, while the job runs, makes the freeze shorter.
+fn another_round(number: u32, stats: &RoundStats, took: Duration, left_before: Option<u64>) -> bool {
+    if number >= MAX_ROUNDS {
+        return false;
+    }
+    let bytes_per_s = stats.bytes as f64 / took.as_secs_f64().max(1e-6);
+    if stats.dirty_left as f64 <= bytes_per_s * FREEZE_BUDGET.as_secs_f64() {
+        return false;
+    }
+    left_before.is_none_or(|before| (stats.dirty_left as f64) < before as f64 * WORTHWHILE)
+}
+
+/// Writes the packets that waited in the TUN back into it: the kernel routes them as new ones, to the job's new node.
+fn forward_strays(tun: Tun) {
+    let mut packets = Vec::new();
+    let mut buffer = vec![0; PACKET_BYTES];
+    while packets.len() < MAX_STRAYS
+        && let Ok(count) = tun.receive(&mut buffer)
+    {
+        packets.push(buffer[..count].to_vec());
+    }
+    let total = packets.len();
+    let lost = packets.iter().filter(|packet| tun.send(&[io::IoSlice::new(packet)]).is_err()).count();
+    tracing::info!(total, lost, "packets that waited were sent after the job");
+}
+
+/// Sends memory to the peer.
+struct PeerSink<'a> {
+    peer: &'a mut Peer,
+    /// Kept here, because the tree's errors don't tell the connection's from the job's.
+    broken: Option<io::Error>,
+    progress: &'a UnboundedSender<MoveEvent>,
+    phase: &'static str,
+    round: Option<u32>,
+    total: u64,
+    told: Instant,
+}
+
+impl PeerSink<'_> {
+    fn keep(&mut self, result: io::Result<()>) -> io::Result<()> {
+        result.map_err(|error| {
+            let kind = error.kind();
+            self.broken = Some(error);
+            io::Error::new(kind, "the connection to the target broke")
+        })
+    }
+}
+
+impl MemorySink for PeerSink<'_> {
+    fn layout(&mut self, layout: checkpoint::Layout) -> io::Result<()> {
+        let data = pack(&layout)?;
+        let result = self.peer.send(&Message::Layout(&data));
+        self.keep(result)
+    }
+
+    fn pages(&mut self, chunk: MemoryChunk<'_>) -> io::Result<()> {
+        let MemoryChunk { process, address, data } = chunk;
+        if self.round.is_some() && self.told.elapsed() >= PROGRESS {
+            self.told = Instant::now();
+            let event = MoveEvent::Progress {
+                phase: self.phase.to_owned(),
+                round: self.round,
+                bytes: self.peer.sent_bytes(),
+                total_bytes: Some(self.total),
+            };
+            // Whoever asked may be gone.
+            let _ = self.progress.send(event);
+        }
+        let result = self.peer.send_pages(process, address, data);
+        self.keep(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(bytes: u64, dirty_left: u64) -> RoundStats {
+        RoundStats { bytes, dirty_left, ..RoundStats::default() }
+    }
+
+    #[test]
+    fn rounds_end_when_the_rest_is_small_or_does_not_shrink() {
+        let second = Duration::from_secs(1);
+        // 1 GB/s: 5 MB fit the budget.
+        assert!(!another_round(1, &round(1_000_000_000, 4_000_000), second, None));
+        assert!(another_round(1, &round(1_000_000_000, 100_000_000), second, None));
+        assert!(another_round(2, &round(1_000_000_000, 50_000_000), second, Some(100_000_000)));
+        assert!(!another_round(3, &round(1_000_000_000, 49_000_000), second, Some(50_000_000)));
+        assert!(!another_round(MAX_ROUNDS, &round(1_000_000_000, 49_000_000), second, None));
+    }
+}
