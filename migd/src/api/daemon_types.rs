@@ -136,10 +136,10 @@ pub struct DaemonStatus {
     pub node: String,
     /// Its version.
     pub version: String,
-    /// The cluster's id.
-    pub cluster: String,
-    /// The cluster's prefix.
-    pub prefix: String,
+    /// The cluster's id, once it was joined.
+    pub cluster: Option<String>,
+    /// The cluster's prefix, once it was joined.
+    pub prefix: Option<String>,
     /// Where it listens for peers.
     pub peer: SocketAddr,
     /// Process id.
@@ -187,9 +187,14 @@ pub enum JobState {
 /// A job in listings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobView {
-    /// What it was started with.
-    #[serde(flatten)]
-    pub spec: JobSpec,
+    /// Unique for ever.
+    pub id: String,
+    /// Unique among the jobs that run.
+    pub name: String,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// When it was started, milliseconds since the Unix epoch.
+    pub created_ms: u64,
     /// Its cluster address (the last one, when it ended).
     pub address: Ipv4Addr,
     /// Where it is.
@@ -241,7 +246,7 @@ pub struct NodeView {
 pub struct NodeList {
     /// The nodes.
     pub nodes: Vec<NodeView>,
-    /// What could not be found out.
+    /// What could not be found out, one sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -251,6 +256,8 @@ pub struct JobInspection {
     /// As in the listing.
     #[serde(flatten)]
     pub job: JobView,
+    /// What it was started with, when its node answers.
+    pub spec: Option<JobSpec>,
     /// What the shim tells: processes, sockets, memory, stay reasons.
     pub detail: Option<serde_json::Value>,
 }

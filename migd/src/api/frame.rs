@@ -47,12 +47,22 @@ fn too_long(length: usize) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes is longer than {MAX_FRAME}"))
 }
 
-/// Reads one message and not a byte more, so that the stream can be handed to somebody else afterwards. `None` at a clean end. Not
-/// cancel-safe.
+/// Puts a length in front of a body.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] when it is longer than [`MAX_FRAME`].
+pub fn enclose(body: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_FRAME);
+    let length = length.ok_or_else(|| too_long(body.len()))?;
+    Ok([&length.to_be_bytes(), body].concat())
+}
+
+/// Reads the body of one frame and not a byte more, so that the stream can be handed to somebody else afterwards. `None` at a
+/// clean end. Not cancel-safe.
 ///
 /// # Errors
 /// As the stream's, or [`io::ErrorKind::InvalidData`].
-pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
+pub async fn read_body(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
     let mut header = [0; 4];
     let mut got = 0;
     while got < header.len() {
@@ -69,7 +79,15 @@ pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) ->
     if body.len() < length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    decode(&body).map(Some)
+    Ok(Some(body))
+}
+
+/// Reads one message; see [`read_body`].
+///
+/// # Errors
+/// As [`read_body`].
+pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
+    read_body(stream).await?.map(|body| decode(&body)).transpose()
 }
 
 /// Writes one message.

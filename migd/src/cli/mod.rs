@@ -1,32 +1,66 @@
 //! The command line.
+//!
+//! Standard output carries what was asked for and nothing else; what migd has to say itself goes to standard error.
 
 mod arguments;
+mod failure;
+mod foreground;
+mod jobs;
+mod listing;
+mod moving;
+mod target;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-pub use arguments::{Arguments, Command};
+pub use arguments::{Arguments, Command, Target};
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Process 1 of a job: before anything else, since it must stay small and have one thread.
+    if std::env::args_os().nth(1).as_deref() == Some(OsStr::new("init")) {
+        return checkpoint::init::main();
+    }
     let arguments = Arguments::parse();
+    let failed = match arguments.command {
+        Command::Run(_) => failure::RUN,
+        _ => failure::GENERAL,
+    };
     match dispatch(arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("migd: {error:#}");
-            ExitCode::FAILURE
+            failure::show(&error);
+            failure::status(&error, failed)
         }
     }
 }
 
 fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    match arguments.command {
+    let Arguments { command, target } = arguments;
+    match command {
         Command::Daemon(args) => crate::daemon::main(args),
-        Command::Shim(args) => crate::shim::main(args),
+        Command::Shim(args) => {
+            // Nothing that is sent to the daemon's terminal or session is meant for the job.
+            nix::unistd::setsid()?;
+            crate::shim::main(args)
+        }
         Command::Lab(args) => crate::lab::main(args),
         Command::Demo(args) => crate::demo::main(args),
         Command::Bench(args) => crate::bench::main(args),
-        other => anyhow::bail!("{other:?} is not part of this build"),
+        Command::Run(args) => block_on(foreground::run(&target, args)),
+        Command::Logs(args) => block_on(foreground::logs(&target, args)),
+        Command::Ps(args) => block_on(listing::ps(&target, args)),
+        Command::Nodes(args) => block_on(listing::nodes(&target, args)),
+        Command::Inspect(args) => block_on(jobs::inspect(&target, args)),
+        Command::Kill(args) => block_on(jobs::kill(&target, args)),
+        Command::Rm(args) => block_on(jobs::rm(&target, args)),
+        Command::Move(args) => block_on(moving::move_job(&target, args)),
     }
+}
+
+fn block_on(future: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(future)
 }

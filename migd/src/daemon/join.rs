@@ -1,0 +1,195 @@
+//! Becoming part of a cluster: making one, joining one, or coming back to the one joined before.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use cluster_addr::records::CLUSTER_KEY;
+use cluster_addr::{Cluster, Directory, Embedded, NodeRecord};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::directory::{Place, Remote};
+use super::jobs::write_json;
+use super::launch::random;
+use super::node::Node;
+use super::peer::PeerError;
+use super::peer::protocol::{PeerRequest, Pong};
+
+/// Prefix of a new cluster that was not given another.
+const DEFAULT_PREFIX: &str = "10.77.0.0/16";
+/// How long a node that never joined tries to before it gives up.
+const FIRST_JOIN: Duration = Duration::from_secs(30);
+/// Pause between tries.
+const RETRY: Duration = Duration::from_millis(200);
+/// Longest such pause.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// How this node came to its cluster.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// It serves the directory.
+    Create {
+        /// Prefix asked for.
+        prefix: Option<Ipv4Net>,
+    },
+    /// It belongs to the cluster of that node.
+    Join(SocketAddr),
+}
+
+/// `cluster.json`: what a node remembers of its cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Remembered {
+    cluster: String,
+    directory: SocketAddr,
+}
+
+/// Joins; returns when that is done.
+///
+/// # Errors
+/// When it is refused, or a node that never was in a cluster finds none.
+pub async fn join(node: &Arc<Node>, way: Way) -> anyhow::Result<()> {
+    let memory = node.paths.root().join("cluster.json");
+    let remembered: Option<Remembered> = match std::fs::read(&memory) {
+        Ok(text) => Some(serde_json::from_slice(&text).with_context(|| format!("{} is damaged", memory.display()))?),
+        Err(_) => None,
+    };
+    if let Some(remembered) = &remembered {
+        node.peers.set_cluster(&remembered.cluster);
+    }
+    let cluster = match way {
+        Way::Create { prefix } => {
+            if let Some(remembered) = &remembered
+                && !node.paths.directory().exists()
+            {
+                bail!(
+                    "this node joined cluster {} before, so it can't make a new one; use --join {}, or an empty --state",
+                    remembered.cluster,
+                    remembered.directory
+                );
+            }
+            create(node, prefix).await?
+        }
+        Way::Join(through) => join_until(node, through, remembered.as_ref()).await?,
+    };
+    let id = cluster.record().id.clone();
+    let directory = node.directory_address().unwrap_or(node.peer);
+    let fresh = Remembered { cluster: id.clone(), directory };
+    if remembered.as_ref() != Some(&fresh) {
+        write_json(&memory, &fresh).with_context(|| format!("can't write {}", memory.display()))?;
+    }
+    node.learn_nodes(cluster.nodes().await?);
+    release_leaks(node, &cluster).await?;
+    tracing::info!(cluster = id, prefix = %cluster.record().prefix, %directory, "joined");
+    node.set_cluster(cluster);
+    node.note_directory(None);
+    Ok(())
+}
+
+fn own_record(node: &Node) -> NodeRecord {
+    NodeRecord { name: node.name.clone(), peer: node.peer }
+}
+
+async fn create(node: &Arc<Node>, prefix: Option<Ipv4Net>) -> anyhow::Result<Cluster> {
+    let path = node.paths.directory();
+    let engine = Embedded::open(&path).with_context(|| format!("can't open the directory {}", path.display()))?;
+    let engine = Arc::new(engine);
+    node.set_place(Place::Local(Arc::clone(&engine)));
+    let exists = engine.get(CLUSTER_KEY).await?.is_some();
+    if exists && prefix.is_none() {
+        return Ok(Cluster::open(engine, own_record(node)).await?);
+    }
+    let mut bytes = [0; 8];
+    random(&mut bytes)?;
+    let id = format!("{:016x}", u64::from_be_bytes(bytes));
+    let prefix = match prefix {
+        Some(prefix) => prefix,
+        None => DEFAULT_PREFIX.parse()?,
+    };
+    Ok(Cluster::create(engine, id, prefix, own_record(node)).await?)
+}
+
+async fn join_until(node: &Arc<Node>, through: SocketAddr, remembered: Option<&Remembered>) -> anyhow::Result<Cluster> {
+    let began = Instant::now();
+    let mut pause = RETRY;
+    loop {
+        let failure = match join_once(node, through, remembered).await {
+            Ok(cluster) => return Ok(cluster),
+            Err(failure) => failure,
+        };
+        let error = match failure {
+            Failure::Final(error) => return Err(error),
+            Failure::Passing(error) => error,
+        };
+        node.note_directory(Some(format!("{error:#}")));
+        if remembered.is_none() && began.elapsed() > FIRST_JOIN {
+            return Err(error.context(format!("no cluster at {through}; is its daemon running?")));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+enum Failure {
+    Final(anyhow::Error),
+    Passing(anyhow::Error),
+}
+
+async fn join_once(node: &Arc<Node>, through: SocketAddr, remembered: Option<&Remembered>) -> Result<Cluster, Failure> {
+    let passing = |error: anyhow::Error| Failure::Passing(error);
+    let server = match (node.peers.connect(through).await, remembered) {
+        (Ok(connection), _) => connection.welcome.directory.ok_or_else(|| {
+            Failure::Passing(anyhow::anyhow!("node {} has not joined a cluster itself yet", connection.welcome.node))
+        })?,
+        (Err(PeerError::Api(error)), _) => return Err(Failure::Final(error.into())),
+        // The node named may be down while the directory's is not.
+        (Err(_), Some(remembered)) => remembered.directory,
+        (Err(error), None) => return Err(Failure::Passing(error.into())),
+    };
+    let directory = Arc::new(Remote { server, peers: Arc::clone(&node.peers) });
+    refuse_twin(node, directory.as_ref()).await?;
+    let cluster = Cluster::open(directory, own_record(node)).await.map_err(|error| match error {
+        cluster_addr::ClusterError::BadName(_) => Failure::Final(error.into()),
+        error => passing(error.into()),
+    })?;
+    node.set_place(Place::Remote(server));
+    Ok(cluster)
+}
+
+/// Another daemon with this name must not lose its jobs to this one.
+async fn refuse_twin(node: &Arc<Node>, directory: &dyn Directory) -> Result<(), Failure> {
+    let key = cluster_addr::records::node_key(&node.name);
+    let found = directory.get(&key).await.map_err(|error| Failure::Passing(error.into()))?;
+    let Some(found) = found else { return Ok(()) };
+    let record: NodeRecord = match cluster_addr::records::decode(&key, &found.value) {
+        Ok(record) => record,
+        Err(error) => return Err(Failure::Final(error.into())),
+    };
+    if record.peer == node.peer {
+        return Ok(());
+    }
+    match node.peers.ask::<Pong>(record.peer, &PeerRequest::Ping).await {
+        Ok(pong) if pong.node == node.name => Err(Failure::Final(anyhow::anyhow!(
+            "the cluster has a node {} at {}, which answers; choose another --name",
+            node.name,
+            record.peer
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Gives back what the directory holds for jobs of this node that do not exist (the machine was switched off, or the
+/// daemon was killed between the record and the job). Before anything can be started here.
+async fn release_leaks(node: &Arc<Node>, cluster: &Cluster) -> anyhow::Result<()> {
+    let (records, _) = cluster.jobs().await?;
+    for record in records.iter().filter(|record| record.owner.node == node.name) {
+        if node.jobs.get(record.id.as_str()).is_none() {
+            tracing::warn!(job = %record.id, name = record.name, "not here any more, its address and name are given back");
+            cluster.release(&record.id, &record.owner).await?;
+        }
+    }
+    let _ = node.learn_jobs(&records);
+    Ok(())
+}

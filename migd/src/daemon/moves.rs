@@ -1,0 +1,235 @@
+//! Moves between nodes, and the change of owner.
+//!
+//! The daemons only bring the two shims together: the target's daemon starts a shim that waits, both hand the connection
+//! between them to their shims, and from then on the shims talk alone. The target's shim comes back with one question, the
+//! transfer of ownership ([`transfer`]), which is answered by the directory or not at all.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster_addr::{ClusterError, JobId, Owner, Transfer};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::jobs::{LocalJob, Phase};
+use super::launch;
+use super::locate::Located;
+use super::node::Node;
+use super::peer::protocol::{self, MoveAnswer, MoveOffer, PeerRequest};
+use crate::api::{
+    ApiError, Connection, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, Reply, ShimRequest, TransferReply,
+};
+
+/// How long the target may take to prepare a shim.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a former stay of the job on the target may take to be cleared away.
+const CLEARING: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+const CLEARING_STEP: Duration = Duration::from_millis(10);
+/// How long the directory is asked about a transfer that may have been made, before the shim is told to ask again.
+const VERIFY: Duration = Duration::from_secs(1);
+
+/// Begins to move a job and reports how it goes. Nobody has to listen: the move goes on by itself.
+///
+/// # Errors
+/// When it can't even be begun; the job was not disturbed then.
+pub async fn begin(node: &Arc<Node>, job: &Located, to: &str) -> Result<mpsc::UnboundedReceiver<MoveEvent>, ApiError> {
+    if job.ended {
+        return Err(ApiError::new(ErrorKind::Conflict, format!("job {} has ended", job.label())));
+    }
+    if job.node == to {
+        return Err(ApiError::new(ErrorKind::Invalid, format!("job {} is on node {to} already", job.label())));
+    }
+    if job.node != node.name {
+        return relay(node, job, to).await;
+    }
+    let target = node.find_node(to).await?;
+    let local = node.jobs.get(&job.id).ok_or_else(|| super::locate::not_found(&job.id))?;
+    let standing = local.standing();
+    match standing.phase {
+        Phase::Running => {}
+        Phase::Moving { to } => {
+            let message = format!("job {} is moving to node {to} at this moment", job.label());
+            return Err(ApiError::new(ErrorKind::Conflict, message).hint("wait for that move to end"));
+        }
+        _ => return Err(ApiError::new(ErrorKind::Conflict, format!("job {} does not run yet", job.label()))),
+    }
+    let (events, receiver) = mpsc::unbounded_channel();
+    let node = Arc::clone(node);
+    let target = NodeAddress { name: target.name, peer: target.peer };
+    tokio::spawn(async move {
+        tracing::info!(job = local.label(), to = target.name, "move begins");
+        let end = match carry_out(&node, &local, target, standing.epoch, &events).await {
+            Ok(outcome) => MoveEvent::Done(outcome),
+            Err(error) => MoveEvent::Failed(error),
+        };
+        tracing::info!(job = local.label(), ?end, "move ended");
+        // Whoever asked may have gone.
+        let _ = events.send(end);
+    });
+    Ok(receiver)
+}
+
+async fn carry_out(
+    node: &Arc<Node>,
+    job: &LocalJob,
+    target: NodeAddress,
+    epoch: u64,
+    events: &mpsc::UnboundedSender<MoveEvent>,
+) -> Result<MoveOutcome, ApiError> {
+    let record = node.cluster()?.job(&parse(job.id())?).await.map_err(|error| node.explain(error))?;
+    let record = record.ok_or_else(|| super::locate::not_found(job.id()))?;
+    let mut connection = node.peers.connect(target.peer).await?;
+    let offer = MoveOffer { spec: job.file.spec.clone(), record, source: node.address() };
+    let offer = PeerRequest::MoveOffer(offer);
+    let answer = connection.exchange::<Reply<MoveAnswer>>(&offer);
+    let silent = |reason: String| {
+        ApiError::new(ErrorKind::Unavailable, format!("node {} did not take the job: {reason}", target.name))
+    };
+    let answer = match tokio::time::timeout(OFFER_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => Result::from(answer)?,
+        Ok(Err(error)) => return Err(silent(error.to_string())),
+        Err(_) => return Err(silent(format!("no answer within {} s", OFFER_TIMEOUT.as_secs()))),
+    };
+    if let MoveAnswer::Refused { reasons } = answer {
+        return Ok(MoveOutcome::Refused { reasons });
+    }
+    let stream = connection.stream.into_std().map_err(ApiError::internal)?;
+    let lost = |what: &str| {
+        ApiError::new(ErrorKind::Unavailable, format!("the shim of job {} {what} during the move", job.label()))
+            .hint("`migd ps` shows where the job runs")
+    };
+    let shim = Connection::connect(&job.paths.socket()).await;
+    let mut shim = shim.map_err(|error| lost(&format!("did not answer ({error})")))?;
+    let request = ShimRequest::MoveOut { target, epoch };
+    shim.send_with(&request, &[stream.as_fd()]).await.map_err(|error| lost(&format!("did not answer ({error})")))?;
+    // The shim's from now on: were it kept open here, the other side could not see the shim's end.
+    drop(stream);
+    loop {
+        match shim.receive::<MoveEvent>().await {
+            Ok(Some(MoveEvent::Done(outcome))) => return Ok(outcome),
+            Ok(Some(MoveEvent::Failed(error))) => return Err(error),
+            Ok(Some(progress)) => drop(events.send(progress)),
+            Ok(None) => return Err(lost("closed the connection")),
+            Err(error) => return Err(lost(&format!("closed the connection ({error})"))),
+        }
+    }
+}
+
+/// Has the job's own node move it.
+async fn relay(node: &Arc<Node>, job: &Located, to: &str) -> Result<mpsc::UnboundedReceiver<MoveEvent>, ApiError> {
+    let owner = node.find_node(&job.node).await?;
+    let mut connection = node.peers.connect(owner.peer).await?;
+    let request = PeerRequest::Move { id: job.id.clone(), node: to.to_owned() };
+    let broken = |error: std::io::Error| {
+        ApiError::new(ErrorKind::Unavailable, format!("the connection to node {} broke: {error}", owner.name))
+    };
+    Result::from(connection.exchange::<Reply<()>>(&request).await.map_err(broken)?)?;
+    let (events, receiver) = mpsc::unbounded_channel();
+    let name = owner.name.clone();
+    tokio::spawn(async move {
+        let mut stream = connection.stream;
+        loop {
+            let event = match protocol::read::<MoveEvent>(&mut stream).await {
+                Ok(Some(event)) => event,
+                _ => MoveEvent::Failed(
+                    ApiError::new(
+                        ErrorKind::Unavailable,
+                        format!("the connection to node {name} broke during the move"),
+                    )
+                    .hint("the move goes on without it; `migd ps` shows where the job runs"),
+                ),
+            };
+            let last = !matches!(event, MoveEvent::Progress { .. });
+            if events.send(event).is_err() || last {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// The target's side: a shim is started, the answer given, and the connection handed to the shim.
+///
+/// # Errors
+/// As the stream's or the shim's; the source then sees the stream end.
+pub async fn take(node: &Arc<Node>, mut stream: TcpStream, offer: MoveOffer) -> std::io::Result<()> {
+    let job = match prepare(node, &offer).await {
+        Ok(job) => job,
+        Err(reason) => {
+            tracing::warn!(job = offer.spec.id, source = offer.source.name, reason, "refused a job");
+            let answer = MoveAnswer::Refused { reasons: vec![reason] };
+            return protocol::write(&mut stream, &Reply::Ok(answer)).await;
+        }
+    };
+    tracing::info!(job = job.label(), source = offer.source.name, "receiving");
+    protocol::write(&mut stream, &Reply::Ok(MoveAnswer::Accepted)).await?;
+    let stream = stream.into_std()?;
+    let mut shim = Connection::connect(&job.paths.socket()).await?;
+    shim.send_with(&ShimRequest::Receive { source: offer.source }, &[stream.as_fd()]).await?;
+    drop(stream);
+    match shim.receive::<Reply<()>>().await? {
+        Some(Reply::Ok(())) => Ok(()),
+        Some(Reply::Error(error)) => Err(std::io::Error::other(error)),
+        None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+async fn prepare(node: &Arc<Node>, offer: &MoveOffer) -> Result<Arc<LocalJob>, String> {
+    if !super::attach::is_id(&offer.spec.id) || offer.record.id.as_str() != offer.spec.id {
+        return Err(format!("{:?} is not the id of a job", offer.spec.id));
+    }
+    // The job may have left this node a moment ago, with its former shim still clearing away.
+    let deadline = tokio::time::Instant::now() + CLEARING;
+    while let Some(former) = node.jobs.get(&offer.spec.id) {
+        let leaving = matches!(former.standing().phase, Phase::MovedAway { .. } | Phase::Failed(_) | Phase::Unclear);
+        if !leaving || tokio::time::Instant::now() > deadline {
+            return Err(format!("node {} still has something of job {}; see `migd ps`", node.name, former.label()));
+        }
+        tokio::time::sleep(CLEARING_STEP).await;
+    }
+    launch::start(node, offer.spec.clone(), &offer.record, true).map_err(|error| error.to_string())
+}
+
+/// The change of owner that a shim asks for. Never guesses: what is not known is `Unknown`.
+pub async fn transfer(node: &Arc<Node>, job: &str, from: Owner, to: &str) -> Result<TransferReply, ApiError> {
+    let id = parse(job)?;
+    let unknown = |error: &dyn std::fmt::Display| TransferReply::Unknown { reason: error.to_string() };
+    let cluster = match node.cluster() {
+        Ok(cluster) => cluster,
+        Err(error) => return Ok(unknown(&error)),
+    };
+    let wanted = Owner { node: to.to_owned(), epoch: from.epoch.saturating_add(1) };
+    let reply = match cluster.transfer(&id, &from, to).await {
+        Ok(Transfer::Won(owner)) => TransferReply::Won { epoch: owner.epoch },
+        // An earlier try, whose answer got lost, had made it.
+        Ok(Transfer::Lost(Some(owner))) if owner == wanted => TransferReply::Won { epoch: owner.epoch },
+        Ok(Transfer::Lost(owner)) => lost(owner),
+        Err(ClusterError::Directory(error)) => {
+            tracing::warn!(job, %error, "the directory did not answer a transfer");
+            let asked = tokio::time::timeout(VERIFY, cluster.job(&id)).await;
+            match asked {
+                Ok(Ok(Some(record))) if record.owner == wanted => TransferReply::Won { epoch: wanted.epoch },
+                // It may still be on its way to the directory.
+                Ok(Ok(Some(record))) if record.owner == from => unknown(&error),
+                Ok(Ok(record)) => lost(record.map(|record| record.owner)),
+                Ok(Err(_)) | Err(_) => unknown(&error),
+            }
+        }
+        Err(error) => unknown(&error),
+    };
+    tracing::info!(job, ?from, to, ?reply, "transfer");
+    Ok(reply)
+}
+
+fn lost(owner: Option<Owner>) -> TransferReply {
+    match owner {
+        Some(owner) => TransferReply::Lost { owner: Some(owner.node), epoch: owner.epoch },
+        None => TransferReply::Lost { owner: None, epoch: 0 },
+    }
+}
+
+fn parse(id: &str) -> Result<JobId, ApiError> {
+    id.parse().map_err(|error: String| ApiError::new(ErrorKind::Invalid, error))
+}
