@@ -74,6 +74,15 @@ impl Lab {
         }
     }
 
+    /// Kills a job (SIGKILL), asking the daemon of `node`.
+    ///
+    /// # Errors
+    /// What the daemon said.
+    pub fn kill(&self, node: &str, job: &str) -> anyhow::Result<()> {
+        let request = DaemonRequest::Kill { job: job.to_owned(), signal: nix::sys::signal::Signal::SIGKILL as i32 };
+        ask(&self.control(node), &request).with_context(|| format!("can't kill {job}"))
+    }
+
     /// The jobs that a node's daemon lists.
     ///
     /// # Errors

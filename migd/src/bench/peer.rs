@@ -1,0 +1,57 @@
+//! The program at the far end of a measured stream: the same one under the kernel's TCP and under migd.
+//!
+//! A client says in one byte what it wants: [`SEND`], and the peer sends until the client hangs up; or [`RECEIVE`], and the
+//! peer receives and tells now and then, in eight bytes big-endian, how many bytes it has received. So every figure is
+//! taken at the receiving end.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+/// Asks the peer to send.
+pub(super) const SEND: u8 = b's';
+/// Asks the peer to receive.
+pub(super) const RECEIVE: u8 = b'r';
+/// Size of each read and write.
+pub(super) const CHUNK: usize = 256 << 10;
+/// How often the peer tells how much it received.
+const TELL: Duration = Duration::from_millis(10);
+
+/// Serves until it is killed.
+pub(super) fn main(port: u16) -> anyhow::Result<ExitCode> {
+    let listener =
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("can't listen on {port}"))?;
+    loop {
+        let (stream, _) = listener.accept().context("can't accept")?;
+        // A client that hangs up is how every stream ends.
+        std::thread::spawn(move || drop(serve(stream)));
+    }
+}
+
+fn serve(mut stream: TcpStream) -> io::Result<()> {
+    let mut wish = [0];
+    stream.read_exact(&mut wish)?;
+    let mut chunk = vec![0x5a; CHUNK];
+    if wish[0] == SEND {
+        loop {
+            stream.write_all(&chunk)?;
+        }
+    }
+    stream.set_nodelay(true)?;
+    let mut received: u64 = 0;
+    let mut told = Instant::now();
+    loop {
+        let count = stream.read(&mut chunk)?;
+        if count == 0 {
+            return Ok(());
+        }
+        received += count as u64;
+        if told.elapsed() >= TELL {
+            told = Instant::now();
+            stream.write_all(&received.to_be_bytes())?;
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The near end of a measured stream, in the client's namespace.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sys::netns::NetNamespace;
+
+use super::peer::{CHUNK, RECEIVE, SEND};
+
+/// Which way the bytes go, seen from the server that migd runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Direction {
+    /// From the server to the client.
+    Send,
+    /// From the client to the server.
+    Receive,
+}
+
+/// How many bytes had been received, and when.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    time: Instant,
+    bytes: u64,
+}
+
+/// A stream at work.
+#[derive(Debug)]
+pub(super) struct Stream {
+    socket: TcpStream,
+    latest: Arc<Mutex<Sample>>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+}
+
+impl Stream {
+    /// Connects and starts the flow.
+    pub(super) fn start(namespace: &NetNamespace, server: SocketAddr, direction: Direction) -> io::Result<Stream> {
+        let mut socket = namespace.run(|| connect(server))?;
+        let latest = Arc::new(Mutex::new(Sample { time: Instant::now(), bytes: 0 }));
+        let seen = Arc::clone(&latest);
+        let mut reader = socket.try_clone()?;
+        let mut threads = Vec::new();
+        match direction {
+            Direction::Send => {
+                socket.write_all(&[SEND])?;
+                threads.push(std::thread::spawn(move || {
+                    let mut chunk = vec![0; CHUNK];
+                    let mut bytes = 0;
+                    loop {
+                        let count = reader.read(&mut chunk)?;
+                        if count == 0 {
+                            return Err(io::ErrorKind::UnexpectedEof.into());
+                        }
+                        bytes += count as u64;
+                        note(&seen, bytes);
+                    }
+                }));
+            }
+            Direction::Receive => {
+                socket.write_all(&[RECEIVE])?;
+                let mut writer = socket.try_clone()?;
+                threads.push(std::thread::spawn(move || {
+                    let chunk = vec![0xa5; CHUNK];
+                    loop {
+                        writer.write_all(&chunk)?;
+                    }
+                }));
+                threads.push(std::thread::spawn(move || {
+                    loop {
+                        let mut told = [0; 8];
+                        reader.read_exact(&mut told)?;
+                        note(&seen, u64::from_be_bytes(told));
+                    }
+                }));
+            }
+        }
+        Ok(Stream { socket, latest, threads })
+    }
+
+    /// The rate over the time to come, in Gbit/s, by the clock of the samples themselves.
+    ///
+    /// # Errors
+    /// When the stream broke or nothing came.
+    pub(super) fn measure(&self, interval: Duration) -> anyhow::Result<f64> {
+        let before = self.sample();
+        std::thread::sleep(interval);
+        let after = self.sample();
+        anyhow::ensure!(!self.threads.iter().any(JoinHandle::is_finished), "the measured stream broke");
+        let seconds = (after.time - before.time).as_secs_f64();
+        anyhow::ensure!(after.bytes > before.bytes && seconds > 0.0, "nothing came in {interval:?}");
+        // Exact up to 2^53 bytes.
+        #[allow(clippy::cast_precision_loss)]
+        let bits = (after.bytes - before.bytes) as f64 * 8.0;
+        Ok(bits / seconds / 1e9)
+    }
+
+    fn sample(&self) -> Sample {
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Fails only when the stream is broken already; the threads end either way.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+fn note(latest: &Mutex<Sample>, bytes: u64) {
+    *latest.lock().unwrap_or_else(PoisonError::into_inner) = Sample { time: Instant::now(), bytes };
+}
+
+/// The server may need a moment until it listens.
+fn connect(server: SocketAddr) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match TcpStream::connect_timeout(&server, Duration::from_secs(3)) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            other => return other,
+        }
+    }
+}
