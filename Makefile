@@ -1,0 +1,56 @@
+# One place for what people and CI run. `make help` lists the targets.
+
+CARGO ?= cargo
+# `make demo DATASET_MB=1024` moves a redis that holds a gigabyte.
+DATASET_MB ?= 0
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+MIGD := $(TARGET_DIR)/release/migd
+
+# What is needed from Debian, and what for:
+#   redis-server                      the server of the demonstration (only its program; Debian's own instance is not started)
+#   redis-tools memcached nginx-light iperf3 curl python3   unmodified servers and clients that the whole-system tests move
+#   golang-go                         a statically linked Go server, built and moved by the tests
+DEMO_PACKAGES := redis-server
+
+.PHONY: all build demo test unit system bench fmt lint help demo-packages test-packages
+
+all: build ## Build the release binary
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+build: ## Build the release binary
+	$(CARGO) build --release --bin migd
+
+demo: build demo-packages ## Show a redis moving between two nodes under load (needs root)
+	$(MIGD) demo --dataset-mb $(DATASET_MB)
+
+bench: build ## Measure throughput against the kernel's TCP (needs root)
+	$(MIGD) bench throughput
+
+fmt: ## Format the source
+	$(CARGO) fmt --all
+
+lint: ## Check format and lints, warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+# The demonstration comes before the tests, so that the last line is the tests' own count.
+test: lint build test-packages ## Format, lints, the demonstration, unit, property and whole-system tests (needs root)
+	$(MIGD) demo
+	$(MAKE) unit
+	$(MAKE) system
+
+unit: ## Unit and property tests
+	$(CARGO) test --workspace --exclude tests
+
+# Each test makes a lab of its own; two at a time are as many as a small machine carries without the load of one
+# disturbing the other's timing.
+system: build test-packages ## Whole-system tests in labs (needs root)
+	MIGD_BINARY=$(MIGD) $(CARGO) test --package tests -- --test-threads=2
+
+demo-packages:
+	@.ci/packages $(DEMO_PACKAGES)
+
+test-packages:
+	@.ci/packages $(TEST_PACKAGES)
