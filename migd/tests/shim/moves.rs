@@ -1,0 +1,1 @@
+//! A job that moves, and moves that are given up.
