@@ -19,11 +19,15 @@
 //! * `ip`, `icmp`: the layers below, parsed and emitted with smoltcp's wire types.
 
 mod config;
+mod hash;
+mod icmp;
 mod info;
+mod ip;
 mod options;
 mod packet;
 mod socket;
 mod stack;
+mod tcp;
 mod time;
 
 pub use config::{Config, Offload, Secrets};

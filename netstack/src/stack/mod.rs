@@ -1,256 +1,470 @@
 //! The host: everything between packets and sockets.
+//!
+//! * this file: the stack's parts, its clock, timers and queues, and what happens when a connection changes;
+//! * [`sockets`]: the calls a program makes;
+//! * [`receive`]: packets in;
+//! * [`transmit`]: packets out, and the loop back;
+//! * [`image`]: freeze and thaw.
 
-use std::net::SocketAddr;
+mod clock;
+mod image;
+mod ports;
+mod receive;
+mod reply;
+mod slab;
+mod socket;
+mod sockets;
+mod timer_queue;
+mod transmit;
 
-use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 
-use crate::{
-    Config, Instant, Reuse, RxPacket, Secrets, Shutdown, SocketError, SocketId, State, Status,
-    TcpInfo, TcpOption, TcpOptions, TxPacket,
-};
+pub use self::image::{ImageError, StackImage};
 
-/// A frozen stack: every socket in every state. Made by [`Stack::freeze`], continued by [`Stack::thaw`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StackImage {
-    version: u32,
-}
+use self::clock::Clock;
+use self::ports::Ports;
+use self::reply::Replies;
+use self::slab::Slab;
+use self::socket::{Kind, Socket};
+use self::timer_queue::TimerQueue;
+use self::transmit::Scratch;
+use crate::hash::{Key, Keys};
+use crate::tcp::connection::{Connection, Verdict};
+use crate::tcp::half_open::HalfOpen;
+use crate::tcp::segment::{Flags, Header};
+use crate::tcp::time_wait::TimeWait;
+use crate::tcp::{Env, Tuple};
+use crate::{Config, Instant, Secrets, SocketId, State, TcpOptions};
 
-/// Why an image can't be thawed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ImageError {
-    /// The image was made by a release whose format this one doesn't know.
-    #[error(
-        "stack image has format {found}, this release reads format {known}: update the node that is behind"
-    )]
-    Version {
-        /// The image's format.
-        found: u32,
-        /// The format known here.
-        known: u32,
-    },
-    /// The image contradicts itself.
-    #[error("stack image is corrupt: {0}")]
-    Corrupt(String),
-    /// The new configuration doesn't fit the image.
-    #[error("stack image doesn't fit the configuration: {0}")]
-    Mismatch(String),
+/// Who a segment between two ends is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Socket(u32),
+    HalfOpen(u32),
+    TimeWait(u32),
 }
 
 /// One host: addresses, sockets, connections.
 pub struct Stack {
-    options: TcpOptions,
+    config: Config,
+    keys: Keys,
+    clock: Clock,
+    sockets: Slab<Socket>,
+    half_open: Slab<HalfOpen>,
+    time_wait: Slab<TimeWait>,
+    /// TIME-WAIT entries in the order they began, for the limit.
+    time_wait_order: VecDeque<u32>,
+    flows: HashMap<Tuple, Flow, Key>,
+    ports: Ports,
+    socket_timers: TimerQueue,
+    half_open_timers: TimerQueue,
+    time_wait_timers: TimerQueue,
+    /// Connections that may have something to send, each at most once.
+    ready: VecDeque<u32>,
+    /// Sockets whose status has changed, each at most once.
+    changed: VecDeque<u32>,
+    replies: Replies,
+    /// Packets from this host to itself.
+    looped: VecDeque<Vec<u8>>,
+    scratch: Scratch,
+    default_options: TcpOptions,
 }
 
 impl Stack {
     /// A host without sockets.
     #[must_use]
     pub fn new(config: Config, secrets: Secrets, now: Instant) -> Stack {
-        let _ = (config, secrets, now);
+        Stack::with_keys(config, Keys::new(&secrets), Clock::new(now))
+    }
+
+    fn with_keys(config: Config, keys: Keys, clock: Clock) -> Stack {
         Stack {
-            options: TcpOptions::default(),
+            config,
+            clock,
+            sockets: Slab::default(),
+            half_open: Slab::default(),
+            time_wait: Slab::default(),
+            time_wait_order: VecDeque::new(),
+            flows: HashMap::with_hasher(keys.table),
+            ports: Ports::new(keys.table),
+            keys,
+            socket_timers: TimerQueue::default(),
+            half_open_timers: TimerQueue::default(),
+            time_wait_timers: TimerQueue::default(),
+            ready: VecDeque::new(),
+            changed: VecDeque::new(),
+            replies: Replies::default(),
+            looped: VecDeque::new(),
+            scratch: Scratch::default(),
+            default_options: TcpOptions::default(),
         }
     }
 
-    /// Takes in a packet that arrived from the link.
-    pub fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) {
-        let _ = (now, packet);
-    }
-
-    /// The next packet to send. Call until it returns `None`.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<TxPacket<'_>> {
-        let _ = now;
-        None
+    /// What the stack was configured with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// When [`Stack::handle_timeout`] is to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let queues = [
+            &self.socket_timers,
+            &self.half_open_timers,
+            &self.time_wait_timers,
+        ];
+        queues
+            .into_iter()
+            .filter_map(TimerQueue::next)
+            .min()
+            .map(|at| self.clock.leave(at))
     }
 
     /// Does what was due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let _ = now;
+        let now = self.clock.enter(now);
+        while let Some(slot) = self.socket_timers.take_due(now) {
+            let outcome =
+                self.with_connection(now, slot, |connection, env| connection.handle_timeout(env));
+            match outcome {
+                Some(Err(error)) => self.finish(now, slot, Verdict::Closed(error), true),
+                Some(Ok(())) => self.touch(slot),
+                None => {}
+            }
+        }
+        while let Some(index) = self.half_open_timers.take_due(now) {
+            self.half_open_timeout(now, index);
+        }
+        while let Some(index) = self.time_wait_timers.take_due(now) {
+            match self.time_wait.get(index).map(|entry| entry.ends_at) {
+                Some(ends_at) if ends_at > now => self.time_wait_timers.at_latest(index, ends_at),
+                Some(_) => self.drop_time_wait(index),
+                None => {}
+            }
+        }
     }
 
     /// A socket whose status has changed since it was last returned here.
     pub fn poll_changed(&mut self) -> Option<SocketId> {
-        None
-    }
-
-    /// What the socket looks like now. A socket that does not exist looks closed.
-    #[must_use]
-    pub fn status(&self, id: SocketId) -> Status {
-        let _ = id;
-        Status {
-            state: State::Closed,
-            readable: 0,
-            send_space: 0,
-            peer_closed: false,
-            acceptable: 0,
-            error: None,
-            unsent: 0,
-            unacked: 0,
+        while let Some(slot) = self.changed.pop_front() {
+            if let Some(socket) = self.sockets.get_mut(slot) {
+                socket.changed = false;
+                return Some(socket.id);
+            }
         }
-    }
-
-    /// A new TCP socket, bound to nothing.
-    pub fn tcp_open(&mut self) -> SocketId {
-        SocketId::new(0, 0)
-    }
-
-    /// `bind(2)`: port 0 picks a free one. `[::]` takes IPv4 as well unless `IPV6_V6ONLY` is set.
-    pub fn tcp_bind(
-        &mut self,
-        id: SocketId,
-        address: SocketAddr,
-        reuse: Reuse,
-    ) -> Result<(), SocketError> {
-        let _ = (id, address, reuse);
-        Err(SocketError::NoSuchSocket)
-    }
-
-    /// `listen(2)`: an unbound socket gets a port first; on a listener it sets a new backlog.
-    pub fn tcp_listen(
-        &mut self,
-        now: Instant,
-        id: SocketId,
-        backlog: u32,
-    ) -> Result<(), SocketError> {
-        let _ = (now, id, backlog);
-        Err(SocketError::NoSuchSocket)
-    }
-
-    /// The longest established connection that waits at a listener.
-    pub fn tcp_accept(&mut self, now: Instant, id: SocketId) -> Option<SocketId> {
-        let _ = (now, id);
         None
-    }
-
-    /// `connect(2)`: starts the handshake; [`Stack::status`] tells how it goes.
-    pub fn tcp_connect(
-        &mut self,
-        now: Instant,
-        id: SocketId,
-        remote: SocketAddr,
-    ) -> Result<(), SocketError> {
-        let _ = (now, id, remote);
-        Err(SocketError::NoSuchSocket)
-    }
-
-    /// Lets `fill` write into the send buffer, at most [`Status::send_space`] bytes in two parts; it returns how many it
-    /// wrote, from the start of the first part on. Returns that number.
-    pub fn tcp_send_with(
-        &mut self,
-        now: Instant,
-        id: SocketId,
-        fill: impl FnOnce([&mut [u8]; 2]) -> usize,
-    ) -> Result<usize, SocketError> {
-        let _ = (now, id, fill([&mut [], &mut []]));
-        Err(SocketError::NoSuchSocket)
-    }
-
-    /// Lets `take` read what was received, in two parts; it returns how many bytes it consumed. The window update follows
-    /// by itself. Returns that number.
-    pub fn tcp_recv_with(
-        &mut self,
-        now: Instant,
-        id: SocketId,
-        take: impl FnOnce([&[u8]; 2]) -> usize,
-    ) -> Result<usize, SocketError> {
-        let _ = (now, id, take([&[], &[]]));
-        Err(SocketError::NoSuchSocket)
-    }
-
-    /// Queues bytes beyond [`Status::send_space`]: for a freeze, where what waited in the socketpair has to go along.
-    pub fn tcp_send_over(
-        &mut self,
-        now: Instant,
-        id: SocketId,
-        data: &[u8],
-    ) -> Result<(), SocketError> {
-        let _ = (now, id, data);
-        Err(SocketError::NoSuchSocket)
-    }
-
-    /// `shutdown(2)`.
-    pub fn tcp_shutdown(
-        &mut self,
-        now: Instant,
-        id: SocketId,
-        how: Shutdown,
-    ) -> Result<(), SocketError> {
-        let _ = (now, id, how);
-        Err(SocketError::NoSuchSocket)
-    }
-
-    /// The program closed its last descriptor: a FIN follows what is queued, and the stack keeps the orphan till it ends.
-    /// The socket's name means nothing any more.
-    pub fn tcp_close(&mut self, now: Instant, id: SocketId) {
-        let _ = (now, id);
-    }
-
-    /// Ends the connection with an RST, like `close(2)` with `SO_LINGER` 0 or with unread data. The socket is gone.
-    pub fn tcp_abort(&mut self, now: Instant, id: SocketId) {
-        let _ = (now, id);
-    }
-
-    /// The socket's own and its peer's address. Addresses of IPv4 are never in their IPv6-mapped form.
-    #[must_use]
-    pub fn tcp_endpoints(&self, id: SocketId) -> (Option<SocketAddr>, Option<SocketAddr>) {
-        let _ = id;
-        (None, None)
-    }
-
-    /// Sets an option.
-    pub fn tcp_set(
-        &mut self,
-        now: Instant,
-        id: SocketId,
-        option: TcpOption,
-    ) -> Result<(), SocketError> {
-        let _ = (now, id, option);
-        Err(SocketError::NoSuchSocket)
-    }
-
-    /// All options of a socket; the defaults for one that does not exist.
-    #[must_use]
-    pub fn tcp_options(&self, id: SocketId) -> &TcpOptions {
-        let _ = id;
-        &self.options
-    }
-
-    /// `TCP_INFO`.
-    #[must_use]
-    pub fn tcp_info(&self, now: Instant, id: SocketId) -> TcpInfo {
-        let _ = (now, id);
-        TcpInfo::default()
-    }
-
-    /// `SO_ERROR`: the pending error, which is pending no more.
-    pub fn take_error(&mut self, id: SocketId) -> Option<SocketError> {
-        let _ = id;
-        None
-    }
-
-    /// The whole stack as data. Changes nothing: a stack that is frozen in vain simply goes on.
-    #[must_use]
-    pub fn freeze(&self, now: Instant) -> StackImage {
-        let _ = now;
-        StackImage { version: 1 }
-    }
-
-    /// Continues a frozen stack. Every connection with something to say says it at the next [`Stack::poll_transmit`].
-    pub fn thaw(image: StackImage, now: Instant, config: Config) -> Result<Stack, ImageError> {
-        let _ = (now, config);
-        Err(ImageError::Version {
-            found: image.version,
-            known: 1,
-        })
     }
 
     /// Every socket, including those that wait to be accepted and orphans.
     pub fn sockets(&self) -> impl Iterator<Item = SocketId> + '_ {
-        std::iter::empty()
+        self.sockets.iter().map(|(_, socket)| socket.id)
+    }
+
+    /// How many connections are half open and how many are in TIME-WAIT; neither are sockets.
+    #[must_use]
+    pub fn connections_without_socket(&self) -> (usize, usize) {
+        (self.half_open.len(), self.time_wait.len())
+    }
+
+    // ---- shared by the parts
+
+    fn socket(&self, id: SocketId) -> Option<&Socket> {
+        self.sockets
+            .get(id.index())
+            .filter(|socket| socket.id == id)
+    }
+
+    fn socket_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
+        self.sockets
+            .get_mut(id.index())
+            .filter(|socket| socket.id == id)
+    }
+
+    /// Whether the address is this host's.
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.config.addresses.contains(&address)
+    }
+
+    /// Whether packets to the address stay here.
+    fn is_looped(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.is_own(address)
+    }
+
+    /// Does something to the connection in `slot`, if there is one.
+    fn with_connection<R>(
+        &mut self,
+        now: Instant,
+        slot: u32,
+        act: impl FnOnce(&mut Connection, &Env<'_>) -> R,
+    ) -> Option<R> {
+        let Socket { options, kind, .. } = self.sockets.get_mut(slot)?;
+        let Kind::Connection(connection) = kind else {
+            return None;
+        };
+        let env = Env {
+            now,
+            config: &self.config,
+            options,
+        };
+        Some(act(connection, &env))
+    }
+
+    /// Notes that the connection in `slot` may have something to send, and when its timers are due.
+    fn touch(&mut self, slot: u32) {
+        let Some(socket) = self.sockets.get_mut(slot) else {
+            return;
+        };
+        if !socket.ready {
+            socket.ready = true;
+            self.ready.push_back(slot);
+        }
+        self.watch_timers(slot);
+    }
+
+    fn watch_timers(&mut self, slot: u32) {
+        let deadline = self
+            .sockets
+            .get(slot)
+            .and_then(Socket::connection)
+            .and_then(Connection::next_timeout);
+        if let Some(deadline) = deadline {
+            self.socket_timers.at_latest(slot, deadline);
+        }
+    }
+
+    /// Notes that the driver should look at the socket in `slot`.
+    fn note_change(&mut self, slot: u32) {
+        let Some(socket) = self.sockets.get_mut(slot) else {
+            return;
+        };
+        let orphan = socket
+            .connection()
+            .is_some_and(|connection| connection.orphan);
+        if !socket.changed && !orphan && socket.waits_at.is_none() {
+            socket.changed = true;
+            self.changed.push_back(slot);
+        }
+    }
+
+    /// Acts on what a segment or a timer did to a connection. `timed_out` if it was a timer.
+    fn finish(&mut self, now: Instant, slot: u32, verdict: Verdict, timed_out: bool) {
+        let (error, reset) = match verdict {
+            Verdict::Continue | Verdict::Reject => return self.touch(slot),
+            Verdict::TimeWait => {
+                self.enter_time_wait(now, slot);
+                (None, false)
+            }
+            Verdict::Closed(error) => (error, timed_out && error.is_some()),
+            Verdict::Abort(error) => (error, true),
+        };
+        if reset {
+            self.send_reset(slot);
+        }
+        self.end_connection(slot);
+        let Some(socket) = self.sockets.get_mut(slot) else {
+            return;
+        };
+        socket.error = error.or(socket.error);
+        let orphan = socket
+            .connection()
+            .is_none_or(|connection| connection.orphan);
+        if orphan {
+            self.free(slot);
+        } else {
+            self.note_change(slot);
+        }
+    }
+
+    /// Tells the peer that the connection in `slot` is over.
+    fn send_reset(&mut self, slot: u32) {
+        let Some(Socket {
+            options,
+            kind: Kind::Connection(connection),
+            ..
+        }) = self.sockets.get(slot)
+        else {
+            return;
+        };
+        if !connection.abort_needs_reset() {
+            return;
+        }
+        let header = Header {
+            source_port: connection.tuple.local_port,
+            destination_port: connection.tuple.remote_port,
+            seq: connection.snd_nxt().wire(),
+            ack: connection.rcv_nxt().wire(),
+            flags: Flags::RST.with(Flags::ACK),
+            ..Header::default()
+        };
+        let looks = reply::Looks {
+            ttl: options.ttl,
+            traffic_class: options.tos,
+            flow_label: connection.flow_label(),
+        };
+        self.replies
+            .push_segment(&connection.tuple, &header, &looks, connection.looped);
+    }
+
+    /// The connection in `slot` ends; the socket stays with what is unread.
+    fn end_connection(&mut self, slot: u32) {
+        let Some(socket) = self.sockets.get_mut(slot) else {
+            return;
+        };
+        let reuse_address = socket.options.reuse_address;
+        let counted = std::mem::take(&mut socket.counted);
+        let Kind::Connection(connection) = &mut socket.kind else {
+            return;
+        };
+        let tuple = connection.tuple;
+        if connection.state != State::Closed {
+            connection.end();
+        }
+        self.socket_timers.remove(slot);
+        if self.flows.get(&tuple) == Some(&Flow::Socket(slot)) {
+            self.flows.remove(&tuple);
+        }
+        if counted {
+            self.ports
+                .remove_connection(tuple.local_port, reuse_address);
+        }
+    }
+
+    /// The socket in `slot` is gone.
+    fn free(&mut self, slot: u32) {
+        self.end_connection(slot);
+        self.socket_timers.remove(slot);
+        let Some(socket) = self.sockets.remove(slot) else {
+            return;
+        };
+        if let Some(bound) = socket.bound {
+            self.ports.remove_owner(bound.port(), slot);
+        }
+        if let Some(listener) = socket.waits_at
+            && let Some(listener) = self
+                .sockets
+                .get_mut(listener)
+                .and_then(Socket::listener_mut)
+        {
+            listener.queue.retain(|&waiting| waiting != slot);
+        }
+    }
+
+    /// Replaces the connection in `slot` by a record in TIME-WAIT and acknowledges the peer's FIN.
+    fn enter_time_wait(&mut self, now: Instant, slot: u32) {
+        let Some(Socket {
+            options,
+            kind: Kind::Connection(connection),
+            ..
+        }) = self.sockets.get(slot)
+        else {
+            return;
+        };
+        let entry = connection.to_time_wait(now, options.reuse_address);
+        let looks = reply::Looks {
+            ttl: options.ttl,
+            traffic_class: options.tos,
+            flow_label: connection.flow_label(),
+        };
+        let (tuple, looped) = (connection.tuple, connection.looped);
+        self.replies
+            .push_segment(&tuple, &entry.ack(now), &looks, looped);
+        self.end_connection(slot);
+        while self.time_wait.len() >= self.config.time_wait_limit.max(1) {
+            let Some(oldest) = self.time_wait_order.front().copied() else {
+                break;
+            };
+            self.drop_time_wait(oldest);
+        }
+        let ends_at = entry.ends_at;
+        self.ports
+            .add_connection(tuple.local_port, entry.reuse_address);
+        let index = self.time_wait.insert(|_, _| entry);
+        self.time_wait_order.push_back(index);
+        self.flows.insert(tuple, Flow::TimeWait(index));
+        self.time_wait_timers.at_latest(index, ends_at);
+    }
+
+    fn drop_time_wait(&mut self, index: u32) {
+        self.time_wait_timers.remove(index);
+        // Nearly always the first: all wait equally long.
+        if let Some(at) = self
+            .time_wait_order
+            .iter()
+            .position(|&other| other == index)
+        {
+            self.time_wait_order.remove(at);
+        }
+        let Some(entry) = self.time_wait.remove(index) else {
+            return;
+        };
+        if self.flows.get(&entry.tuple) == Some(&Flow::TimeWait(index)) {
+            self.flows.remove(&entry.tuple);
+        }
+        self.ports
+            .remove_connection(entry.tuple.local_port, entry.reuse_address);
+    }
+
+    fn drop_half_open(&mut self, index: u32) -> Option<HalfOpen> {
+        self.half_open_timers.remove(index);
+        let entry = self.half_open.remove(index)?;
+        if self.flows.get(&entry.tuple) == Some(&Flow::HalfOpen(index)) {
+            self.flows.remove(&entry.tuple);
+        }
+        if let Some(listener) = self
+            .sockets
+            .get_mut(entry.listener)
+            .and_then(Socket::listener_mut)
+        {
+            listener.half_open = listener.half_open.saturating_sub(1);
+        }
+        Some(entry)
+    }
+
+    fn half_open_timeout(&mut self, now: Instant, index: u32) {
+        let Some(entry) = self.half_open.get_mut(index) else {
+            return;
+        };
+        if entry.deadline() > now {
+            let deadline = entry.deadline();
+            self.half_open_timers.at_latest(index, deadline);
+            return;
+        }
+        if entry.on_timeout(now) {
+            self.send_syn_ack(now, index);
+        } else {
+            self.drop_half_open(index);
+        }
+    }
+
+    /// Sends the SYN-ACK of a half-open connection (again) and starts its timer.
+    fn send_syn_ack(&mut self, now: Instant, index: u32) {
+        let Some(entry) = self.half_open.get(index) else {
+            return;
+        };
+        let looks = self.looks_of(entry.listener, &entry.tuple);
+        let looped = self.is_looped(entry.tuple.remote);
+        let header = entry.syn_ack(now);
+        let deadline = entry.deadline();
+        self.replies
+            .push_segment(&entry.tuple, &header, &looks, looped);
+        self.half_open_timers.remove(index);
+        self.half_open_timers.at_latest(index, deadline);
+    }
+
+    fn looks_of(&self, slot: u32, tuple: &Tuple) -> reply::Looks {
+        let flow_label = self.keys.flow_label(tuple);
+        self.sockets.get(slot).map_or(
+            reply::Looks {
+                flow_label,
+                ..reply::Looks::default()
+            },
+            |socket| reply::Looks {
+                ttl: socket.options.ttl,
+                traffic_class: socket.options.tos,
+                flow_label,
+            },
+        )
     }
 }

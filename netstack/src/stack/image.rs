@@ -1,0 +1,270 @@
+//! Freeze and thaw.
+//!
+//! Everything a stack knows is plain data, and every time in it is told by the stack's own clock, which stands still
+//! while the stack is frozen. So an image is a copy of the data and the clock's reading; lookup tables, timer queues and
+//! ready lists are derived from it again. Both directions name every field of [`Stack`], so that a new one can't be
+//! forgotten.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::clock::Clock;
+use super::reply::Replies;
+use super::slab::Slab;
+use super::socket::{Kind, Socket};
+use super::{Flow, Stack};
+use crate::hash::Keys;
+use crate::tcp::Tuple;
+use crate::tcp::half_open::HalfOpen;
+use crate::tcp::time_wait::TimeWait;
+use crate::{Config, Instant, State};
+
+/// Format of the image. It changes with every change of what is in it.
+const VERSION: u32 = 1;
+
+/// A frozen stack: every socket in every state. Made by [`Stack::freeze`], continued by [`Stack::thaw`].
+///
+/// It holds secrets and what the connections carry, so it is to be treated like the memory of the programs it belongs to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StackImage {
+    version: u32,
+    /// The stack's clock at the freeze; all times in the image are told by it.
+    frozen_at: Instant,
+    keys: Keys,
+    sockets: Slab<Socket>,
+    half_open: Slab<HalfOpen>,
+    time_wait: Slab<TimeWait>,
+    time_wait_order: VecDeque<u32>,
+    /// Connections in the order in which they were to send.
+    ready: VecDeque<u32>,
+    changed: VecDeque<u32>,
+    replies: Replies,
+    looped: VecDeque<serde_bytes::ByteBuf>,
+}
+
+/// Why an image can't be thawed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// The image was made by a release whose format this one doesn't know.
+    #[error(
+        "stack image has format {found}, this release reads format {known}: update the node that is behind"
+    )]
+    Version {
+        /// The image's format.
+        found: u32,
+        /// The format known here.
+        known: u32,
+    },
+    /// The image contradicts itself.
+    #[error("stack image is corrupt: {0}")]
+    Corrupt(String),
+    /// The new configuration doesn't fit the image.
+    #[error("stack image doesn't fit the configuration: {0}")]
+    Mismatch(String),
+}
+
+impl StackImage {
+    /// How many sockets, half-open connections and connections in TIME-WAIT the image holds.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (
+            self.sockets.len(),
+            self.half_open.len(),
+            self.time_wait.len(),
+        )
+    }
+}
+
+impl Stack {
+    /// The whole stack as data. Changes nothing: a stack that is frozen in vain simply goes on.
+    #[must_use]
+    pub fn freeze(&self, now: Instant) -> StackImage {
+        let Stack {
+            config: _,
+            keys,
+            clock,
+            sockets,
+            half_open,
+            time_wait,
+            time_wait_order,
+            flows: _,
+            ports: _,
+            socket_timers: _,
+            half_open_timers: _,
+            time_wait_timers: _,
+            ready,
+            changed,
+            replies,
+            looped,
+            scratch: _,
+            default_options: _,
+        } = self;
+        StackImage {
+            version: VERSION,
+            frozen_at: clock.peek(now),
+            keys: keys.clone(),
+            sockets: sockets.clone(),
+            half_open: half_open.clone(),
+            time_wait: time_wait.clone(),
+            time_wait_order: time_wait_order.clone(),
+            ready: ready.clone(),
+            changed: changed.clone(),
+            replies: replies.clone(),
+            looped: looped
+                .iter()
+                .map(|packet| serde_bytes::ByteBuf::from(packet.clone()))
+                .collect(),
+        }
+    }
+
+    /// Continues a frozen stack. Every connection with something to say says it at the next [`Stack::poll_transmit`].
+    pub fn thaw(image: StackImage, now: Instant, config: Config) -> Result<Stack, ImageError> {
+        image.check(&config)?;
+        let StackImage {
+            version: _,
+            frozen_at,
+            keys,
+            sockets,
+            half_open,
+            time_wait,
+            time_wait_order,
+            ready,
+            changed,
+            replies,
+            looped,
+        } = image;
+        let mut stack = Stack::with_keys(config, keys, Clock::resume(frozen_at, now));
+        stack.sockets = sockets;
+        stack.half_open = half_open;
+        stack.time_wait = time_wait;
+        stack.time_wait_order = time_wait_order;
+        stack.replies = replies;
+        stack.looped = looped
+            .into_iter()
+            .map(serde_bytes::ByteBuf::into_vec)
+            .collect();
+        stack.ready = ready;
+        stack.changed = changed;
+        stack.rebuild();
+        stack.speak(frozen_at);
+        Ok(stack)
+    }
+
+    /// Derives the tables from the data.
+    fn rebuild(&mut self) {
+        for (slot, socket) in self.sockets.iter() {
+            if let Some(bound) = socket.bound {
+                self.ports.add_owner(bound.port(), slot);
+            }
+            let Kind::Connection(connection) = &socket.kind else {
+                continue;
+            };
+            if connection.state != State::Closed {
+                self.flows.insert(connection.tuple, Flow::Socket(slot));
+            }
+            if socket.counted {
+                self.ports
+                    .add_connection(connection.tuple.local_port, socket.options.reuse_address);
+            }
+            if let Some(deadline) = connection.next_timeout() {
+                self.socket_timers.at_latest(slot, deadline);
+            }
+        }
+        for (index, entry) in self.half_open.iter() {
+            self.flows.insert(entry.tuple, Flow::HalfOpen(index));
+            self.half_open_timers.at_latest(index, entry.deadline());
+        }
+        for (index, entry) in self.time_wait.iter() {
+            self.flows.insert(entry.tuple, Flow::TimeWait(index));
+            self.ports
+                .add_connection(entry.tuple.local_port, entry.reuse_address);
+            self.time_wait_timers.at_latest(index, entry.ends_at);
+        }
+    }
+
+    /// Lets every connection with something to say say it, and the driver look at every socket.
+    fn speak(&mut self, now: Instant) {
+        let slots: Vec<u32> = self.sockets.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.with_connection(now, slot, |connection, env| {
+                connection.speak_after_thaw(env.now)
+            });
+            self.touch(slot);
+            self.note_change(slot);
+        }
+    }
+}
+
+impl StackImage {
+    /// Whether the image can be trusted not to lead a stack astray. It comes from a peer that was authenticated, but a
+    /// bug there must not become a panic here.
+    fn check(&self, config: &Config) -> Result<(), ImageError> {
+        if self.version != VERSION {
+            return Err(ImageError::Version {
+                found: self.version,
+                known: VERSION,
+            });
+        }
+        let corrupt = |what: String| Err(ImageError::Corrupt(what));
+        if !self.sockets.is_consistent()
+            || !self.half_open.is_consistent()
+            || !self.time_wait.is_consistent()
+        {
+            return corrupt("free places don't match".into());
+        }
+        let mut flows = std::collections::HashSet::new();
+        let mut claim = |tuple: &Tuple| -> Result<(), ImageError> {
+            if !tuple.local.is_loopback() && !config.addresses.contains(&tuple.local) {
+                let text = format!(
+                    "a connection of {} is in the image, which isn't an address of this host",
+                    tuple.local
+                );
+                return Err(ImageError::Mismatch(text));
+            }
+            if !flows.insert(*tuple) {
+                return Err(ImageError::Corrupt(format!("two connections {tuple:?}")));
+            }
+            Ok(())
+        };
+        for (slot, socket) in self.sockets.iter() {
+            if socket.id.index() != slot {
+                return corrupt(format!("socket {:?} is at place {slot}", socket.id));
+            }
+            match &socket.kind {
+                Kind::Idle => {}
+                Kind::Listener(listener) => {
+                    let waiting = |slot: &u32| {
+                        self.sockets
+                            .get(*slot)
+                            .is_some_and(|socket| matches!(socket.kind, Kind::Connection(_)))
+                    };
+                    if socket.bound.is_none() || !listener.queue.iter().all(waiting) {
+                        return corrupt(format!(
+                            "listener {:?} is not bound or has strangers in its queue",
+                            socket.id
+                        ));
+                    }
+                }
+                Kind::Connection(connection) => {
+                    if !connection.is_consistent() {
+                        return corrupt(format!(
+                            "connection {:?} ({:?}) contradicts itself",
+                            socket.id, connection.state
+                        ));
+                    }
+                    if connection.state != State::Closed {
+                        claim(&connection.tuple)?;
+                    }
+                }
+            }
+        }
+        for (_, entry) in self.half_open.iter() {
+            claim(&entry.tuple)?;
+        }
+        for (_, entry) in self.time_wait.iter() {
+            claim(&entry.tuple)?;
+        }
+        Ok(())
+    }
+}

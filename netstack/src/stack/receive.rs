@@ -1,0 +1,499 @@
+//! Packets in: checked, told apart, and given to who they are for.
+
+use std::net::IpAddr;
+
+use super::reply::{Looks, reset_for};
+use super::socket::{Kind, Socket};
+use super::{Flow, Stack};
+use crate::icmp::{self, Failure, Message, Reason};
+use crate::ip::{self, Datagram, protocol};
+use crate::packet::{Checksum, RxPacket};
+use crate::tcp::connection::{Connection, Verdict, own_mss, path_mtu, receive_limit};
+use crate::tcp::half_open::{self, HalfOpen, Offer};
+use crate::tcp::receive::{INITIAL_LIMIT, Receiver};
+use crate::tcp::segment::{Flags, Segment};
+use crate::tcp::time_wait;
+use crate::tcp::{Env, Tuple};
+use crate::{Instant, SocketError, State};
+
+/// A packet with what is known of it beside its bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrival<'a> {
+    pub(super) data: &'a [u8],
+    pub(super) verify: bool,
+    pub(super) gso_size: Option<u16>,
+    pub(super) looped: bool,
+}
+
+/// What of a connection a driver can see; a change of it is reported.
+type Visible = (State, usize, bool, bool);
+
+fn visible(connection: &Connection) -> Visible {
+    (
+        connection.state,
+        connection.readable(),
+        connection.peer_closed(),
+        connection.unacked() == 0,
+    )
+}
+
+impl Stack {
+    /// Takes in a packet that arrived from the link.
+    pub fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) {
+        let now = self.clock.enter(now);
+        let verify = packet.checksum == Checksum::Verify;
+        self.receive(
+            now,
+            Arrival {
+                data: packet.data,
+                verify,
+                gso_size: packet.gso_size,
+                looped: false,
+            },
+        );
+    }
+
+    pub(super) fn receive(&mut self, now: Instant, arrival: Arrival<'_>) {
+        let Some(datagram) = ip::parse(arrival.data, arrival.verify) else {
+            return;
+        };
+        if !arrival.looped {
+            // Martians: nobody outside has this host's addresses, and loopback addresses stay inside.
+            let foreign = !self.is_looped(datagram.source) && ip::is_unicast(datagram.source);
+            if !self.is_own(datagram.destination) || !foreign {
+                return;
+            }
+        }
+        if datagram.fragment.is_some() {
+            return;
+        }
+        match datagram.protocol {
+            protocol::TCP => self.receive_tcp(now, &arrival, &datagram),
+            protocol::ICMP if datagram.destination.is_ipv4() => {
+                self.receive_icmp(now, &arrival, &datagram)
+            }
+            protocol::ICMPV6 if datagram.destination.is_ipv6() => {
+                self.receive_icmp(now, &arrival, &datagram)
+            }
+            other => self.refuse(&arrival, &datagram, other == protocol::UDP),
+        }
+    }
+
+    /// RFC 1122 (3.2.2.1): nobody here understands the packet.
+    fn refuse(&mut self, arrival: &Arrival<'_>, datagram: &Datagram<'_>, port: bool) {
+        let packet = icmp::unreachable(datagram.destination, datagram.source, arrival.data, port);
+        self.replies.push(packet, arrival.looped);
+    }
+
+    fn receive_icmp(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>) {
+        match icmp::parse(datagram, arrival.verify) {
+            Some(Message::Echo(request)) => {
+                let traffic_class = datagram.traffic_class & !3;
+                let reply = icmp::echo_reply(
+                    datagram.destination,
+                    datagram.source,
+                    request,
+                    traffic_class,
+                );
+                self.replies.push(reply, arrival.looped);
+            }
+            Some(Message::Failed(failure)) => self.handle_failure(now, &failure),
+            None => {}
+        }
+    }
+
+    /// A packet of this host didn't arrive, somebody says.
+    fn handle_failure(&mut self, now: Instant, failure: &Failure<'_>) {
+        let Some((tuple, seq)) = original_segment(failure.original) else {
+            return;
+        };
+        let Some(&Flow::Socket(slot)) = self.flows.get(&tuple) else {
+            return;
+        };
+        let ended = self.with_connection(now, slot, |connection, env| match failure.reason {
+            Reason::TooBig(mtu) => {
+                connection.handle_packet_too_big(env, mtu, seq);
+                None
+            }
+            Reason::Host => connection.handle_unreachable(SocketError::HostUnreachable, seq, false),
+            Reason::Port => {
+                connection.handle_unreachable(SocketError::ConnectionRefused, seq, true)
+            }
+            Reason::Prohibited => {
+                connection.handle_unreachable(SocketError::HostUnreachable, seq, true)
+            }
+            Reason::Parameter => connection.handle_unreachable(SocketError::Protocol, seq, true),
+        });
+        match ended.flatten() {
+            Some(error) => self.finish(now, slot, Verdict::Closed(Some(error)), false),
+            None => self.touch(slot),
+        }
+    }
+
+    fn receive_tcp(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>) {
+        let congested = datagram.traffic_class & 3 == ip::ECN_CE;
+        let parsed = Segment::parse(
+            datagram.source,
+            datagram.destination,
+            datagram.payload,
+            arrival.verify,
+            arrival.gso_size,
+            congested,
+        );
+        let Some(segment) = parsed else { return };
+        let tuple = Tuple {
+            local: datagram.destination,
+            local_port: segment.destination_port,
+            remote: datagram.source,
+            remote_port: segment.source_port,
+        };
+        match self.flows.get(&tuple).copied() {
+            Some(Flow::Socket(slot)) => self.segment_for_socket(now, slot, &tuple, &segment),
+            Some(Flow::HalfOpen(index)) => {
+                self.segment_for_half_open(now, index, arrival, &tuple, &segment)
+            }
+            Some(Flow::TimeWait(index)) => {
+                self.segment_for_time_wait(now, index, arrival, datagram, &tuple, &segment)
+            }
+            None => self.segment_for_nobody(now, arrival, datagram, &tuple, &segment),
+        }
+    }
+
+    fn segment_for_socket(
+        &mut self,
+        now: Instant,
+        slot: u32,
+        tuple: &Tuple,
+        segment: &Segment<'_>,
+    ) {
+        let outcome = self.with_connection(now, slot, |connection, env| {
+            let (before, queued) = (
+                visible(connection),
+                connection.unacked() + connection.unsent(),
+            );
+            let verdict = connection.handle_segment(env, segment);
+            let freed = connection.unacked() + connection.unsent() < queued;
+            (
+                verdict,
+                visible(connection) != before || freed,
+                connection.looped,
+            )
+        });
+        let Some((verdict, changed, looped)) = outcome else {
+            return;
+        };
+        if verdict == Verdict::Reject {
+            self.reject(tuple, segment, looped);
+        }
+        if changed {
+            self.note_change(slot);
+        }
+        self.finish(now, slot, verdict, false);
+    }
+
+    /// Answers with an RST.
+    fn reject(&mut self, tuple: &Tuple, segment: &Segment<'_>, looped: bool) {
+        if let Some(header) = reset_for(tuple, segment) {
+            let looks = Looks {
+                flow_label: self.keys.flow_label(tuple),
+                ..Looks::default()
+            };
+            self.replies.push_segment(tuple, &header, &looks, looped);
+        }
+    }
+
+    fn segment_for_time_wait(
+        &mut self,
+        now: Instant,
+        index: u32,
+        arrival: &Arrival<'_>,
+        datagram: &Datagram<'_>,
+        tuple: &Tuple,
+        segment: &Segment<'_>,
+    ) {
+        let Some(entry) = self.time_wait.get_mut(index) else {
+            return;
+        };
+        match entry.judge(now, segment) {
+            time_wait::Disposition::Drop => {}
+            time_wait::Disposition::Acknowledge { restart } => {
+                if restart {
+                    entry.ends_at = now + time_wait::DURATION;
+                }
+                let header = entry.ack(now);
+                let looks = Looks {
+                    flow_label: self.keys.flow_label(tuple),
+                    ..Looks::default()
+                };
+                self.replies
+                    .push_segment(tuple, &header, &looks, arrival.looped);
+            }
+            time_wait::Disposition::Reopen => {
+                let isn = entry.successor_isn();
+                let Some(listener) = self.listener_for(tuple) else {
+                    return self.reject(tuple, segment, arrival.looped);
+                };
+                self.drop_time_wait(index);
+                self.handle_syn(now, listener, arrival, datagram, tuple, segment, Some(isn));
+            }
+        }
+    }
+
+    fn segment_for_nobody(
+        &mut self,
+        now: Instant,
+        arrival: &Arrival<'_>,
+        datagram: &Datagram<'_>,
+        tuple: &Tuple,
+        segment: &Segment<'_>,
+    ) {
+        // RFC 9293 (3.10.7.1), (3.10.7.2)
+        let is_syn =
+            segment.has(Flags::SYN) && !segment.has(Flags::ACK) && !segment.has(Flags::RST);
+        match self.listener_for(tuple) {
+            Some(listener) if is_syn => {
+                // A SYN with FIN comes from scanners only.
+                if !segment.has(Flags::FIN) {
+                    self.handle_syn(now, listener, arrival, datagram, tuple, segment, None);
+                }
+            }
+            Some(_) if !segment.has(Flags::ACK) => {}
+            _ => self.reject(tuple, segment, arrival.looped),
+        }
+    }
+
+    /// The listener for a connection: one bound to the address rather than to all, and one of those that share.
+    fn listener_for(&self, tuple: &Tuple) -> Option<u32> {
+        let mut best = 0;
+        let mut found: Vec<u32> = Vec::new();
+        for &slot in self.ports.owners(tuple.local_port) {
+            let Some(Socket {
+                kind: Kind::Listener(_),
+                bound: Some(bound),
+                options,
+                ..
+            }) = self.sockets.get(slot)
+            else {
+                continue;
+            };
+            let score = match (bound.ip(), tuple.local) {
+                (bound, local) if bound == local => 3,
+                (IpAddr::V4(any), IpAddr::V4(_)) if any.is_unspecified() => 2,
+                (IpAddr::V6(any), IpAddr::V6(_)) if any.is_unspecified() => 2,
+                (IpAddr::V6(any), IpAddr::V4(_)) if any.is_unspecified() && !options.v6only => 1,
+                _ => continue,
+            };
+            if score > best {
+                best = score;
+                found.clear();
+            }
+            if score == best {
+                found.push(slot);
+            }
+        }
+        match found.len() {
+            0 => None,
+            1 => Some(found[0]),
+            count => Some(found[(self.keys.spread(tuple) % count as u64) as usize]),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn handle_syn(
+        &mut self,
+        now: Instant,
+        listener: u32,
+        arrival: &Arrival<'_>,
+        datagram: &Datagram<'_>,
+        tuple: &Tuple,
+        segment: &Segment<'_>,
+        isn: Option<u32>,
+    ) {
+        let _ = datagram;
+        let Some(Socket {
+            kind: Kind::Listener(queue),
+            options,
+            ..
+        }) = self.sockets.get_mut(listener)
+        else {
+            return;
+        };
+        if queue.accept_queue_is_full() || queue.syn_queue_is_full() {
+            queue.overflows += 1;
+            return;
+        }
+        queue.half_open += 1;
+        let env = Env {
+            now,
+            config: &self.config,
+            options,
+        };
+        let limit = receive_limit(&env);
+        let offer = Offer {
+            iss: isn.unwrap_or_else(|| self.keys.initial_sequence(tuple, now)),
+            mss: own_mss(&env, tuple, arrival.looped),
+            scale: Receiver::scale_to_offer(limit.max(self.config.receive_buffer)),
+            window: limit.min(INITIAL_LIMIT).min(usize::from(u16::MAX)),
+            timestamp_offset: self.keys.timestamp_offset(tuple),
+        };
+        debug_assert!(path_mtu(&self.config, arrival.looped) > 0);
+        // RFC 3168 (6.1.1): agree if asked, and if the SYN itself isn't marked, which only a broken path would do.
+        let ecn = segment.has(Flags::ECE.with(Flags::CWR)) && !segment.congestion_experienced;
+        let entry = HalfOpen::new(*tuple, listener, now, segment, offer, ecn);
+        let index = self.half_open.insert(|_, _| entry);
+        self.flows.insert(*tuple, Flow::HalfOpen(index));
+        self.send_syn_ack(now, index);
+    }
+
+    fn segment_for_half_open(
+        &mut self,
+        now: Instant,
+        index: u32,
+        arrival: &Arrival<'_>,
+        tuple: &Tuple,
+        segment: &Segment<'_>,
+    ) {
+        let Some(entry) = self.half_open.get(index) else {
+            return;
+        };
+        match entry.judge(now, segment) {
+            half_open::Disposition::Drop => {}
+            half_open::Disposition::SendSynAck => {
+                if let Some(entry) = self.half_open.get_mut(index) {
+                    if let Some((value, _)) = segment.options.timestamps {
+                        entry.timestamp_recent = value;
+                        entry.timestamp_recent_at = now;
+                    }
+                    let header = entry.syn_ack(now);
+                    let looks = self.looks_of_half_open(index);
+                    self.replies
+                        .push_segment(tuple, &header, &looks, arrival.looped);
+                }
+            }
+            half_open::Disposition::SendAck => {
+                let header = entry.ack(now);
+                let looks = self.looks_of_half_open(index);
+                self.replies
+                    .push_segment(tuple, &header, &looks, arrival.looped);
+            }
+            half_open::Disposition::Reject => self.reject(tuple, segment, arrival.looped),
+            half_open::Disposition::Remove => {
+                self.drop_half_open(index);
+            }
+            half_open::Disposition::Complete => {
+                self.complete_half_open(now, index, arrival, tuple, segment)
+            }
+        }
+    }
+
+    fn looks_of_half_open(&self, index: u32) -> Looks {
+        self.half_open.get(index).map_or(Looks::default(), |entry| {
+            self.looks_of(entry.listener, &entry.tuple)
+        })
+    }
+
+    /// The final ACK of a handshake: a connection is made and waits to be accepted.
+    fn complete_half_open(
+        &mut self,
+        now: Instant,
+        index: u32,
+        arrival: &Arrival<'_>,
+        tuple: &Tuple,
+        segment: &Segment<'_>,
+    ) {
+        let Some(entry) = self.half_open.get_mut(index) else {
+            return;
+        };
+        let Some(Socket {
+            kind: Kind::Listener(queue),
+            options,
+            ..
+        }) = self.sockets.get_mut(entry.listener)
+        else {
+            self.drop_half_open(index);
+            return self.reject(tuple, segment, arrival.looped);
+        };
+        // TCP_DEFER_ACCEPT: wait for data, as long as the option says.
+        let defer = options.defer_accept;
+        if segment.len() == 0 && !defer.is_zero() && now.since(entry.created_at) < defer {
+            entry.acked = true;
+            return;
+        }
+        if queue.accept_queue_is_full() {
+            queue.overflows += 1;
+            entry.acked = true;
+            return;
+        }
+        let listener = entry.listener;
+        let options = options.clone();
+        let Some(entry) = self.drop_half_open(index) else {
+            return;
+        };
+        let flow_label = self.keys.flow_label(tuple);
+        let slot = self.insert_socket(options);
+        let Some(socket) = self.sockets.get_mut(slot) else {
+            return;
+        };
+        let env = Env {
+            now,
+            config: &self.config,
+            options: &socket.options,
+        };
+        let connection = Connection::accept(&env, &entry, flow_label, arrival.looped);
+        socket.kind = Kind::Connection(Box::new(connection));
+        socket.waits_at = Some(listener);
+        socket.counted = true;
+        self.ports.add_connection(
+            tuple.local_port,
+            self.sockets
+                .get(slot)
+                .is_some_and(|socket| socket.options.reuse_address),
+        );
+        self.flows.insert(*tuple, Flow::Socket(slot));
+        if let Some(queue) = self
+            .sockets
+            .get_mut(listener)
+            .and_then(Socket::listener_mut)
+        {
+            queue.queue.push_back(slot);
+        }
+        self.segment_for_socket(now, slot, tuple, segment);
+        self.note_change(listener);
+    }
+}
+
+/// The connection and sequence number of the segment that an ICMP error quotes.
+fn original_segment(original: &[u8]) -> Option<(Tuple, u32)> {
+    // Only the first eight bytes of the segment are sure to be there, so no packet view will do.
+    let (source, destination, tcp): (IpAddr, IpAddr, &[u8]) = match original.first()? >> 4 {
+        4 => {
+            let header_len = usize::from(original[0] & 15) * 4;
+            if *original.get(9)? != protocol::TCP {
+                return None;
+            }
+            let source: [u8; 4] = original.get(12..16)?.try_into().ok()?;
+            let destination: [u8; 4] = original.get(16..20)?.try_into().ok()?;
+            (
+                source.into(),
+                destination.into(),
+                original.get(header_len..)?,
+            )
+        }
+        6 => {
+            if *original.get(6)? != protocol::TCP {
+                return None;
+            }
+            let source: [u8; 16] = original.get(8..24)?.try_into().ok()?;
+            let destination: [u8; 16] = original.get(24..40)?.try_into().ok()?;
+            (source.into(), destination.into(), original.get(40..)?)
+        }
+        _ => return None,
+    };
+    let tuple = Tuple {
+        local: source,
+        local_port: u16::from_be_bytes(tcp.get(0..2)?.try_into().ok()?),
+        remote: destination,
+        remote_port: u16::from_be_bytes(tcp.get(2..4)?.try_into().ok()?),
+    };
+    Some((tuple, u32::from_be_bytes(tcp.get(4..8)?.try_into().ok()?)))
+}

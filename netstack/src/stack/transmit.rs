@@ -1,0 +1,231 @@
+//! Packets out: control replies first, then each connection in turn, one packet at a time. Packets of this host to itself
+//! are taken in again at once and never leave.
+
+use super::Stack;
+use super::receive::Arrival;
+use super::socket::{Kind, Socket};
+use crate::ip;
+use crate::packet::{Gso, PartialChecksum, TxPacket};
+use crate::tcp::Env;
+use crate::tcp::connection::{Connection, Emission};
+use crate::tcp::segment::HEADER_MAX;
+use crate::{Config, Instant, TcpOptions};
+
+/// Where the packet being sent is put together.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    /// Headers of a segment.
+    headers: [u8; 40 + HEADER_MAX],
+    /// A reply.
+    reply: Vec<u8>,
+    /// Vectors for looped packets, to be used again.
+    spare: Vec<Vec<u8>>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch {
+            headers: [0; 40 + HEADER_MAX],
+            reply: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+}
+
+/// What the next packet is made of.
+enum Plan {
+    /// The packet in `scratch.reply`.
+    Reply,
+    /// The headers in `scratch.headers` and a stretch of a socket's send buffer.
+    Segment {
+        slot: u32,
+        header_len: usize,
+        payload: (usize, usize),
+        gso: Option<Gso>,
+        checksum: Option<PartialChecksum>,
+    },
+}
+
+/// Vectors kept for looped packets.
+const SPARE_MAX: usize = 8;
+
+impl Stack {
+    /// The next packet to send. Call until it returns `None`.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<TxPacket<'_>> {
+        let now = self.clock.enter(now);
+        let plan = self.next_plan(now)?;
+        Some(match plan {
+            Plan::Reply => TxPacket {
+                header: &self.scratch.reply,
+                payload: [&[], &[]],
+                gso: None,
+                checksum: None,
+            },
+            Plan::Segment {
+                slot,
+                header_len,
+                payload: (offset, len),
+                gso,
+                checksum,
+            } => {
+                let connection = self.sockets.get(slot).and_then(Socket::connection);
+                let payload = connection.map_or([&[][..], &[][..]], |connection| {
+                    connection.payload(offset, len)
+                });
+                TxPacket {
+                    header: &self.scratch.headers[..header_len],
+                    payload,
+                    gso,
+                    checksum,
+                }
+            }
+        })
+    }
+
+    fn next_plan(&mut self, now: Instant) -> Option<Plan> {
+        loop {
+            if let Some(packet) = self.looped.pop_front() {
+                self.receive(
+                    now,
+                    Arrival {
+                        data: &packet,
+                        verify: false,
+                        gso_size: None,
+                        looped: true,
+                    },
+                );
+                if self.scratch.spare.len() < SPARE_MAX {
+                    self.scratch.spare.push(packet);
+                }
+                continue;
+            }
+            if let Some(reply) = self.replies.pop() {
+                if reply.looped {
+                    self.looped.push_back(reply.packet);
+                    continue;
+                }
+                self.scratch.reply = reply.packet;
+                return Some(Plan::Reply);
+            }
+            let slot = self.ready.pop_front()?;
+            let Some(socket) = self.sockets.get_mut(slot) else {
+                continue;
+            };
+            socket.ready = false;
+            let Socket {
+                options,
+                kind: Kind::Connection(connection),
+                ..
+            } = socket
+            else {
+                continue;
+            };
+            let env = Env {
+                now,
+                config: &self.config,
+                options,
+            };
+            let emission = connection.poll_output(&env);
+            let Some(emission) = emission else {
+                self.watch_timers(slot);
+                continue;
+            };
+            let looped = connection.looped;
+            let plan = write_headers(
+                &mut self.scratch.headers,
+                &self.config,
+                options,
+                slot,
+                connection,
+                &emission,
+            );
+            // It may have more; others come first.
+            socket.ready = true;
+            self.ready.push_back(slot);
+            if !looped {
+                return Some(plan);
+            }
+            self.loop_back(plan);
+        }
+    }
+
+    /// Puts a packet of this host to itself into the queue of those that arrive.
+    fn loop_back(&mut self, plan: Plan) {
+        let Plan::Segment {
+            slot,
+            header_len,
+            payload: (offset, len),
+            ..
+        } = plan
+        else {
+            return;
+        };
+        let Some(connection) = self.sockets.get(slot).and_then(Socket::connection) else {
+            return;
+        };
+        let mut packet = self.scratch.spare.pop().unwrap_or_default();
+        packet.clear();
+        packet.extend_from_slice(&self.scratch.headers[..header_len]);
+        for part in connection.payload(offset, len) {
+            packet.extend_from_slice(part);
+        }
+        self.looped.push_back(packet);
+    }
+}
+
+/// Writes IP and TCP header of a segment.
+fn write_headers(
+    buffer: &mut [u8],
+    config: &Config,
+    options: &TcpOptions,
+    slot: u32,
+    connection: &Connection,
+    emission: &Emission,
+) -> Plan {
+    let tuple = &connection.tuple;
+    let ip_header = ip::Header {
+        source: tuple.local,
+        destination: tuple.remote,
+        protocol: ip::protocol::TCP,
+        hop_limit: options.ttl,
+        traffic_class: (options.tos & !3) | emission.ecn,
+        identification: emission.identification,
+        flow_label: connection.flow_label(),
+    };
+    let start = ip_header.len();
+    let tcp_len = emission.header.write(&mut buffer[start..]);
+    let (offset, payload_len) = emission.payload;
+    ip_header.write(buffer, tcp_len + payload_len);
+    let header_len = start + tcp_len;
+    let pseudo = ip::pseudo_header_sum(
+        tuple.local,
+        tuple.remote,
+        ip::protocol::TCP,
+        tcp_len + payload_len,
+    );
+    let mut checksum = None;
+    if config.offload.checksum {
+        buffer[start + 16..start + 18].copy_from_slice(&pseudo.to_be_bytes());
+        checksum = Some(PartialChecksum {
+            start: u16::try_from(start).unwrap_or(0),
+            offset: 16,
+        });
+    } else if !connection.looped {
+        let [first, second] = connection.payload(offset, payload_len);
+        let sum = ip::internet_checksum(pseudo, &[&buffer[start..header_len], first, second]);
+        buffer[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
+    }
+    let gso = emission.segment_size.map(|size| Gso {
+        size,
+        header_len: u16::try_from(header_len).unwrap_or(0),
+        v6: tuple.remote.is_ipv6(),
+        ecn: emission.header.flags.has(crate::tcp::segment::Flags::CWR),
+    });
+    Plan::Segment {
+        slot,
+        header_len,
+        payload: emission.payload,
+        gso,
+        checksum,
+    }
+}

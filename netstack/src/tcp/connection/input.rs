@@ -1,0 +1,454 @@
+//! What a segment means, state by state (RFC 9293, 3.10.7, with RFC 5961 and RFC 7323).
+//!
+//! A segment is first judged, without changing anything ([`Disposition`]); then it is acted on.
+
+use std::time::Duration;
+
+use super::super::receive::SCALE_MAX;
+use super::super::segment::{Flags, Segment};
+use super::super::seq::{Seq, wire_before};
+use super::super::timers::Timer;
+use super::super::{Agreed, Env, MSS_MIN, TIMESTAMP_AGE_MAX, default_mss};
+use super::{Connection, DELAYED_ACK_MAX, QUICK_ACKS, RELEASE_AFTER};
+use crate::{SocketError, State};
+
+/// Least time between two challenge ACKs of one connection (Linux: `tcp_invalid_ratelimit`).
+const CHALLENGE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What a segment did to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It goes on.
+    Continue,
+    /// It goes on, and the segment is answered with an RST made from the segment itself.
+    Reject,
+    /// Both sides are done: TIME-WAIT takes over.
+    TimeWait,
+    /// It is over.
+    Closed(Option<SocketError>),
+    /// It is over, and the peer is told by an RST.
+    Abort(Option<SocketError>),
+}
+
+/// What a segment of a synchronized connection deserves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disposition {
+    /// Nothing.
+    Drop,
+    /// Say where this side stands, at once.
+    Acknowledge,
+    /// The same, but only so often: it may be an attack, or two stacks in a loop.
+    Challenge,
+    /// The peer ends the connection.
+    Reset,
+    /// To be processed.
+    Process { seq: Seq, ack: Seq },
+}
+
+impl Connection {
+    /// Takes in a segment.
+    pub(crate) fn handle_segment(&mut self, env: &Env<'_>, segment: &Segment<'_>) -> Verdict {
+        self.statistics.segments_in += segment.count() as u64;
+        if self.state == State::SynSent {
+            return self.handle_in_syn_sent(env, segment);
+        }
+        match self.judge(env, segment) {
+            Disposition::Drop => Verdict::Continue,
+            Disposition::Acknowledge => {
+                self.acking.now = true;
+                Verdict::Continue
+            }
+            Disposition::Challenge => {
+                self.challenge(env);
+                Verdict::Continue
+            }
+            Disposition::Reset => Verdict::Closed(Some(match self.state {
+                State::SynReceived if self.active => SocketError::ConnectionRefused,
+                State::CloseWait => SocketError::BrokenPipe,
+                _ => SocketError::ConnectionReset,
+            })),
+            Disposition::Process { seq, ack } => self.process(env, segment, seq, ack),
+        }
+    }
+
+    /// RFC 5961 (7): challenge ACKs are limited, per connection here and per host in the stack.
+    pub(super) fn challenge(&mut self, env: &Env<'_>) {
+        if self
+            .acking
+            .last_challenge
+            .is_none_or(|at| env.now.since(at) >= CHALLENGE_INTERVAL)
+        {
+            self.acking.last_challenge = Some(env.now);
+            self.acking.now = true;
+        }
+    }
+
+    fn judge(&self, env: &Env<'_>, segment: &Segment<'_>) -> Disposition {
+        let seq = self.rcv.nxt().expand(segment.seq);
+        let end = seq + segment.len();
+        let is_reset = segment.has(Flags::RST);
+
+        // RFC 7323 (5.3), R1: a segment older than one already seen.
+        if self.agreed.timestamps
+            && !is_reset
+            && let Some((value, _)) = segment.options.timestamps
+            && wire_before(value, self.timestamps.recent)
+            && env.now.since(self.timestamps.recent_at) < TIMESTAMP_AGE_MAX
+            && !self.is_reordered_ack(segment, seq)
+        {
+            return if segment.payload.is_empty() {
+                Disposition::Challenge
+            } else {
+                Disposition::Acknowledge
+            };
+        }
+
+        // RFC 9293 (3.10.7.4), first: is it in the window? Like Linux, the left end is the last ACK sent, since what lies
+        // between that and RCV.NXT has only been overtaken.
+        let left = self.timestamps.last_ack_sent.min(self.rcv.nxt());
+        let right = self.rcv.nxt().max(self.rcv.edge());
+        if end < left
+            || seq > right
+            || (seq == right && segment.len() > 0 && right > self.rcv.nxt())
+        {
+            return if is_reset {
+                Disposition::Drop
+            } else if segment.payload.is_empty() || segment.has(Flags::SYN) {
+                Disposition::Challenge
+            } else {
+                Disposition::Acknowledge
+            };
+        }
+
+        if is_reset {
+            // RFC 5961 (3.2): exactly at RCV.NXT, or, as Linux has it, right behind what was received out of order.
+            let exact = seq == self.rcv.nxt() || self.rcv.rightmost() == Some(seq);
+            return if exact {
+                Disposition::Reset
+            } else {
+                Disposition::Challenge
+            };
+        }
+        // RFC 5961 (4.2); in SYN-RECEIVED after a simultaneous open the peer's SYN-ACK comes here.
+        if segment.has(Flags::SYN) {
+            if self.state == State::SynReceived
+                && segment.has(Flags::ACK)
+                && seq == self.rcv.irs()
+                && segment.ack == self.snd.nxt().wire()
+            {
+                return Disposition::Process {
+                    seq: seq + 1,
+                    ack: self.snd.nxt(),
+                };
+            }
+            return Disposition::Challenge;
+        }
+        if !segment.has(Flags::ACK) {
+            return Disposition::Drop;
+        }
+        // RFC 5961 (5.2)
+        let ack = self.snd.una().expand(segment.ack);
+        if ack > self.snd.nxt() {
+            return if self.state == State::SynReceived {
+                Disposition::Drop
+            } else {
+                Disposition::Challenge
+            };
+        }
+        if ack + self.window.largest.max(1) < self.snd.una() {
+            return Disposition::Challenge;
+        }
+        Disposition::Process { seq, ack }
+    }
+
+    /// A pure ACK that was overtaken by a later segment is old but harmless (Linux: `tcp_disordered_ack`).
+    fn is_reordered_ack(&self, segment: &Segment<'_>, seq: Seq) -> bool {
+        segment.len() == 0
+            && seq == self.rcv.nxt()
+            && self.snd.una().expand(segment.ack) >= self.snd.una()
+    }
+
+    /// RFC 9293 (3.10.7.3)
+    fn handle_in_syn_sent(&mut self, env: &Env<'_>, segment: &Segment<'_>) -> Verdict {
+        let acceptable = segment.has(Flags::ACK)
+            && segment.ack == self.snd.iss().wire().wrapping_add(1)
+            && !self.syn_due_first();
+        if segment.has(Flags::ACK) && !acceptable {
+            return if segment.has(Flags::RST) {
+                Verdict::Continue
+            } else {
+                Verdict::Reject
+            };
+        }
+        // An echo of a timestamp that was never sent is from another life.
+        if segment.has(Flags::RST) {
+            return if acceptable {
+                Verdict::Closed(Some(SocketError::ConnectionRefused))
+            } else {
+                Verdict::Continue
+            };
+        }
+        if !segment.has(Flags::SYN) {
+            return Verdict::Continue;
+        }
+        let options = &segment.options;
+        let ecn = env.config.ecn
+            && if acceptable {
+                segment.has(Flags::ECE) && !segment.has(Flags::CWR)
+            } else {
+                segment.has(Flags::ECE.with(Flags::CWR))
+            };
+        let scaling = options.window_scale.is_some();
+        self.agree(
+            Agreed {
+                timestamps: options.timestamps.is_some(),
+                sack: options.sack_permitted,
+                scaling,
+                ecn,
+            },
+            options
+                .mss
+                .unwrap_or(default_mss(self.tuple.local))
+                .max(MSS_MIN),
+            options.window_scale.unwrap_or(0).min(SCALE_MAX),
+        );
+        let irs = Seq::initial(segment.seq);
+        let scale = if scaling { self.scale_offered(env) } else { 0 };
+        self.rcv.synchronize(irs, scale, self.syn_window(env));
+        self.timestamps.last_ack_sent = self.rcv.nxt();
+        if let Some((value, _)) = options.timestamps {
+            self.timestamps.recent = value;
+            self.timestamps.recent_at = env.now;
+        }
+        self.last_received = env.now;
+        if !acceptable {
+            // Simultaneous open (RFC 9293, 3.5).
+            self.state = State::SynReceived;
+            self.syn_due = true;
+            return Verdict::Continue;
+        }
+        if self.syn_repeated == 0 {
+            self.rtt.sample(env.now, env.now.since(self.syn_sent_at));
+        }
+        self.establish(env);
+        // The window of a SYN is never scaled.
+        self.set_window(usize::from(segment.window), irs, self.snd.una());
+        self.acking.now = true;
+        if !segment.payload.is_empty() || segment.has(Flags::FIN) {
+            return self.receive(env, segment, irs + 1);
+        }
+        Verdict::Continue
+    }
+
+    /// The SYN hasn't left yet, so nothing can acknowledge it.
+    fn syn_due_first(&self) -> bool {
+        self.snd.nxt() == self.snd.iss()
+    }
+
+    fn process(&mut self, env: &Env<'_>, segment: &Segment<'_>, seq: Seq, ack: Seq) -> Verdict {
+        self.last_received = env.now;
+        self.probing.keepalives = 0;
+        // RFC 7323 (4.3): only a segment that reaches back to the last ACK updates TS.Recent.
+        if self.agreed.timestamps
+            && let Some((value, _)) = segment.options.timestamps
+            && seq <= self.timestamps.last_ack_sent
+            && !wire_before(value, self.timestamps.recent)
+        {
+            self.timestamps.recent = value;
+            self.timestamps.recent_at = env.now;
+        }
+        if self.state == State::SynReceived {
+            if ack != self.snd.iss() + 1 {
+                return Verdict::Reject;
+            }
+            let fin_queued = self.snd.fin_queued();
+            self.establish(env);
+            if fin_queued {
+                self.state = State::FinWait1;
+            }
+            self.set_window(usize::from(segment.window) << self.window.scale, seq, ack);
+        }
+        if let Some(error) = self.handle_acknowledgment(env, segment, seq, ack) {
+            return error;
+        }
+        if self.snd.fin_acked() {
+            match self.state {
+                State::FinWait1 => {
+                    self.state = State::FinWait2;
+                    self.start_fin_wait_2(env);
+                    // Linux: with no patience at all the orphan ends here.
+                    if self.orphan && env.options.linger2.is_none() {
+                        return Verdict::Closed(None);
+                    }
+                }
+                State::Closing => return Verdict::TimeWait,
+                State::LastAck => return Verdict::Closed(None),
+                _ => {}
+            }
+        }
+        if segment.has(Flags::URG) {
+            self.note_urgent(segment, seq);
+        }
+        if segment.payload.is_empty() && !segment.has(Flags::FIN) {
+            return Verdict::Continue;
+        }
+        self.receive(env, segment, seq)
+    }
+
+    /// RFC 9293 (3.8.5): remember how far the urgent data goes. It stays in the stream (RFC 6093 calls for no more).
+    fn note_urgent(&mut self, segment: &Segment<'_>, seq: Seq) {
+        let end = seq + usize::from(segment.urgent);
+        if end > self.rcv.nxt() && self.urgent.is_none_or(|known| end > known) {
+            self.urgent = Some(end);
+        }
+    }
+
+    /// Takes in payload and FIN.
+    fn receive(&mut self, env: &Env<'_>, segment: &Segment<'_>, seq: Seq) -> Verdict {
+        if !matches!(
+            self.state,
+            State::Established | State::FinWait1 | State::FinWait2
+        ) {
+            // The peer's FIN has been here already: there can't be anything beyond it.
+            if segment.len() > 0 && seq + segment.len() <= self.rcv.nxt() {
+                self.acking.now = true;
+            }
+            return Verdict::Continue;
+        }
+        // RFC 1122 (4.2.2.13): data for a program that is gone can't be delivered.
+        if self.orphan && seq + segment.payload.len() > self.rcv.nxt() {
+            return Verdict::Abort(None);
+        }
+        if segment.congestion_experienced && self.agreed.ecn {
+            self.ecn.echo = true;
+            self.acking.now = true;
+        }
+        if self.agreed.ecn && segment.has(Flags::CWR) {
+            self.ecn.echo = segment.congestion_experienced;
+        }
+        let before = self.rcv.nxt();
+        let inserted = self
+            .rcv
+            .insert(env.now, seq, segment.payload, segment.has(Flags::FIN));
+        self.statistics.data_segments_in += segment.count() as u64;
+        self.statistics.bytes_received += inserted.readable as u64;
+        if self.read_shut && inserted.readable > 0 {
+            let unread = self.rcv.readable();
+            self.receive_with(env, |_| unread);
+        }
+        if inserted.out_of_order {
+            self.statistics.out_of_order += segment.count() as u64;
+        }
+        self.owe_acknowledgment(
+            env,
+            segment,
+            inserted.out_of_order || inserted.finished,
+            self.rcv.nxt() > before,
+        );
+        self.last_data_received = env.now;
+        if self.rcv.memory() > 0 {
+            self.timers.start(Timer::Release, env.now + RELEASE_AFTER);
+        }
+        if !inserted.finished {
+            return Verdict::Continue;
+        }
+        self.timers.stop(Timer::KeepAlive);
+        match self.state {
+            State::Established => self.state = State::CloseWait,
+            State::FinWait1 => self.state = State::Closing,
+            State::FinWait2 => return Verdict::TimeWait,
+            _ => {}
+        }
+        Verdict::Continue
+    }
+
+    /// RFC 5681 (4.2), RFC 9293 (3.8.6.3): at once for every second full segment and for anything unusual, soon
+    /// otherwise. A coalesced segment counts as what it was on the wire.
+    fn owe_acknowledgment(
+        &mut self,
+        env: &Env<'_>,
+        segment: &Segment<'_>,
+        unusual: bool,
+        progressed: bool,
+    ) {
+        let full = usize::from(self.size.received);
+        let seen = segment
+            .segment_size
+            .min(usize::from(self.size.own).max(full));
+        if seen > full || env.now.since(self.last_data_received) > Duration::from_secs(1) {
+            self.size.received = u16::try_from(seen.min(65_535))
+                .unwrap_or(u16::MAX)
+                .max(MSS_MIN);
+        }
+        if env.now.since(self.last_data_received) > self.rtt.rto() {
+            // After a pause the peer starts slowly again, so help it.
+            self.acking.quick = QUICK_ACKS;
+        }
+        let unacked = self.rcv.nxt().since(self.timestamps.last_ack_sent);
+        self.acking.owed = true;
+        if unusual || !progressed || unacked > usize::from(self.size.received) {
+            self.acking.now = true;
+            if unusual {
+                self.acking.quick = QUICK_ACKS;
+            }
+        } else if self.acking.quick > 0 && !self.acking.interactive {
+            self.acking.quick -= 1;
+            self.acking.now = true;
+        } else {
+            self.timers
+                .start(Timer::DelayedAck, env.now + DELAYED_ACK_MAX);
+        }
+    }
+
+    /// ICMP says that the peer can't be reached. Returns whether that ends the connection.
+    pub(crate) fn handle_unreachable(
+        &mut self,
+        error: SocketError,
+        seq: u32,
+        hard: bool,
+    ) -> Option<SocketError> {
+        let seq = self.snd.una().expand(seq);
+        let plausible = self.snd.una() <= seq && seq <= self.snd.nxt();
+        if !plausible {
+            return None;
+        }
+        match self.state {
+            // RFC 1122 (4.2.3.9): a hard error refuses a connection; in later states it is as good as an attack
+            // (RFC 5927), so that it is only remembered.
+            State::SynSent | State::SynReceived if hard => Some(error),
+            _ => {
+                self.soft_error = Some(error);
+                None
+            }
+        }
+    }
+
+    /// ICMP says that a packet was too big (RFC 1191, RFC 8201).
+    pub(crate) fn handle_packet_too_big(&mut self, env: &Env<'_>, mtu: usize, seq: u32) {
+        let seq = self.snd.una().expand(seq);
+        if !(self.snd.una() <= seq && seq < self.snd.nxt()) {
+            return;
+        }
+        // Linux: `ip_rt_min_pmtu`; below it the message is more likely an attack than a path.
+        let least = if self.tuple.remote.is_ipv4() {
+            552
+        } else {
+            1280
+        };
+        let mtu = u32::try_from(mtu.max(least)).unwrap_or(u32::MAX);
+        if mtu >= self.size.path_mtu {
+            return;
+        }
+        self.lower_path_mtu(env, mtu);
+    }
+
+    /// Packets of the path's former size are gone: send what they carried again, smaller, at once.
+    pub(super) fn lower_path_mtu(&mut self, env: &Env<'_>, mtu: u32) {
+        let before = self.mss();
+        self.size.path_mtu = mtu;
+        self.size.path_learned_at = Some(env.now);
+        let after = self.mss();
+        self.congestion.rescale(before, after);
+        self.snd.mark_lost(|chunk| chunk.len() > after);
+    }
+}

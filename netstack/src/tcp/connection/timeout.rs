@@ -1,0 +1,271 @@
+//! What a connection's timers do.
+
+use std::time::Duration;
+
+use super::super::Env;
+use super::super::recovery::Phase;
+use super::super::rtt::{RTO_MAX, RTO_MIN};
+use super::super::timers::Timer;
+use super::{Connection, ProbeKind, RELEASE_AFTER};
+use crate::{Instant, SocketError, State};
+
+/// Time-outs after which a connection is given up, as Linux counts them (`tcp_retries2`).
+const RETRIES_MAX: u32 = 15;
+/// The same for an orphan (`tcp_orphan_retries`).
+const ORPHAN_RETRIES_MAX: u32 = 8;
+
+/// How long `retries` time-outs take from a first RTO of 200 ms on (Linux: `tcp_model_timeout`).
+fn patience(retries: u32) -> Duration {
+    // 2^9 times 200 ms is the last doubling below two minutes.
+    const DOUBLINGS: u32 = 9;
+    let doubled = RTO_MIN * ((2 << retries.min(DOUBLINGS)) - 1);
+    doubled + RTO_MAX * retries.saturating_sub(DOUBLINGS)
+}
+
+impl Connection {
+    /// Does what is due. Returns an error if that ends the connection (none for an orphan that ends quietly).
+    pub(crate) fn handle_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+        while let Some(timer) = self.timers.take_due(env.now) {
+            match timer {
+                Timer::Retransmit => self.on_retransmission_timeout(env)?,
+                Timer::Reorder => {
+                    if self.detect_loss(env.now) > 0
+                        && matches!(self.recovery.phase, Phase::Open | Phase::Reducing)
+                    {
+                        self.enter_recovery();
+                        let mss = self.mss();
+                        let window = self.recovery_window(mss);
+                        self.congestion.set_cwnd(window, mss);
+                    }
+                }
+                Timer::LossProbe => {
+                    if self.snd.outstanding() > 0 && self.recovery.phase == Phase::Open {
+                        self.probing.due = Some(ProbeKind::TailLoss);
+                    }
+                }
+                Timer::Persist => self.on_persist_timeout(env)?,
+                Timer::DelayedAck => {
+                    self.acking.now |= self.acking.owed;
+                    // The program didn't answer in time, so don't wait for it the next time.
+                    self.acking.interactive = false;
+                }
+                Timer::KeepAlive => self.on_keepalive_timeout(env)?,
+                Timer::FinWait2 => {
+                    if self.state == State::FinWait2 && self.orphan {
+                        return Err(None);
+                    }
+                }
+                Timer::Cork => self.uncorked = self.snd.end(),
+                Timer::Release => self.on_release(env.now),
+            }
+        }
+        Ok(())
+    }
+
+    fn recovery_window(&mut self, mss: usize) -> usize {
+        self.recovery
+            .reduction
+            .window(0, self.snd.pipe(), self.congestion.ssthresh(), mss, false)
+    }
+
+    fn on_retransmission_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+        if matches!(self.state, State::SynSent | State::SynReceived) {
+            return self.on_syn_timeout(env);
+        }
+        if self.snd.outstanding() == 0 {
+            return Ok(());
+        }
+        let mut since = self.recovery.retransmitting_since.unwrap_or(env.now);
+        if self.window.size == 0 {
+            // A peer that answers but has shut its window is alive (RFC 9293, 3.8.6.1).
+            since = since.max(self.last_ack_received);
+        }
+        if self.recovery.timeouts > 0 && self.is_hopeless(env, since) {
+            return Err(Some(self.timeout_error()));
+        }
+        let mss = self.mss();
+        // RFC 2018 (8): a peer that reported the first segment and still doesn't acknowledge it has thrown it away.
+        if self.snd.first_chunk().is_some_and(|chunk| chunk.sacked) {
+            self.snd.renege();
+        }
+        if self.recovery.phase != Phase::Loss {
+            self.enter_loss();
+        }
+        self.recovery.point = self.snd.nxt();
+        self.recovery.probe = None;
+        self.probing.due = None;
+        self.mark_timed_out(env.now);
+        // RFC 5681 (3.1): one segment, beyond what is still believed to be on its way.
+        let window = self.snd.pipe() + mss;
+        self.congestion.set_cwnd(window, mss);
+        self.rtt.back_off();
+        self.recovery.timeouts = self.recovery.timeouts.saturating_add(1);
+        if self.recovery.timeouts == 3 {
+            self.suspect_black_hole(env);
+        }
+        self.timers.stop(Timer::LossProbe);
+        self.timers.stop(Timer::Reorder);
+        self.timers.set(Timer::Retransmit, env.now + self.rtt.rto());
+        Ok(())
+    }
+
+    fn enter_loss(&mut self) {
+        let mss = self.mss();
+        if self.recovery.phase == Phase::Open {
+            self.recovery.undo = Some(super::super::recovery::Undo {
+                saved: self.congestion.save(),
+                retransmitted: 0,
+                timestamp: None,
+            });
+            self.congestion.on_congestion(self.snd.outstanding(), mss);
+        }
+        self.recovery.phase = Phase::Loss;
+    }
+
+    /// Everything that isn't known to have arrived is lost, but for what RACK says was sent only just now.
+    fn mark_timed_out(&mut self, now: Instant) {
+        let head = self.snd.una();
+        let rack = &self.recovery.rack;
+        self.snd
+            .mark_lost(|chunk| chunk.start == head || rack.is_expired(now, chunk));
+    }
+
+    /// RFC 4821 in little: full-sized packets vanish and no ICMP says why. Try with smaller ones.
+    fn suspect_black_hole(&mut self, env: &Env<'_>) {
+        /// Linux: `tcp_base_mss`, with headers.
+        const BASE: u32 = 1064;
+        if !self.looped
+            && self.size.path_mtu > BASE
+            && self
+                .snd
+                .first_chunk()
+                .is_some_and(|chunk| chunk.len() >= self.mss())
+        {
+            self.lower_path_mtu(env, BASE);
+        }
+    }
+
+    fn timeout_error(&self) -> SocketError {
+        self.soft_error.unwrap_or(SocketError::TimedOut)
+    }
+
+    /// Whether nothing has come back for so long that the connection is given up.
+    fn is_hopeless(&self, env: &Env<'_>, since: Instant) -> bool {
+        let waited = env.now.since(since);
+        let user = env.options.user_timeout;
+        if !user.is_zero() && !self.orphan {
+            return waited >= user;
+        }
+        waited
+            >= patience(if self.orphan {
+                ORPHAN_RETRIES_MAX
+            } else {
+                RETRIES_MAX
+            })
+    }
+
+    fn on_syn_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+        let retries = if self.state == State::SynSent {
+            env.options.syn_count
+        } else {
+            super::super::half_open::RETRIES_MAX
+        };
+        let user = env.options.user_timeout;
+        let expired = !user.is_zero() && env.now.since(self.last_received) >= user;
+        if self.syn_repeated >= retries || expired {
+            return Err(Some(self.timeout_error()));
+        }
+        self.syn_repeated += 1;
+        self.syn_due = true;
+        self.rtt.back_off();
+        Ok(())
+    }
+
+    /// RFC 9293 (3.8.6.1): probe a closed window, or override silly-window avoidance.
+    fn on_persist_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+        if self.snd.outstanding() > 0 || self.snd.unsent() == 0 {
+            return Ok(());
+        }
+        let closed_at = *self.probing.window_closed_at.get_or_insert(env.now);
+        let user = env.options.user_timeout;
+        let silent = u32::from(self.probing.window_probes) >= RETRIES_MAX;
+        let impatient = if self.orphan {
+            env.now.since(closed_at) >= patience(ORPHAN_RETRIES_MAX)
+        } else {
+            !user.is_zero() && env.now.since(closed_at) >= user
+        };
+        if silent || impatient {
+            return Err(Some(self.timeout_error()));
+        }
+        let window = (self.snd.una() + self.window.size).since(self.snd.nxt());
+        if window > 0 {
+            self.probing.force = true;
+        } else {
+            self.probing.due = Some(ProbeKind::Empty);
+            self.probing.window_probes += 1;
+        }
+        self.rtt.back_off();
+        self.timers.set(Timer::Persist, env.now + self.rtt.rto());
+        Ok(())
+    }
+
+    /// RFC 9293 (3.8.4)
+    fn on_keepalive_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+        let options = env.options;
+        if !options.keepalive || self.orphan || !self.is_synchronized() {
+            return Ok(());
+        }
+        let idle = env.now.since(self.last_received);
+        // While something is in flight or waits for a window, its own timers watch the peer.
+        let busy = self.snd.outstanding() > 0 || self.snd.unsent() > 0;
+        if busy || (idle < options.keep_idle && self.probing.keepalives == 0) {
+            let again = if busy {
+                env.now + options.keep_idle
+            } else {
+                self.last_received + options.keep_idle
+            };
+            self.timers.set(Timer::KeepAlive, again);
+            return Ok(());
+        }
+        let user = options.user_timeout;
+        let given_up = if user.is_zero() {
+            self.probing.keepalives >= options.keep_count
+        } else {
+            idle >= user && self.probing.keepalives > 0
+        };
+        if given_up {
+            return Err(Some(self.timeout_error()));
+        }
+        self.probing.keepalives += 1;
+        self.probing.due = Some(ProbeKind::Empty);
+        self.timers
+            .set(Timer::KeepAlive, env.now + options.keep_interval);
+        Ok(())
+    }
+
+    /// Idle buffers are given back.
+    fn on_release(&mut self, now: Instant) {
+        let idle = now.since(self.last_data_sent.max(self.last_data_received)) >= RELEASE_AFTER;
+        let mut done = false;
+        if idle {
+            let sent = self.snd.release();
+            let received = self.rcv.release();
+            done = sent && received;
+        }
+        if !done && self.snd.memory() + self.rcv.memory() > 0 {
+            self.timers.set(Timer::Release, now + RELEASE_AFTER);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_linuxs() {
+        // ip-sysctl: "the default of 15 yields a hypothetical timeout of 924.6 seconds"
+        assert_eq!(patience(RETRIES_MAX), Duration::from_millis(924_600));
+        assert_eq!(patience(ORPHAN_RETRIES_MAX), Duration::from_millis(102_200));
+    }
+}

@@ -1,0 +1,217 @@
+//! A connection that was asked for and not yet confirmed: an entry of a listener's SYN queue.
+//!
+//! It is a small record rather than a connection, since a flood makes many of them (Linux: `request_sock`).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::rtt::{RTO_INITIAL, RTO_MAX};
+use super::segment::{Flags, Header, Segment};
+use super::seq::wire_before;
+use super::{Agreed, MSS_MIN, TIMESTAMP_AGE_MAX, Tuple, default_mss, timestamp};
+use crate::Instant;
+
+/// SYN-ACKs sent again before the entry is dropped (Linux: `tcp_synack_retries`).
+pub(crate) const RETRIES_MAX: u8 = 5;
+
+/// What this side offers in its SYN-ACK.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offer {
+    pub(crate) iss: u32,
+    pub(crate) mss: u16,
+    pub(crate) scale: u8,
+    pub(crate) window: usize,
+    pub(crate) timestamp_offset: u32,
+}
+
+/// A half-open connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HalfOpen {
+    pub(crate) tuple: Tuple,
+    /// Slot of the listener.
+    pub(crate) listener: u32,
+    pub(crate) iss: u32,
+    pub(crate) irs: u32,
+    pub(crate) agreed: Agreed,
+    pub(crate) peer_mss: u16,
+    pub(crate) own_mss: u16,
+    pub(crate) snd_scale: u8,
+    pub(crate) rcv_scale: u8,
+    /// The window told in the SYN-ACK.
+    pub(crate) offered: u16,
+    pub(crate) timestamp_offset: u32,
+    pub(crate) timestamp_recent: u32,
+    pub(crate) timestamp_recent_at: Instant,
+    pub(crate) timeouts: u8,
+    pub(crate) created_at: Instant,
+    pub(crate) sent_at: Instant,
+    /// The final ACK came but the accept queue was full, or no data came with it (`TCP_DEFER_ACCEPT`).
+    pub(crate) acked: bool,
+}
+
+/// What a segment means for a half-open connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disposition {
+    /// Nothing.
+    Drop,
+    /// The SYN again: so was the SYN-ACK lost.
+    SendSynAck,
+    /// Outside the window: tell where this side stands.
+    SendAck,
+    /// Answer with an RST; the entry stays (RFC 9293, 3.10.7.4).
+    Reject,
+    /// The peer gave up.
+    Remove,
+    /// The handshake is complete.
+    Complete,
+}
+
+impl HalfOpen {
+    /// Judges a SYN and makes the entry for it.
+    pub(crate) fn new(
+        tuple: Tuple,
+        listener: u32,
+        now: Instant,
+        syn: &Segment<'_>,
+        offer: Offer,
+        ecn: bool,
+    ) -> Self {
+        let options = &syn.options;
+        let scaling = options.window_scale.is_some();
+        HalfOpen {
+            tuple,
+            listener,
+            iss: offer.iss,
+            irs: syn.seq,
+            agreed: Agreed {
+                timestamps: options.timestamps.is_some(),
+                sack: options.sack_permitted,
+                scaling,
+                ecn,
+            },
+            peer_mss: options.mss.unwrap_or(default_mss(tuple.local)).max(MSS_MIN),
+            own_mss: offer.mss,
+            snd_scale: options
+                .window_scale
+                .unwrap_or(0)
+                .min(super::receive::SCALE_MAX),
+            rcv_scale: if scaling { offer.scale } else { 0 },
+            offered: u16::try_from(offer.window).unwrap_or(u16::MAX),
+            timestamp_offset: offer.timestamp_offset,
+            timestamp_recent: options.timestamps.map_or(0, |(value, _)| value),
+            timestamp_recent_at: now,
+            timeouts: 0,
+            created_at: now,
+            sent_at: now,
+            acked: false,
+        }
+    }
+
+    /// The SYN-ACK.
+    pub(crate) fn syn_ack(&self, now: Instant) -> Header {
+        Header {
+            source_port: self.tuple.local_port,
+            destination_port: self.tuple.remote_port,
+            seq: self.iss,
+            ack: self.irs.wrapping_add(1),
+            flags: Flags::SYN
+                .with(Flags::ACK)
+                .with_if(self.agreed.ecn, Flags::ECE),
+            window: self.offered,
+            mss: Some(self.own_mss),
+            window_scale: self.agreed.scaling.then_some(self.rcv_scale),
+            sack_permitted: self.agreed.sack,
+            timestamps: self.timestamps(now),
+            ..Header::default()
+        }
+    }
+
+    /// A plain ACK of what has been received, for segments outside the window.
+    pub(crate) fn ack(&self, now: Instant) -> Header {
+        Header {
+            source_port: self.tuple.local_port,
+            destination_port: self.tuple.remote_port,
+            seq: self.iss.wrapping_add(1),
+            ack: self.irs.wrapping_add(1),
+            flags: Flags::ACK,
+            window: self.offered >> self.rcv_scale,
+            timestamps: self.timestamps(now),
+            ..Header::default()
+        }
+    }
+
+    fn timestamps(&self, now: Instant) -> Option<(u32, u32)> {
+        self.agreed
+            .timestamps
+            .then(|| (timestamp(now, self.timestamp_offset), self.timestamp_recent))
+    }
+
+    /// When the SYN-ACK is to be sent again.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.sent_at
+            + RTO_INITIAL
+                .saturating_mul(1 << self.timeouts.min(7))
+                .min(RTO_MAX)
+    }
+
+    /// The deadline came. Returns whether to send the SYN-ACK again; otherwise the entry ends.
+    pub(crate) fn on_timeout(&mut self, now: Instant) -> bool {
+        self.timeouts += 1;
+        self.sent_at = now;
+        self.timeouts <= RETRIES_MAX
+    }
+
+    /// How long the handshake has taken, if nothing had to be repeated.
+    pub(crate) fn round_trip(&self, now: Instant) -> Option<Duration> {
+        (self.timeouts == 0).then(|| now.since(self.sent_at))
+    }
+
+    /// RFC 9293 (3.10.7.4) for SYN-RECEIVED, with RFC 5961 and PAWS.
+    pub(crate) fn judge(&self, now: Instant, segment: &Segment<'_>) -> Disposition {
+        let expected = self.irs.wrapping_add(1);
+        let stale = self.agreed.timestamps
+            && segment
+                .options
+                .timestamps
+                .is_some_and(|(value, _)| wire_before(value, self.timestamp_recent))
+            && now.since(self.timestamp_recent_at) < TIMESTAMP_AGE_MAX;
+        if segment.has(Flags::SYN)
+            && !segment.has(Flags::ACK)
+            && !segment.has(Flags::RST)
+            && segment.seq == self.irs
+            && !stale
+        {
+            return Disposition::SendSynAck;
+        }
+        let window = u32::from(self.offered).max(1);
+        let start = segment.seq.wrapping_sub(expected);
+        let end = start.wrapping_add(u32::try_from(segment.len()).unwrap_or(u32::MAX));
+        let inside = start < window || (segment.len() > 0 && end.wrapping_sub(1) < window);
+        if !inside || stale {
+            return if segment.has(Flags::RST) {
+                Disposition::Drop
+            } else {
+                Disposition::SendAck
+            };
+        }
+        if segment.has(Flags::RST) {
+            // RFC 5961 (3.2): only an exact hit resets.
+            return if segment.seq == expected {
+                Disposition::Remove
+            } else {
+                Disposition::SendAck
+            };
+        }
+        if segment.has(Flags::SYN) {
+            return Disposition::SendAck;
+        }
+        if !segment.has(Flags::ACK) {
+            return Disposition::Drop;
+        }
+        if segment.ack != self.iss.wrapping_add(1) {
+            return Disposition::Reject;
+        }
+        Disposition::Complete
+    }
+}

@@ -1,0 +1,550 @@
+//! The receiving half of a connection: reassembly, SACK blocks, the window and its growth.
+//!
+//! Invariants: bytes `nxt - ring.len() (- 1 after the FIN) .. nxt` are the ring's content; `ranges` are disjoint, not
+//! adjacent, sorted, all beyond `nxt`, and their bytes lie in the ring ahead of its content; `edge` never moves left.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::ring::Ring;
+use super::segment::SackBlocks;
+use super::seq::Seq;
+use crate::Instant;
+
+/// Ranges kept out of order; a peer that makes more has its data dropped and must send it again.
+const RANGES_MAX: usize = 2048;
+/// What a connection may hold unread before it has shown that it needs more. Several super-packets fit.
+pub(crate) const INITIAL_LIMIT: usize = 256 << 10;
+/// Longest shift RFC 7323 allows.
+pub(crate) const SCALE_MAX: u8 = 14;
+
+/// A run of bytes that arrived out of order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Range {
+    start: Seq,
+    end: Seq,
+    /// When it last grew, as a counter: RFC 2018 wants the freshest first.
+    stamp: u64,
+}
+
+/// What taking in a segment's payload did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Inserted {
+    /// Bytes that became readable.
+    pub(crate) readable: usize,
+    /// The segment left or met a gap, or was a duplicate: acknowledge at once (RFC 5681, 4.2).
+    pub(crate) out_of_order: bool,
+    /// The peer's FIN was reached.
+    pub(crate) finished: bool,
+}
+
+/// The receiving half.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Receiver {
+    irs: Seq,
+    nxt: Seq,
+    ring: Ring,
+    ranges: Vec<Range>,
+    stamp: u64,
+    fin: Option<Seq>,
+    finished: bool,
+    edge: Seq,
+    scale: u8,
+    limit: usize,
+    limit_max: usize,
+    dsack: Option<(Seq, Seq)>,
+    autotune: Autotune,
+}
+
+/// Dynamic right-sizing: the limit follows twice what the program reads in a round trip.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Autotune {
+    enabled: bool,
+    rtt: Option<Duration>,
+    rtt_from: Instant,
+    rtt_target: Seq,
+    copied: usize,
+    copied_from: Instant,
+    space: usize,
+}
+
+impl Receiver {
+    /// A receiver before the peer's SYN; `scale` is what will be offered.
+    pub(crate) fn new(limit: Option<usize>, limit_max: usize) -> Self {
+        let limit_max = limit_max.max(4096);
+        Receiver {
+            irs: Seq::initial(0),
+            nxt: Seq::initial(0),
+            ring: Ring::default(),
+            ranges: Vec::new(),
+            stamp: 0,
+            fin: None,
+            finished: false,
+            edge: Seq::initial(0),
+            scale: 0,
+            limit: limit.unwrap_or(INITIAL_LIMIT.min(limit_max)),
+            limit_max,
+            dsack: None,
+            autotune: Autotune {
+                enabled: limit.is_none(),
+                ..Autotune::default()
+            },
+        }
+    }
+
+    /// The shift to offer so that the largest window can be told.
+    pub(crate) fn scale_to_offer(limit_max: usize) -> u8 {
+        (0..SCALE_MAX)
+            .find(|&scale| limit_max >> scale <= usize::from(u16::MAX))
+            .unwrap_or(SCALE_MAX)
+    }
+
+    /// The peer's SYN arrived. `offered` is the window that was or will be told in this side's SYN.
+    pub(crate) fn synchronize(&mut self, irs: Seq, scale: u8, offered: usize) {
+        self.irs = irs;
+        self.nxt = irs + 1;
+        self.edge = self.nxt + offered;
+        self.scale = scale;
+    }
+
+    pub(crate) const fn irs(&self) -> Seq {
+        self.irs
+    }
+
+    pub(crate) const fn nxt(&self) -> Seq {
+        self.nxt
+    }
+
+    pub(crate) const fn finished(&self) -> bool {
+        self.finished
+    }
+
+    pub(crate) const fn scale(&self) -> u8 {
+        self.scale
+    }
+
+    /// Most that may be held unread.
+    pub(crate) const fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Right end of what the peer may send.
+    pub(crate) const fn edge(&self) -> Seq {
+        self.edge
+    }
+
+    /// The window the peer knows of.
+    pub(crate) fn window(&self) -> usize {
+        self.edge.since(self.nxt)
+    }
+
+    pub(crate) const fn readable(&self) -> usize {
+        self.ring.len()
+    }
+
+    pub(crate) const fn has_gaps(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
+    pub(crate) const fn ranges_len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    pub(crate) const fn receive_rtt(&self) -> Option<Duration> {
+        self.autotune.rtt
+    }
+
+    /// End of the out-of-order data furthest right.
+    pub(crate) fn rightmost(&self) -> Option<Seq> {
+        self.ranges.last().map(|range| range.end)
+    }
+
+    /// The first byte the program has not read.
+    fn base(&self) -> Seq {
+        self.nxt.back(self.ring.len() + usize::from(self.finished))
+    }
+
+    /// Bytes that can be read.
+    pub(crate) fn readable_parts(&self) -> [&[u8]; 2] {
+        self.ring.parts(0, self.ring.len())
+    }
+
+    /// Drops what the program has read and grows the limit if the program keeps up.
+    pub(crate) fn consume(&mut self, now: Instant, bytes: usize, rtt: Option<Duration>) {
+        self.ring.consume(bytes);
+        if self.autotune.enabled {
+            self.adjust_limit(now, bytes, rtt);
+        }
+    }
+
+    /// Linux's `tcp_rcv_space_adjust`: what was read within a round trip says what the next one can bring.
+    fn adjust_limit(&mut self, now: Instant, bytes: usize, rtt: Option<Duration>) {
+        let tune = &mut self.autotune;
+        tune.copied += bytes;
+        let round = match (tune.rtt, rtt) {
+            (Some(own), Some(measured)) => own.min(measured),
+            (own, measured) => own.or(measured).unwrap_or(Duration::from_millis(100)),
+        };
+        if now.since(tune.copied_from) < round {
+            return;
+        }
+        if tune.copied > tune.space {
+            tune.space = tune.copied;
+            // Twice, since in slow start the peer sends twice as much the next round; and half again, since what is
+            // being read is in flight a second time when window updates are late.
+            let wanted = tune.copied.saturating_mul(3) + (16 << 10);
+            self.limit = self.limit.max(wanted.min(self.limit_max));
+        }
+        tune.copied = 0;
+        tune.copied_from = now;
+    }
+
+    /// Without timestamps of its own to go by, a receiver measures how long a window takes to arrive.
+    fn measure_round_trip(&mut self, now: Instant) {
+        let window = self.window();
+        let tune = &mut self.autotune;
+        if !tune.enabled || self.nxt < tune.rtt_target {
+            return;
+        }
+        if tune.rtt_target != Seq::default() {
+            let sample = now.since(tune.rtt_from).max(Duration::from_micros(1));
+            tune.rtt = Some(tune.rtt.map_or(sample, |rtt| {
+                if sample < rtt {
+                    sample
+                } else {
+                    (rtt * 7 + sample) / 8
+                }
+            }));
+        }
+        tune.rtt_from = now;
+        tune.rtt_target = self.nxt + window;
+    }
+
+    /// Fixes the limit (`SO_RCVBUF`). What was promised stays promised.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.max(2048);
+        self.limit_max = self.limit_max.max(self.limit);
+        self.autotune.enabled = false;
+    }
+
+    /// Takes in a segment's payload and FIN. What lies outside the window is cut off.
+    pub(crate) fn insert(&mut self, now: Instant, seq: Seq, payload: &[u8], fin: bool) -> Inserted {
+        let mut inserted = Inserted::default();
+        let mut start = seq;
+        let mut payload = payload;
+        let mut fin = fin;
+        if start < self.nxt {
+            // RFC 2883: tell the peer what it sent twice.
+            let duplicate_end = (start + payload.len()).min(self.nxt);
+            if duplicate_end > start {
+                self.dsack = Some((start, duplicate_end));
+                inserted.out_of_order = true;
+            }
+            let skip = self.nxt.since(start);
+            if skip > payload.len() {
+                // Even the FIN is old.
+                return inserted;
+            }
+            payload = &payload[skip..];
+            start = self.nxt;
+        }
+        let room = self.edge.since(start);
+        if payload.len() > room {
+            payload = &payload[..room];
+            fin = false;
+            inserted.out_of_order = true;
+        }
+        let end = start + payload.len();
+        if self.fin.is_some_and(|at| end > at) || self.finished {
+            // Data beyond a FIN: the peer is confused; RFC 9293 has it ignored.
+            return inserted;
+        }
+        if fin {
+            self.fin = Some(end);
+        }
+        if start == self.nxt {
+            self.insert_in_order(now, payload, &mut inserted);
+        } else {
+            inserted.out_of_order = true;
+            self.insert_ahead(start, end, payload);
+        }
+        if self.fin == Some(self.nxt) && !self.finished {
+            self.nxt += 1;
+            self.finished = true;
+            inserted.finished = true;
+            self.ranges.clear();
+            self.edge = self.edge.max(self.nxt);
+        }
+        inserted
+    }
+
+    fn insert_in_order(&mut self, now: Instant, payload: &[u8], inserted: &mut Inserted) {
+        let before = self.ring.len();
+        if !payload.is_empty() {
+            self.ring.write_at(before, payload);
+            self.ring.commit(payload.len());
+            self.nxt += payload.len();
+        }
+        let mut merged = 0;
+        while let Some(range) = self
+            .ranges
+            .get(merged)
+            .filter(|range| range.start <= self.nxt)
+        {
+            if range.end > self.nxt {
+                self.ring.commit(range.end.since(self.nxt));
+                self.nxt = range.end;
+            }
+            merged += 1;
+        }
+        if merged > 0 {
+            self.ranges.drain(..merged);
+            // RFC 5681 (4.2): filling a gap is acknowledged at once.
+            inserted.out_of_order = true;
+        }
+        inserted.out_of_order |= !self.ranges.is_empty();
+        inserted.readable = self.ring.len() - before;
+        self.measure_round_trip(now);
+    }
+
+    fn insert_ahead(&mut self, start: Seq, end: Seq, payload: &[u8]) {
+        if payload.is_empty() {
+            return;
+        }
+        // First range that ends at or after the new one's start: the first it can touch.
+        let first = self.ranges.partition_point(|range| range.end < start);
+        let last = first + self.ranges[first..].partition_point(|range| range.start <= end);
+        if first == last && self.ranges.len() >= RANGES_MAX {
+            return;
+        }
+        if let Some(range) = self.ranges[first..last]
+            .iter()
+            .find(|range| range.start <= start && end <= range.end)
+        {
+            self.dsack = Some((start, end));
+            let _ = range;
+        }
+        self.ring.write_at(start.since(self.base()), payload);
+        self.stamp += 1;
+        let mut union = Range {
+            start,
+            end,
+            stamp: self.stamp,
+        };
+        for range in &self.ranges[first..last] {
+            union.start = union.start.min(range.start);
+            union.end = union.end.max(range.end);
+        }
+        self.ranges.splice(first..last, [union]);
+    }
+
+    /// The blocks to report, at most `most`: a duplicate first (RFC 2883), then the freshest (RFC 2018).
+    pub(crate) fn sack_blocks(&self, most: usize) -> SackBlocks {
+        let mut blocks = SackBlocks::default();
+        if let Some((start, end)) = self.dsack {
+            blocks.push(start.wire(), end.wire());
+        }
+        let mut below = u64::MAX;
+        while blocks.len() < most {
+            let freshest = self
+                .ranges
+                .iter()
+                .filter(|range| range.stamp < below)
+                .max_by_key(|range| range.stamp);
+            let Some(range) = freshest else { break };
+            blocks.push(range.start.wire(), range.end.wire());
+            below = range.stamp;
+        }
+        blocks
+    }
+
+    /// Whether there is anything to report.
+    pub(crate) const fn has_sack(&self) -> bool {
+        self.dsack.is_some() || !self.ranges.is_empty()
+    }
+
+    /// A duplicate is reported once.
+    pub(crate) fn sack_sent(&mut self) {
+        self.dsack = None;
+    }
+
+    /// What the window could be, were it told now.
+    pub(crate) fn window_to_offer(&self) -> usize {
+        self.limit
+            .saturating_sub(self.ring.len())
+            .min(usize::from(u16::MAX) << self.scale)
+    }
+
+    /// The window to write into a segment, and the promise that goes with it.
+    ///
+    /// It never moves the right edge left (RFC 9293, 3.8.6), and moves it right only by a worthwhile amount (RFC 1122,
+    /// 4.2.3.3).
+    pub(crate) fn advertise(&mut self, segment: usize) -> u16 {
+        let current = self.window();
+        let possible = self.window_to_offer();
+        let unit = 1usize << self.scale;
+        let worthwhile = segment.min(self.limit / 2).max(unit);
+        let window = if possible >= current + worthwhile {
+            (possible & !(unit - 1)).max(current)
+        } else {
+            current
+        };
+        // What the wire can express must not be less than what was promised.
+        let told = window.div_ceil(unit).min(usize::from(u16::MAX));
+        self.edge = self.edge.max(self.nxt + (told << self.scale));
+        u16::try_from(told).unwrap_or(u16::MAX)
+    }
+
+    /// Gives memory back if nothing is held. Returns whether none is held now.
+    pub(crate) fn release(&mut self) -> bool {
+        if self.ranges.is_empty() {
+            self.ring.forget_ahead();
+            self.ranges.shrink_to_fit();
+        }
+        self.ring.release()
+    }
+
+    /// Bytes of memory held.
+    pub(crate) const fn memory(&self) -> usize {
+        self.ring.capacity()
+    }
+
+    /// Frees small buffers at once when they are empty; big ones wait for [`Receiver::release`].
+    pub(crate) fn release_small(&mut self, keep: usize) {
+        if self.ring.is_empty() && self.ranges.is_empty() && self.ring.capacity() <= keep {
+            self.release();
+        }
+    }
+
+    /// Whether the parts agree with each other; for images.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let sorted = self
+            .ranges
+            .windows(2)
+            .all(|pair| pair[0].end < pair[1].start);
+        let beyond = self
+            .ranges
+            .iter()
+            .all(|range| self.nxt < range.start && range.start < range.end);
+        let held = self
+            .rightmost()
+            .is_none_or(|end| end.since(self.base()) <= self.ring.extent());
+        sorted
+            && beyond
+            && held
+            && self.scale <= SCALE_MAX
+            && self.irs < self.nxt.max(self.irs + 1)
+            && self.window() <= usize::from(u16::MAX) << SCALE_MAX
+            && self.ring.len() <= 1 << 30
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn receiver(isn: u32) -> Receiver {
+        let mut receiver = Receiver::new(Some(1 << 20), 1 << 20);
+        receiver.synchronize(Seq::initial(isn), 7, 1 << 16);
+        receiver
+    }
+
+    proptest! {
+        /// Whatever the order, overlap and repetition of segments, the stream comes out whole and once.
+        #[test]
+        fn reassembles(isn in any::<u32>(), mut pieces in proptest::collection::vec((0usize..5000, 1usize..700), 1..60), seed in any::<u64>()) {
+            let stream: Vec<u8> = (0..6000u32).map(|i| (i.wrapping_mul(31) >> 3) as u8).collect();
+            let mut receiver = receiver(isn);
+            let start = receiver.nxt();
+            // Everything once, so that the end is reached.
+            for at in (0..6000).step_by(500) {
+                pieces.push((at, 500));
+            }
+            let mut random = seed | 1;
+            let mut covered = vec![false; 6000];
+            while !pieces.is_empty() {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let (at, len) = pieces.swap_remove((random % pieces.len() as u64) as usize);
+                let end = (at + len).min(6000);
+                receiver.insert(Instant::ZERO, start + at, &stream[at..end], end == 6000);
+                covered[at..end].fill(true);
+                let in_order = covered.iter().take_while(|&&seen| seen).count();
+                let fin = usize::from(in_order == 6000);
+                prop_assert_eq!(receiver.nxt().since(start), in_order + fin);
+                prop_assert!(receiver.is_consistent());
+                // The blocks are exactly the covered runs beyond what is in order.
+                for (left, right) in receiver.sack_blocks(4).iter().skip(usize::from(receiver.dsack.is_some())) {
+                    let left = start.expand(left).since(start);
+                    let right = start.expand(right).since(start);
+                    prop_assert!(left > in_order && covered[left..right].iter().all(|&seen| seen));
+                    prop_assert!(!covered[left - 1] && (right == 6000 || !covered[right]));
+                }
+            }
+            prop_assert!(receiver.finished());
+            prop_assert_eq!(receiver.readable_parts().concat(), stream);
+        }
+
+        #[test]
+        fn right_edge_never_moves_left(steps in proptest::collection::vec((0usize..3000, 0usize..4000), 1..80), scale in 0u8..8) {
+            let mut receiver = Receiver::new(Some(20_000), 20_000);
+            receiver.synchronize(Seq::initial(7), scale, 20_000);
+            let mut edge = receiver.edge();
+            for (arrive, read) in steps {
+                let bytes = vec![1; arrive];
+                receiver.insert(Instant::ZERO, receiver.nxt(), &bytes, false);
+                let told = usize::from(receiver.advertise(1460)) << scale;
+                let told_edge = receiver.nxt() + told;
+                prop_assert!(told_edge >= edge, "{told_edge:?} < {edge:?}");
+                edge = told_edge;
+                receiver.consume(Instant::ZERO, read.min(receiver.readable()), None);
+            }
+        }
+    }
+
+    #[test]
+    fn freshest_block_first_and_duplicates_before_it() {
+        let mut receiver = receiver(1);
+        let nxt = receiver.nxt();
+        receiver.insert(Instant::ZERO, nxt + 1000, &[1; 100], false);
+        receiver.insert(Instant::ZERO, nxt + 3000, &[1; 100], false);
+        receiver.insert(Instant::ZERO, nxt + 1100, &[1; 100], false);
+        let blocks: Vec<_> = receiver
+            .sack_blocks(3)
+            .iter()
+            .map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt)))
+            .collect();
+        assert_eq!(blocks, [(1000, 1200), (3000, 3100)]);
+        receiver.insert(Instant::ZERO, nxt + 3000, &[1; 50], false);
+        let first = receiver
+            .sack_blocks(3)
+            .iter()
+            .next()
+            .map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt)));
+        assert_eq!(first, Some((3000, 3050)));
+        receiver.sack_sent();
+        assert_eq!(receiver.sack_blocks(3).len(), 2);
+    }
+
+    #[test]
+    fn fin_out_of_order_waits() {
+        let mut receiver = receiver(1);
+        let nxt = receiver.nxt();
+        assert!(
+            !receiver
+                .insert(Instant::ZERO, nxt + 10, &[2; 10], true)
+                .finished
+        );
+        assert!(
+            receiver
+                .insert(Instant::ZERO, nxt, &[1; 10], false)
+                .finished
+        );
+        assert_eq!(receiver.nxt(), nxt + 21);
+        assert_eq!(receiver.readable(), 20);
+    }
+}

@@ -1,0 +1,149 @@
+//! Round-trip time and the retransmission time-out (RFC 6298), with the floor and ceiling Linux uses.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Instant;
+
+/// RFC 6298 asks for 1 s; Linux, and with it everyone's expectations, uses 200 ms (`TCP_RTO_MIN`).
+pub(crate) const RTO_MIN: Duration = Duration::from_millis(200);
+/// `TCP_RTO_MAX`; RFC 6298 allows any ceiling of 60 s or more.
+pub(crate) const RTO_MAX: Duration = Duration::from_secs(120);
+/// RFC 6298 (2.1): before any measurement.
+pub(crate) const RTO_INITIAL: Duration = Duration::from_secs(1);
+/// How long a minimum stands for the path (Linux: `tcp_min_rtt_wlen`).
+const MIN_RTT_WINDOW: Duration = Duration::from_secs(300);
+
+/// The estimator of one connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RttEstimator {
+    smoothed: Option<Duration>,
+    variance: Duration,
+    latest: Duration,
+    minimum: Duration,
+    minimum_since: Instant,
+    backoff: u8,
+}
+
+impl Default for RttEstimator {
+    fn default() -> Self {
+        RttEstimator {
+            smoothed: None,
+            variance: Duration::ZERO,
+            latest: Duration::ZERO,
+            minimum: Duration::MAX,
+            minimum_since: Instant::ZERO,
+            backoff: 0,
+        }
+    }
+}
+
+impl RttEstimator {
+    /// Takes a measurement of a segment that was sent once (Karn), or one told by timestamps.
+    pub(crate) fn sample(&mut self, now: Instant, rtt: Duration) {
+        let rtt = rtt.max(Duration::from_micros(1));
+        self.latest = rtt;
+        if rtt <= self.minimum || now.since(self.minimum_since) > MIN_RTT_WINDOW {
+            self.minimum = rtt;
+            self.minimum_since = now;
+        }
+        match self.smoothed {
+            // RFC 6298 (2.2)
+            None => {
+                self.smoothed = Some(rtt);
+                self.variance = rtt / 2;
+            }
+            // RFC 6298 (2.3)
+            Some(smoothed) => {
+                self.variance = (self.variance * 3 + smoothed.abs_diff(rtt)) / 4;
+                self.smoothed = Some((smoothed * 7 + rtt) / 8);
+            }
+        }
+    }
+
+    /// The smoothed time, if anything was measured.
+    pub(crate) const fn smoothed(&self) -> Option<Duration> {
+        self.smoothed
+    }
+
+    pub(crate) const fn variance(&self) -> Duration {
+        self.variance
+    }
+
+    pub(crate) const fn latest(&self) -> Duration {
+        self.latest
+    }
+
+    /// The smallest time seen lately, if anything was measured.
+    pub(crate) fn minimum(&self) -> Option<Duration> {
+        self.smoothed.map(|_| self.minimum)
+    }
+
+    /// The time-out without backoff.
+    pub(crate) fn base_rto(&self) -> Duration {
+        match self.smoothed {
+            None => RTO_INITIAL,
+            // Linux keeps the variance term itself above the floor, so that a steady path isn't timed out at SRTT + 0.
+            Some(smoothed) => (smoothed + (self.variance * 4).max(RTO_MIN)).min(RTO_MAX),
+        }
+    }
+
+    /// The time-out now.
+    pub(crate) fn rto(&self) -> Duration {
+        self.base_rto()
+            .saturating_mul(1 << self.backoff.min(16))
+            .min(RTO_MAX)
+    }
+
+    pub(crate) const fn backoff(&self) -> u8 {
+        self.backoff
+    }
+
+    /// RFC 6298 (5.5): the timer expired.
+    pub(crate) fn back_off(&mut self) {
+        self.backoff = self.backoff.saturating_add(1).min(32);
+    }
+
+    /// New data was acknowledged.
+    pub(crate) fn reset_backoff(&mut self) {
+        self.backoff = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_sample_and_floor() {
+        let mut rtt = RttEstimator::default();
+        assert_eq!(rtt.rto(), RTO_INITIAL);
+        rtt.sample(Instant::ZERO, Duration::from_millis(100));
+        assert_eq!(rtt.smoothed(), Some(Duration::from_millis(100)));
+        assert_eq!(rtt.rto(), Duration::from_millis(300));
+        for _ in 0..100 {
+            rtt.sample(Instant::ZERO, Duration::from_millis(100));
+        }
+        assert_eq!(
+            rtt.rto().as_millis(),
+            300,
+            "the floor holds on a steady path"
+        );
+    }
+
+    #[test]
+    fn backs_off_to_the_ceiling() {
+        let mut rtt = RttEstimator::default();
+        rtt.sample(Instant::ZERO, Duration::from_millis(100));
+        let mut last = rtt.rto();
+        for _ in 0..20 {
+            rtt.back_off();
+            assert!(rtt.rto() >= last);
+            last = rtt.rto();
+        }
+        assert_eq!(last, RTO_MAX);
+        rtt.reset_backoff();
+        assert_eq!(rtt.rto(), Duration::from_millis(300));
+    }
+}
