@@ -34,7 +34,6 @@ pub(crate) struct Datagram<'a> {
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
     pub(crate) protocol: u8,
-    pub(crate) hop_limit: u8,
     pub(crate) traffic_class: u8,
     pub(crate) fragment: Option<Fragment>,
     pub(crate) payload: &'a [u8],
@@ -64,7 +63,6 @@ fn parse_v4(data: &[u8], verify: bool) -> Option<Datagram<'_>> {
         source: IpAddr::V4(packet.src_addr()),
         destination: IpAddr::V4(packet.dst_addr()),
         protocol: packet.next_header().into(),
-        hop_limit: packet.hop_limit(),
         traffic_class: packet.dscp() << 2 | packet.ecn(),
         fragment,
         payload: packet.payload(),
@@ -106,7 +104,6 @@ fn parse_v6(data: &[u8]) -> Option<Datagram<'_>> {
                     source: IpAddr::V6(packet.src_addr()),
                     destination: IpAddr::V6(packet.dst_addr()),
                     protocol: next,
-                    hop_limit: packet.hop_limit(),
                     traffic_class: packet.traffic_class(),
                     fragment,
                     payload,
@@ -121,7 +118,6 @@ fn parse_v6(data: &[u8]) -> Option<Datagram<'_>> {
                 source: IpAddr::V6(packet.src_addr()),
                 destination: IpAddr::V6(packet.dst_addr()),
                 protocol: next,
-                hop_limit: packet.hop_limit(),
                 traffic_class: packet.traffic_class(),
                 fragment,
                 payload,
@@ -302,10 +298,9 @@ mod tests {
             assert_eq!(
                 (
                     datagram.protocol,
-                    datagram.hop_limit,
                     datagram.traffic_class
                 ),
-                (6, 63, 0x2a)
+                (6, 0x2a)
             );
             assert_eq!(datagram.payload, [0xff; 5]);
             assert_eq!(datagram.fragment, None);

@@ -37,16 +37,6 @@ impl Tuple {
     pub(crate) const fn remote_address(&self) -> SocketAddr {
         SocketAddr::new(self.remote, self.remote_port)
     }
-
-    /// The same connection as its peer sees it.
-    pub(crate) const fn reversed(&self) -> Tuple {
-        Tuple {
-            local: self.remote,
-            local_port: self.remote_port,
-            remote: self.local,
-            remote_port: self.local_port,
-        }
-    }
 }
 
 /// What surrounds a connection while something happens to it.

@@ -20,7 +20,7 @@ const MIN_RTT_WINDOW: Duration = Duration::from_secs(300);
 pub(crate) struct RttEstimator {
     smoothed: Option<Duration>,
     variance: Duration,
-    latest: Duration,
+
     minimum: Duration,
     minimum_since: Instant,
     backoff: u8,
@@ -31,7 +31,7 @@ impl Default for RttEstimator {
         RttEstimator {
             smoothed: None,
             variance: Duration::ZERO,
-            latest: Duration::ZERO,
+
             minimum: Duration::MAX,
             minimum_since: Instant::ZERO,
             backoff: 0,
@@ -43,7 +43,7 @@ impl RttEstimator {
     /// Takes a measurement of a segment that was sent once (Karn), or one told by timestamps.
     pub(crate) fn sample(&mut self, now: Instant, rtt: Duration) {
         let rtt = rtt.max(Duration::from_micros(1));
-        self.latest = rtt;
+
         if rtt <= self.minimum || now.since(self.minimum_since) > MIN_RTT_WINDOW {
             self.minimum = rtt;
             self.minimum_since = now;
@@ -69,10 +69,6 @@ impl RttEstimator {
 
     pub(crate) const fn variance(&self) -> Duration {
         self.variance
-    }
-
-    pub(crate) const fn latest(&self) -> Duration {
-        self.latest
     }
 
     /// The smallest time seen lately, if anything was measured.

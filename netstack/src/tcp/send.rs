@@ -103,10 +103,6 @@ impl Sender {
         self.retransmitted
     }
 
-    pub(crate) const fn highest_sacked(&self) -> Seq {
-        self.highest_sacked
-    }
-
     /// The SYN has left (again).
     pub(crate) fn syn_sent(&mut self) {
         self.nxt = self.nxt.max(self.iss + 1);
@@ -153,11 +149,6 @@ impl Sender {
         self.fin
     }
 
-    /// The FIN has been sent.
-    pub(crate) fn fin_sent(&self) -> bool {
-        self.fin && self.nxt == self.end()
-    }
-
     /// The FIN has been acknowledged.
     pub(crate) fn fin_acked(&self) -> bool {
         self.fin && self.una == self.end()
@@ -201,10 +192,6 @@ impl Sender {
     /// Whether `end` lies behind the FIN.
     pub(crate) fn covers_fin(&self, end: Seq) -> bool {
         self.fin && end == self.end()
-    }
-
-    pub(crate) fn chunks(&self) -> impl DoubleEndedIterator<Item = &Chunk> + '_ {
-        self.chunks.iter()
     }
 
     pub(crate) fn first_chunk(&self) -> Option<&Chunk> {

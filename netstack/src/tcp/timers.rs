@@ -69,10 +69,6 @@ impl Timers {
         self.due[timer as usize]
     }
 
-    pub(crate) fn is_running(&self, timer: Timer) -> bool {
-        self.due[timer as usize].is_some()
-    }
-
     /// When the first is due.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.due.iter().flatten().min().copied()

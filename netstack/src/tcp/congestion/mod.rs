@@ -234,7 +234,7 @@ mod tests {
             una: Seq::initial(0),
             nxt: Seq::initial(0),
             rtt: None,
-            smoothed_rtt: Duration::from_millis(20),
+            smoothed_rtt: Duration::from_millis(100),
             mss: MSS,
         }
     }
@@ -263,13 +263,13 @@ mod tests {
         let mut now = 0;
         while now < 7_200 {
             controller.on_ack(&acked(controller.cwnd(), now));
-            now += 20;
+            now += 100;
         }
         let at_k = controller.cwnd();
         assert!((480_000..=520_000).contains(&at_k), "{at_k}");
         while now < 10_000 {
             controller.on_ack(&acked(controller.cwnd(), now));
-            now += 20;
+            now += 100;
         }
         assert!(controller.cwnd() > at_k + 5_000, "{}", controller.cwnd());
     }
