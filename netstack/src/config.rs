@@ -27,17 +27,9 @@ pub struct Offload {
 
 impl Offload {
     /// A device that does everything, like a TUN with `TUNSETOFFLOAD`.
-    pub const FULL: Offload = Offload {
-        tso: true,
-        checksum: true,
-        max_size: 65_535,
-    };
+    pub const FULL: Offload = Offload { tso: true, checksum: true, max_size: 65_535 };
     /// A device that does nothing.
-    pub const NONE: Offload = Offload {
-        tso: false,
-        checksum: false,
-        max_size: 65_535,
-    };
+    pub const NONE: Offload = Offload { tso: false, checksum: false, max_size: 65_535 };
 }
 
 /// What a stack is and what it may use.

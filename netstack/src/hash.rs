@@ -141,18 +141,11 @@ impl std::fmt::Debug for Keys {
 
 impl Keys {
     pub(crate) fn new(secrets: &Secrets) -> Self {
-        let mut words = secrets.0.chunks_exact(8).map(|word| {
-            word.iter()
-                .fold(0u64, |sum, &byte| sum << 8 | u64::from(byte))
-        });
+        let mut words =
+            secrets.0.chunks_exact(8).map(|word| word.iter().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte)));
         let mut next = || words.next().unwrap_or_default();
         let (low, high) = (Key(next(), next()), Key(next(), next()));
-        let derive = |index: u64| {
-            Key(
-                low.of([index, high.0, high.1]),
-                high.of([index, low.0, low.1]),
-            )
-        };
+        let derive = |index: u64| Key(low.of([index, high.0, high.1]), high.of([index, low.0, low.1]));
         Keys {
             isn: derive(1),
             timestamp: derive(2),
@@ -173,11 +166,7 @@ impl Keys {
     /// The offset of the timestamp clock towards a peer; the same for all connections between two addresses, so that
     /// RFC 6191 works across connections.
     pub(crate) fn timestamp_offset(&self, tuple: &Tuple) -> u32 {
-        let ends = Tuple {
-            local_port: 0,
-            remote_port: 0,
-            ..*tuple
-        };
+        let ends = Tuple { local_port: 0, remote_port: 0, ..*tuple };
         (self.timestamp.of_tuple(&ends, 0) & 0xffff_ffff) as u32
     }
 

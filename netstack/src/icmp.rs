@@ -59,10 +59,7 @@ fn parse_v4(payload: &[u8]) -> Option<Message<'_>> {
         Icmpv4Message::DstUnreachable => match packet.msg_code() {
             0 | 1 | 5 | 6 | 7 | 8 | 11 | 12 => Reason::Host,
             2 | 3 => Reason::Port,
-            4 => Reason::TooBig(usize::from(u16::from_be_bytes([
-                *payload.get(6)?,
-                *payload.get(7)?,
-            ]))),
+            4 => Reason::TooBig(usize::from(u16::from_be_bytes([*payload.get(6)?, *payload.get(7)?]))),
             _ => Reason::Prohibited,
         },
         Icmpv4Message::ParamProblem => Reason::Parameter,
@@ -76,12 +73,7 @@ fn parse_v6<'a>(datagram: &Datagram<'a>, verify: bool) -> Option<Message<'a>> {
     let payload = datagram.payload;
     let packet = Icmpv6Packet::new_checked(payload).ok()?;
     if verify {
-        let pseudo = ip::pseudo_header_sum(
-            datagram.source,
-            datagram.destination,
-            protocol::ICMPV6,
-            payload.len(),
-        );
+        let pseudo = ip::pseudo_header_sum(datagram.source, datagram.destination, protocol::ICMPV6, payload.len());
         if ip::internet_checksum(pseudo, &[payload]) != 0 {
             return None;
         }
@@ -95,8 +87,7 @@ fn parse_v6<'a>(datagram: &Datagram<'a>, verify: bool) -> Option<Message<'a>> {
             _ => Reason::Host,
         },
         Icmpv6Message::PktTooBig => Reason::TooBig(
-            usize::try_from(u32::from_be_bytes(payload.get(4..8)?.try_into().ok()?))
-                .unwrap_or(usize::MAX),
+            usize::try_from(u32::from_be_bytes(payload.get(4..8)?.try_into().ok()?)).unwrap_or(usize::MAX),
         ),
         Icmpv6Message::ParamProblem => Reason::Parameter,
         Icmpv6Message::TimeExceeded => Reason::Host,
@@ -106,12 +97,7 @@ fn parse_v6<'a>(datagram: &Datagram<'a>, verify: bool) -> Option<Message<'a>> {
 }
 
 /// The answer to an echo request, as a whole packet from `local` to `remote`.
-pub(crate) fn echo_reply(
-    local: IpAddr,
-    remote: IpAddr,
-    request: &[u8],
-    traffic_class: u8,
-) -> Vec<u8> {
+pub(crate) fn echo_reply(local: IpAddr, remote: IpAddr, request: &[u8], traffic_class: u8) -> Vec<u8> {
     let mut message = request.to_vec();
     if let Some(kind) = message.first_mut() {
         *kind = if local.is_ipv4() { 0 } else { 129 };
@@ -139,11 +125,7 @@ fn packet(local: IpAddr, remote: IpAddr, mut message: Vec<u8>, traffic_class: u8
     let header = ip::Header {
         source: local,
         destination: remote,
-        protocol: if local.is_ipv4() {
-            protocol::ICMP
-        } else {
-            protocol::ICMPV6
-        },
+        protocol: if local.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 },
         hop_limit: 64,
         traffic_class,
         identification: 0,
@@ -169,18 +151,10 @@ mod tests {
     #[test]
     fn echo_comes_back_both_ways() {
         for (local, remote, kind) in [("10.0.0.1", "10.0.0.2", 8u8), ("fd00::1", "fd00::2", 128)] {
-            let (local, remote): (IpAddr, IpAddr) =
-                (local.parse().unwrap(), remote.parse().unwrap());
-            let request = packet(
-                remote,
-                local,
-                vec![kind, 0, 0, 0, 1, 2, 3, 4, b'h', b'i', b'!'],
-                0,
-            );
+            let (local, remote): (IpAddr, IpAddr) = (local.parse().unwrap(), remote.parse().unwrap());
+            let request = packet(remote, local, vec![kind, 0, 0, 0, 1, 2, 3, 4, b'h', b'i', b'!'], 0);
             let datagram = ip::parse(&request, true).expect("well-formed");
-            let Some(Message::Echo(body)) = parse(&datagram, true) else {
-                panic!("not an echo")
-            };
+            let Some(Message::Echo(body)) = parse(&datagram, true) else { panic!("not an echo") };
             let reply = echo_reply(local, remote, body, 0);
             let datagram = ip::parse(&reply, true).expect("well-formed");
             assert_eq!((datagram.source, datagram.destination), (local, remote));
@@ -191,13 +165,10 @@ mod tests {
 
     #[test]
     fn errors_carry_the_original() {
-        let (local, remote): (IpAddr, IpAddr) =
-            ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let (local, remote): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let error = unreachable(local, remote, &[0x45; 700], true);
         let datagram = ip::parse(&error, true).expect("well-formed");
-        let Some(Message::Failed(failure)) = parse(&datagram, true) else {
-            panic!("not an error")
-        };
+        let Some(Message::Failed(failure)) = parse(&datagram, true) else { panic!("not an error") };
         assert_eq!(failure.reason, Reason::Port);
         assert_eq!(failure.original.len(), 548);
     }

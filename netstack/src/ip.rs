@@ -202,23 +202,15 @@ pub(crate) fn canonical(address: IpAddr) -> IpAddr {
 }
 
 /// Sum of the pseudo header, not complemented.
-pub(crate) fn pseudo_header_sum(
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: u8,
-    len: usize,
-) -> u16 {
+pub(crate) fn pseudo_header_sum(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> u16 {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             checksum::pseudo_header_v4(&source, &destination, IpProtocol::from(protocol), len)
         }
-        (source, destination) => checksum::pseudo_header_v6(
-            &v6(source),
-            &v6(destination),
-            IpProtocol::from(protocol),
-            len,
-        ),
+        (source, destination) => {
+            checksum::pseudo_header_v6(&v6(source), &v6(destination), IpProtocol::from(protocol), len)
+        }
     }
 }
 
@@ -241,10 +233,7 @@ pub(crate) fn internet_checksum(initial: u16, parts: &[&[u8]]) -> u16 {
 pub(crate) fn is_unicast(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
-            !address.is_unspecified()
-                && !address.is_multicast()
-                && !address.is_broadcast()
-                && address.octets()[0] != 0
+            !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast() && address.octets()[0] != 0
         }
         IpAddr::V6(address) => !address.is_unspecified() && !address.is_multicast(),
     }
@@ -291,17 +280,8 @@ mod tests {
             let mut buffer = vec![0xff; header.len() + 5];
             header.write(&mut buffer, 5);
             let datagram = parse(&buffer, true).expect("what was written parses");
-            assert_eq!(
-                (datagram.source, datagram.destination),
-                (header.source, header.destination)
-            );
-            assert_eq!(
-                (
-                    datagram.protocol,
-                    datagram.traffic_class
-                ),
-                (6, 0x2a)
-            );
+            assert_eq!((datagram.source, datagram.destination), (header.source, header.destination));
+            assert_eq!((datagram.protocol, datagram.traffic_class), (6, 0x2a));
             assert_eq!(datagram.payload, [0xff; 5]);
             assert_eq!(datagram.fragment, None);
         }

@@ -27,9 +27,7 @@ impl Congestion {
     /// The algorithm `TCP_CONGESTION` calls `name`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Congestion::Cubic, Congestion::Reno]
-            .into_iter()
-            .find(|algorithm| algorithm.name() == name)
+        [Congestion::Cubic, Congestion::Reno].into_iter().find(|algorithm| algorithm.name() == name)
     }
 }
 

@@ -26,22 +26,12 @@ fn transfer(
     let done = pair.run_until(limit, |pair| {
         sent += pair.write(from, sender, &data[sent..]);
         let bytes = pair.read(from.other(), receiver);
-        assert!(
-            data[received..].starts_with(&bytes),
-            "bytes at {received} are wrong"
-        );
+        assert!(data[received..].starts_with(&bytes), "bytes at {received} are wrong");
         received += bytes.len();
         received == data.len()
     });
-    let (a, b) = (
-        pair.status(from, sender),
-        pair.status(from.other(), receiver),
-    );
-    assert!(
-        done,
-        "{received} of {} bytes came, {sent} were queued\n{a:?}\n{b:?}",
-        data.len()
-    );
+    let (a, b) = (pair.status(from, sender), pair.status(from.other(), receiver));
+    assert!(done, "{received} of {} bytes came, {sent} were queued\n{a:?}\n{b:?}", data.len());
     pair.now.since(start)
 }
 
@@ -55,11 +45,7 @@ fn close_all(pair: &mut Pair, client: SocketId, server: SocketId, listener: Sock
     pair.run_for(300 * SECOND);
     let now = pair.now;
     pair.b.tcp_close(now, listener);
-    assert_eq!(
-        pair.a.sockets().count() + pair.b.sockets().count(),
-        0,
-        "sockets are left"
-    );
+    assert_eq!(pair.a.sockets().count() + pair.b.sockets().count(), 0, "sockets are left");
     assert_eq!(pair.a.connections_without_socket(), (0, 0));
     assert_eq!(pair.b.connections_without_socket(), (0, 0));
     assert_eq!(pair.next_event(), None, "a timer still runs");
@@ -71,55 +57,20 @@ fn a_connection_lives_and_dies() {
     let (client, server, listener) = pair.establish();
     let (local, remote) = pair.a.tcp_endpoints(client);
     assert_eq!(pair.b.tcp_endpoints(server), (remote, local));
-    transfer(
-        &mut pair,
-        Side::A,
-        client,
-        server,
-        &stream(3_000, 1),
-        SECOND,
-    );
-    transfer(
-        &mut pair,
-        Side::B,
-        server,
-        client,
-        &stream(3_000, 2),
-        SECOND,
-    );
+    transfer(&mut pair, Side::A, client, server, &stream(3_000, 1), SECOND);
+    transfer(&mut pair, Side::B, server, client, &stream(3_000, 2), SECOND);
     close_all(&mut pair, client, server, listener);
-    assert!(
-        pair.log.iter().all(|seen| seen.flags & harness::RST == 0),
-        "{:#?}",
-        pair.log
-    );
+    assert!(pair.log.iter().all(|seen| seen.flags & harness::RST == 0), "{:#?}", pair.log);
 }
 
 #[test]
 fn both_ip_versions_with_software_checksums() {
     for (a, b) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
-        let make = |address: &str| Config {
-            offload: Offload::NONE,
-            ..config(address)
-        };
+        let make = |address: &str| Config { offload: Offload::NONE, ..config(address) };
         let mut pair = Pair::with(2, Link::default(), make(a), make(b));
         let (client, server, listener) = pair.establish();
-        transfer(
-            &mut pair,
-            Side::A,
-            client,
-            server,
-            &stream(300_001, 1),
-            60 * SECOND,
-        );
-        transfer(
-            &mut pair,
-            Side::B,
-            server,
-            client,
-            &stream(30_001, 1),
-            60 * SECOND,
-        );
+        transfer(&mut pair, Side::A, client, server, &stream(300_001, 1), 60 * SECOND);
+        transfer(&mut pair, Side::B, server, client, &stream(30_001, 1), 60 * SECOND);
         close_all(&mut pair, client, server, listener);
     }
 }
@@ -128,12 +79,7 @@ fn both_ip_versions_with_software_checksums() {
 fn bulk_fills_the_pipe() {
     for cut in [false, true] {
         // 1 Gbit/s and 10 ms of round trip: 1.25 MB in flight.
-        let link = Link {
-            rate: Some(1_000_000_000),
-            queue: 2 << 20,
-            cut,
-            ..Link::default()
-        };
+        let link = Link { rate: Some(1_000_000_000), queue: 2 << 20, cut, ..Link::default() };
         let mut pair = Pair::new(3, link);
         let (client, server, listener) = pair.establish();
         let data = stream(64 << 20, 0);
@@ -146,61 +92,25 @@ fn bulk_fills_the_pipe() {
 
 #[test]
 fn super_packets_carry_a_bulk_stream() {
-    let mut pair = Pair::new(
-        4,
-        Link {
-            delay: Duration::from_micros(20),
-            ..Link::default()
-        },
-    );
+    let mut pair = Pair::new(4, Link { delay: Duration::from_micros(20), ..Link::default() });
     let (client, server, _) = pair.establish();
-    transfer(
-        &mut pair,
-        Side::A,
-        client,
-        server,
-        &stream(32 << 20, 0),
-        60 * SECOND,
-    );
-    let packets = pair
-        .log
-        .iter()
-        .filter(|seen| seen.from == Side::A && seen.payload > 0)
-        .count();
+    transfer(&mut pair, Side::A, client, server, &stream(32 << 20, 0), 60 * SECOND);
+    let packets = pair.log.iter().filter(|seen| seen.from == Side::A && seen.payload > 0).count();
     assert!(packets < 1000, "{packets} packets for 32 MiB");
 }
 
 #[test]
 fn lossy_links_deliver_everything_once() {
     for seed in 0..12 {
-        for (loss, duplicate, reorder) in [
-            (0.01, 0.0, 0.0),
-            (0.05, 0.02, 0.05),
-            (0.2, 0.1, 0.1),
-            (0.0, 0.0, 0.3),
-        ] {
+        for (loss, duplicate, reorder) in [(0.01, 0.0, 0.0), (0.05, 0.02, 0.05), (0.2, 0.1, 0.1), (0.0, 0.0, 0.3)] {
             let jitter = Duration::from_millis(2);
-            let link = Link {
-                loss,
-                duplicate,
-                reorder,
-                jitter,
-                cut: true,
-                ..Link::default()
-            };
+            let link = Link { loss, duplicate, reorder, jitter, cut: true, ..Link::default() };
             let mut pair = Pair::new(seed, link);
             let (client, server, listener) = pair.establish();
             let len = if loss > 0.1 { 100_000 } else { 600_000 };
             println!("seed {seed}, {link:?}");
             transfer(&mut pair, Side::A, client, server, &stream(len, seed), HOUR);
-            transfer(
-                &mut pair,
-                Side::B,
-                server,
-                client,
-                &stream(len / 4, seed),
-                HOUR,
-            );
+            transfer(&mut pair, Side::B, server, client, &stream(len / 4, seed), HOUR);
             close_all(&mut pair, client, server, listener);
         }
     }
@@ -208,12 +118,7 @@ fn lossy_links_deliver_everything_once() {
 
 #[test]
 fn one_percent_loss_is_survived_at_speed() {
-    let link = Link {
-        rate: Some(100_000_000),
-        loss: 0.001,
-        cut: true,
-        ..Link::default()
-    };
+    let link = Link { rate: Some(100_000_000), loss: 0.001, cut: true, ..Link::default() };
     let mut pair = Pair::new(5, link);
     let (client, server, _) = pair.establish();
     let data = stream(24 << 20, 0);
@@ -236,11 +141,7 @@ fn a_full_receiver_stops_the_sender_and_lets_it_go_on() {
     assert!(sent < data.len(), "the buffers are endless");
     let readable = pair.b.status(server).readable;
     assert!(readable > 100_000, "{readable}");
-    let probes = pair
-        .log
-        .iter()
-        .filter(|seen| seen.from == Side::A && seen.payload == 0)
-        .count();
+    let probes = pair.log.iter().filter(|seen| seen.from == Side::A && seen.payload == 0).count();
     assert!((3..200).contains(&probes), "{probes} zero-window probes");
     // Now it is read.
     let mut received = 0;
@@ -251,12 +152,7 @@ fn a_full_receiver_stops_the_sender_and_lets_it_go_on() {
         received += bytes.len();
         received == data.len()
     });
-    assert!(
-        done,
-        "stuck at {received}: {:?} {:?}",
-        pair.a.status(client),
-        pair.b.status(server)
-    );
+    assert!(done, "stuck at {received}: {:?} {:?}", pair.a.status(client), pair.b.status(server));
     close_all(&mut pair, client, server, listener);
 }
 
@@ -292,42 +188,20 @@ fn nobody_listens() {
     let client = pair.connect(81);
     pair.run_for(SECOND);
     let status = pair.a.status(client);
-    assert_eq!(
-        (status.state, status.error),
-        (State::Closed, Some(SocketError::ConnectionRefused))
-    );
-    assert_eq!(
-        pair.a.take_error(client),
-        Some(SocketError::ConnectionRefused)
-    );
+    assert_eq!((status.state, status.error), (State::Closed, Some(SocketError::ConnectionRefused)));
+    assert_eq!(pair.a.take_error(client), Some(SocketError::ConnectionRefused));
     assert_eq!(pair.a.take_error(client), None);
 }
 
 #[test]
 fn nobody_is_there() {
-    let mut pair = Pair::new(
-        9,
-        Link {
-            loss: 1.0,
-            ..Link::default()
-        },
-    );
+    let mut pair = Pair::new(9, Link { loss: 1.0, ..Link::default() });
     let client = pair.connect(80);
     pair.run_for(300 * SECOND);
     assert_eq!(pair.a.status(client).error, Some(SocketError::TimedOut));
-    let syns = pair
-        .log
-        .iter()
-        .filter(|seen| seen.flags & harness::SYN != 0)
-        .count();
+    let syns = pair.log.iter().filter(|seen| seen.flags & harness::SYN != 0).count();
     assert_eq!(syns, 7, "one and tcp_syn_retries = 6");
-    let waited = pair
-        .log
-        .last()
-        .expect("a SYN")
-        .at
-        .since(pair.log[0].at)
-        .as_secs();
+    let waited = pair.log.last().expect("a SYN").at.since(pair.log[0].at).as_secs();
     assert_eq!(waited, 63, "1 + 2 + 4 + 8 + 16 + 32");
 }
 
@@ -341,10 +215,7 @@ fn reset_keeps_what_was_received() {
     pair.a.tcp_abort(now, client);
     pair.run_for(SECOND);
     let status = pair.b.status(server);
-    assert_eq!(
-        (status.state, status.error, status.readable),
-        (State::Closed, Some(SocketError::ConnectionReset), 10)
-    );
+    assert_eq!((status.state, status.error, status.readable), (State::Closed, Some(SocketError::ConnectionReset), 10));
     assert_eq!(pair.read(Side::B, server), b"last words");
 }
 
@@ -353,9 +224,7 @@ fn half_closed_either_way() {
     let mut pair = Pair::new(11, Link::default());
     let (client, server, _) = pair.establish();
     let now = pair.now;
-    pair.a
-        .tcp_shutdown(now, client, Shutdown::Write)
-        .expect("connected");
+    pair.a.tcp_shutdown(now, client, Shutdown::Write).expect("connected");
     pair.run_for(SECOND);
     assert_eq!(pair.a.status(client).state, State::FinWait2);
     assert_eq!(pair.b.status(server).state, State::CloseWait);
@@ -367,11 +236,7 @@ fn half_closed_either_way() {
     pair.run_for(SECOND);
     assert_eq!(pair.b.sockets().count(), 1, "only the listener");
     assert!(pair.a.status(client).peer_closed);
-    assert_eq!(
-        pair.a.connections_without_socket(),
-        (0, 1),
-        "TIME-WAIT is where the close began"
-    );
+    assert_eq!(pair.a.connections_without_socket(), (0, 1), "TIME-WAIT is where the close began");
 }
 
 #[test]
@@ -382,15 +247,9 @@ fn simultaneous_close() {
     pair.a.tcp_close(now, client);
     pair.b.tcp_close(now, server);
     pair.run_for(SECOND);
-    assert_eq!(
-        pair.a.connections_without_socket().1 + pair.b.connections_without_socket().1,
-        2
-    );
+    assert_eq!(pair.a.connections_without_socket().1 + pair.b.connections_without_socket().1, 2);
     pair.run_for(61 * SECOND);
-    assert_eq!(
-        pair.a.connections_without_socket().1 + pair.b.connections_without_socket().1,
-        0
-    );
+    assert_eq!(pair.a.connections_without_socket().1 + pair.b.connections_without_socket().1, 0);
 }
 
 #[test]
@@ -398,10 +257,7 @@ fn simultaneous_open() {
     let mut pair = Pair::new(13, Link::default());
     let now = pair.now;
     let reuse = netstack::Reuse::default();
-    let (at_a, at_b): (SocketAddr, SocketAddr) = (
-        "10.0.0.1:1000".parse().unwrap(),
-        "10.0.0.2:2000".parse().unwrap(),
-    );
+    let (at_a, at_b): (SocketAddr, SocketAddr) = ("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:2000".parse().unwrap());
     let a = pair.a.tcp_open();
     let b = pair.b.tcp_open();
     pair.a.tcp_bind(a, at_a, reuse).expect("free");
@@ -424,10 +280,7 @@ fn orphan_data_is_refused() {
     pair.write(Side::B, server, b"is anybody there?");
     pair.run_for(SECOND);
     let status = pair.b.status(server);
-    assert_eq!(
-        (status.state, status.error),
-        (State::Closed, Some(SocketError::BrokenPipe))
-    );
+    assert_eq!((status.state, status.error), (State::Closed, Some(SocketError::BrokenPipe)));
     assert_eq!(pair.a.sockets().count(), 0);
 }
 
@@ -457,11 +310,7 @@ fn keepalive_finds_a_dead_peer() {
         pair.a.tcp_set(now, client, option).expect("a socket");
     }
     pair.run_for(100 * SECOND);
-    assert_eq!(
-        pair.a.status(client).state,
-        State::Established,
-        "the peer answers"
-    );
+    assert_eq!(pair.a.status(client).state, State::Established, "the peer answers");
     pair.link.loss = 1.0;
     pair.run_for(30 * SECOND);
     assert_eq!(pair.a.status(client).error, Some(SocketError::TimedOut));
@@ -472,9 +321,7 @@ fn user_timeout_ends_a_stalled_connection() {
     let mut pair = Pair::new(17, Link::default());
     let (client, _server, _) = pair.establish();
     let now = pair.now;
-    pair.a
-        .tcp_set(now, client, TcpOption::UserTimeout(Duration::from_secs(5)))
-        .expect("a socket");
+    pair.a.tcp_set(now, client, TcpOption::UserTimeout(Duration::from_secs(5))).expect("a socket");
     pair.link.loss = 1.0;
     pair.write(Side::A, client, b"anybody?");
     pair.run_for(4 * SECOND);
@@ -530,14 +377,10 @@ fn loopback_stays_inside() {
         let now = pair.now;
         let remote: SocketAddr = format!("{host}:80").parse().unwrap();
         let listener = pair.a.tcp_open();
-        pair.a
-            .tcp_bind(listener, remote, netstack::Reuse::default())
-            .expect("free");
+        pair.a.tcp_bind(listener, remote, netstack::Reuse::default()).expect("free");
         pair.a.tcp_listen(now, listener, 5).expect("can listen");
         let client = pair.a.tcp_open();
-        pair.a
-            .tcp_connect(now, client, remote)
-            .expect("can connect");
+        pair.a.tcp_connect(now, client, remote).expect("can connect");
         pair.run_for(Duration::from_millis(10));
         let now = pair.now;
         let server = pair.a.tcp_accept(now, listener).expect("one waits");
@@ -554,14 +397,9 @@ fn loopback_stays_inside() {
         // Nobody on the port: refused.
         let now = pair.now;
         let lost = pair.a.tcp_open();
-        pair.a
-            .tcp_connect(now, lost, format!("{host}:81").parse().unwrap())
-            .expect("can connect");
+        pair.a.tcp_connect(now, lost, format!("{host}:81").parse().unwrap()).expect("can connect");
         pair.run_for(SECOND);
-        assert_eq!(
-            pair.a.status(lost).error,
-            Some(SocketError::ConnectionRefused)
-        );
+        assert_eq!(pair.a.status(lost).error, Some(SocketError::ConnectionRefused));
     }
     assert!(pair.log.is_empty(), "packets left: {:?}", pair.log);
 }
@@ -570,14 +408,8 @@ fn loopback_stays_inside() {
 fn ports_are_given_as_linux_does() {
     let mut pair = Pair::new(21, Link::default());
     let plain = netstack::Reuse::default();
-    let reuse = netstack::Reuse {
-        address: true,
-        port: false,
-    };
-    let share = netstack::Reuse {
-        address: false,
-        port: true,
-    };
+    let reuse = netstack::Reuse { address: true, port: false };
+    let share = netstack::Reuse { address: false, port: true };
     let any: SocketAddr = "0.0.0.0:80".parse().unwrap();
     let own: SocketAddr = "10.0.0.1:80".parse().unwrap();
     let stack = &mut pair.a;
@@ -588,21 +420,13 @@ fn ports_are_given_as_linux_does() {
     let first = bind(any, reuse).expect("free");
     assert_eq!(bind(own, plain), Err(SocketError::AddressInUse));
     let second = bind(own, reuse).expect("both reuse and neither listens");
-    assert_eq!(
-        bind("10.0.0.9:80".parse().unwrap(), plain),
-        Err(SocketError::AddressNotAvailable)
-    );
+    assert_eq!(bind("10.0.0.9:80".parse().unwrap(), plain), Err(SocketError::AddressNotAvailable));
     let shared = bind("0.0.0.0:90".parse().unwrap(), share).expect("free");
     let shared_too = bind("0.0.0.0:90".parse().unwrap(), share).expect("shared");
     let chosen = bind("0.0.0.0:0".parse().unwrap(), plain).expect("free");
     let now = netstack::Instant::from_millis(2000);
-    pair.a
-        .tcp_listen(now, first, 1)
-        .expect("the first to listen");
-    assert_eq!(
-        pair.a.tcp_listen(now, second, 1),
-        Err(SocketError::AddressInUse)
-    );
+    pair.a.tcp_listen(now, first, 1).expect("the first to listen");
+    assert_eq!(pair.a.tcp_listen(now, second, 1), Err(SocketError::AddressInUse));
     pair.a.tcp_listen(now, shared, 1).expect("shared");
     pair.a.tcp_listen(now, shared_too, 1).expect("shared");
     let port = pair.a.tcp_endpoints(chosen).0.expect("bound").port();
@@ -613,14 +437,7 @@ fn ports_are_given_as_linux_does() {
 fn idle_connections_hold_no_buffers() {
     let mut pair = Pair::new(22, Link::default());
     let (client, server, _) = pair.establish();
-    transfer(
-        &mut pair,
-        Side::A,
-        client,
-        server,
-        &stream(4 << 20, 0),
-        60 * SECOND,
-    );
+    transfer(&mut pair, Side::A, client, server, &stream(4 << 20, 0), 60 * SECOND);
     pair.run_for(10 * SECOND);
     let image = rmp_serde::to_vec_named(&pair.a.freeze(pair.now)).expect("encodes");
     assert!(image.len() < 8192, "{} bytes", image.len());

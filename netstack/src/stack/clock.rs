@@ -25,10 +25,7 @@ impl Clock {
 
     /// A clock that shows `own` when the driver's shows `driver`.
     pub(crate) const fn resume(own: Instant, driver: Instant) -> Self {
-        Clock {
-            ahead: own.as_nanos().wrapping_sub(driver.as_nanos()),
-            latest: own,
-        }
+        Clock { ahead: own.as_nanos().wrapping_sub(driver.as_nanos()), latest: own }
     }
 
     /// The stack's time. It never goes back, even if the driver's does.
@@ -64,15 +61,8 @@ mod tests {
         let mut clock = Clock::new(Instant::from_millis(5));
         let before = clock.enter(Instant::from_millis(1005));
         let mut thawed = Clock::resume(before, Instant::from_nanos(3));
-        assert_eq!(
-            thawed.enter(Instant::from_nanos(13)).as_nanos(),
-            before.as_nanos() + 10
-        );
+        assert_eq!(thawed.enter(Instant::from_nanos(13)).as_nanos(), before.as_nanos() + 10);
         assert_eq!(thawed.leave(before), Instant::from_nanos(3));
-        assert_eq!(
-            thawed.enter(Instant::from_nanos(4)).as_nanos(),
-            before.as_nanos() + 10,
-            "never back"
-        );
+        assert_eq!(thawed.enter(Instant::from_nanos(4)).as_nanos(), before.as_nanos() + 10, "never back");
     }
 }

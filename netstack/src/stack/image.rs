@@ -47,9 +47,7 @@ pub struct StackImage {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     /// The image was made by a release whose format this one doesn't know.
-    #[error(
-        "stack image has format {found}, this release reads format {known}: update the node that is behind"
-    )]
+    #[error("stack image has format {found}, this release reads format {known}: update the node that is behind")]
     Version {
         /// The image's format.
         found: u32,
@@ -68,11 +66,7 @@ impl StackImage {
     /// How many sockets, half-open connections and connections in TIME-WAIT the image holds.
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {
-        (
-            self.sockets.len(),
-            self.half_open.len(),
-            self.time_wait.len(),
-        )
+        (self.sockets.len(), self.half_open.len(), self.time_wait.len())
     }
 }
 
@@ -111,10 +105,7 @@ impl Stack {
             ready: ready.clone(),
             changed: changed.clone(),
             replies: replies.clone(),
-            looped: looped
-                .iter()
-                .map(|packet| serde_bytes::ByteBuf::from(packet.clone()))
-                .collect(),
+            looped: looped.iter().map(|packet| serde_bytes::ByteBuf::from(packet.clone())).collect(),
         }
     }
 
@@ -140,10 +131,7 @@ impl Stack {
         stack.time_wait = time_wait;
         stack.time_wait_order = time_wait_order;
         stack.replies = replies;
-        stack.looped = looped
-            .into_iter()
-            .map(serde_bytes::ByteBuf::into_vec)
-            .collect();
+        stack.looped = looped.into_iter().map(serde_bytes::ByteBuf::into_vec).collect();
         stack.ready = ready;
         stack.changed = changed;
         stack.rebuild();
@@ -164,8 +152,7 @@ impl Stack {
                 self.flows.insert(connection.tuple, Flow::Socket(slot));
             }
             if socket.counted {
-                self.ports
-                    .add_connection(connection.tuple.local_port, socket.options.reuse_address);
+                self.ports.add_connection(connection.tuple.local_address(), socket.options.reuse_address);
             }
             if let Some(deadline) = connection.next_timeout() {
                 self.socket_timers.at_latest(slot, deadline);
@@ -177,8 +164,7 @@ impl Stack {
         }
         for (index, entry) in self.time_wait.iter() {
             self.flows.insert(entry.tuple, Flow::TimeWait(index));
-            self.ports
-                .add_connection(entry.tuple.local_port, entry.reuse_address);
+            self.ports.add_connection(entry.tuple.local_address(), entry.reuse_address);
             self.time_wait_timers.at_latest(index, entry.ends_at);
         }
     }
@@ -187,9 +173,7 @@ impl Stack {
     fn speak(&mut self, now: Instant) {
         let slots: Vec<u32> = self.sockets.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.with_connection(now, slot, |connection, env| {
-                connection.speak_after_thaw(env.now)
-            });
+            self.with_connection(now, slot, |connection, env| connection.speak_after_thaw(env.now));
             self.touch(slot);
             self.note_change(slot);
         }
@@ -201,25 +185,17 @@ impl StackImage {
     /// bug there must not become a panic here.
     fn check(&self, config: &Config) -> Result<(), ImageError> {
         if self.version != VERSION {
-            return Err(ImageError::Version {
-                found: self.version,
-                known: VERSION,
-            });
+            return Err(ImageError::Version { found: self.version, known: VERSION });
         }
         let corrupt = |what: String| Err(ImageError::Corrupt(what));
-        if !self.sockets.is_consistent()
-            || !self.half_open.is_consistent()
-            || !self.time_wait.is_consistent()
-        {
+        if !self.sockets.is_consistent() || !self.half_open.is_consistent() || !self.time_wait.is_consistent() {
             return corrupt("free places don't match".into());
         }
         let mut flows = std::collections::HashSet::new();
         let mut claim = |tuple: &Tuple| -> Result<(), ImageError> {
             if !tuple.local.is_loopback() && !config.addresses.contains(&tuple.local) {
-                let text = format!(
-                    "a connection of {} is in the image, which isn't an address of this host",
-                    tuple.local
-                );
+                let text =
+                    format!("a connection of {} is in the image, which isn't an address of this host", tuple.local);
                 return Err(ImageError::Mismatch(text));
             }
             if !flows.insert(*tuple) {
@@ -235,15 +211,10 @@ impl StackImage {
                 Kind::Idle => {}
                 Kind::Listener(listener) => {
                     let waiting = |slot: &u32| {
-                        self.sockets
-                            .get(*slot)
-                            .is_some_and(|socket| matches!(socket.kind, Kind::Connection(_)))
+                        self.sockets.get(*slot).is_some_and(|socket| matches!(socket.kind, Kind::Connection(_)))
                     };
                     if socket.bound.is_none() || !listener.queue.iter().all(waiting) {
-                        return corrupt(format!(
-                            "listener {:?} is not bound or has strangers in its queue",
-                            socket.id
-                        ));
+                        return corrupt(format!("listener {:?} is not bound or has strangers in its queue", socket.id));
                     }
                 }
                 Kind::Connection(connection) => {

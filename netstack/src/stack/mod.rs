@@ -110,24 +110,15 @@ impl Stack {
     /// When [`Stack::handle_timeout`] is to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let queues = [
-            &self.socket_timers,
-            &self.half_open_timers,
-            &self.time_wait_timers,
-        ];
-        queues
-            .into_iter()
-            .filter_map(TimerQueue::next)
-            .min()
-            .map(|at| self.clock.leave(at))
+        let queues = [&self.socket_timers, &self.half_open_timers, &self.time_wait_timers];
+        queues.into_iter().filter_map(TimerQueue::next).min().map(|at| self.clock.leave(at))
     }
 
     /// Does what was due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         let now = self.clock.enter(now);
         while let Some(slot) = self.socket_timers.take_due(now) {
-            let outcome =
-                self.with_connection(now, slot, |connection, env| connection.handle_timeout(env));
+            let outcome = self.with_connection(now, slot, |connection, env| connection.handle_timeout(env));
             match outcome {
                 Some(Err(error)) => self.finish(now, slot, Verdict::Closed(error), true),
                 Some(Ok(())) => self.touch(slot),
@@ -171,15 +162,11 @@ impl Stack {
     // ---- shared by the parts
 
     fn socket(&self, id: SocketId) -> Option<&Socket> {
-        self.sockets
-            .get(id.index())
-            .filter(|socket| socket.id == id)
+        self.sockets.get(id.index()).filter(|socket| socket.id == id)
     }
 
     fn socket_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
-        self.sockets
-            .get_mut(id.index())
-            .filter(|socket| socket.id == id)
+        self.sockets.get_mut(id.index()).filter(|socket| socket.id == id)
     }
 
     /// Whether the address is this host's.
@@ -203,11 +190,7 @@ impl Stack {
         let Kind::Connection(connection) = kind else {
             return None;
         };
-        let env = Env {
-            now,
-            config: &self.config,
-            options,
-        };
+        let env = Env { now, config: &self.config, options };
         Some(act(connection, &env))
     }
 
@@ -224,11 +207,7 @@ impl Stack {
     }
 
     fn watch_timers(&mut self, slot: u32) {
-        let deadline = self
-            .sockets
-            .get(slot)
-            .and_then(Socket::connection)
-            .and_then(Connection::next_timeout);
+        let deadline = self.sockets.get(slot).and_then(Socket::connection).and_then(Connection::next_timeout);
         if let Some(deadline) = deadline {
             self.socket_timers.at_latest(slot, deadline);
         }
@@ -239,9 +218,7 @@ impl Stack {
         let Some(socket) = self.sockets.get_mut(slot) else {
             return;
         };
-        let orphan = socket
-            .connection()
-            .is_some_and(|connection| connection.orphan);
+        let orphan = socket.connection().is_some_and(|connection| connection.orphan);
         if !socket.changed && !orphan && socket.waits_at.is_none() {
             socket.changed = true;
             self.changed.push_back(slot);
@@ -267,9 +244,7 @@ impl Stack {
             return;
         };
         socket.error = error.or(socket.error);
-        let orphan = socket
-            .connection()
-            .is_none_or(|connection| connection.orphan);
+        let orphan = socket.connection().is_none_or(|connection| connection.orphan);
         if orphan {
             self.free(slot);
         } else {
@@ -279,12 +254,7 @@ impl Stack {
 
     /// Tells the peer that the connection in `slot` is over.
     fn send_reset(&mut self, slot: u32) {
-        let Some(Socket {
-            options,
-            kind: Kind::Connection(connection),
-            ..
-        }) = self.sockets.get(slot)
-        else {
+        let Some(Socket { options, kind: Kind::Connection(connection), .. }) = self.sockets.get(slot) else {
             return;
         };
         if !connection.abort_needs_reset() {
@@ -298,13 +268,8 @@ impl Stack {
             flags: Flags::RST.with(Flags::ACK),
             ..Header::default()
         };
-        let looks = reply::Looks {
-            ttl: options.ttl,
-            traffic_class: options.tos,
-            flow_label: connection.flow_label(),
-        };
-        self.replies
-            .push_segment(&connection.tuple, &header, &looks, connection.looped);
+        let looks = reply::Looks { ttl: options.ttl, traffic_class: options.tos, flow_label: connection.flow_label() };
+        self.replies.push_segment(&connection.tuple, &header, &looks, connection.looped);
     }
 
     /// The connection in `slot` ends; the socket stays with what is unread.
@@ -326,8 +291,7 @@ impl Stack {
             self.flows.remove(&tuple);
         }
         if counted {
-            self.ports
-                .remove_connection(tuple.local_port, reuse_address);
+            self.ports.remove_connection(tuple.local_address(), reuse_address);
         }
     }
 
@@ -342,10 +306,7 @@ impl Stack {
             self.ports.remove_owner(bound.port(), slot);
         }
         if let Some(listener) = socket.waits_at
-            && let Some(listener) = self
-                .sockets
-                .get_mut(listener)
-                .and_then(Socket::listener_mut)
+            && let Some(listener) = self.sockets.get_mut(listener).and_then(Socket::listener_mut)
         {
             listener.queue.retain(|&waiting| waiting != slot);
         }
@@ -353,23 +314,13 @@ impl Stack {
 
     /// Replaces the connection in `slot` by a record in TIME-WAIT and acknowledges the peer's FIN.
     fn enter_time_wait(&mut self, now: Instant, slot: u32) {
-        let Some(Socket {
-            options,
-            kind: Kind::Connection(connection),
-            ..
-        }) = self.sockets.get(slot)
-        else {
+        let Some(Socket { options, kind: Kind::Connection(connection), .. }) = self.sockets.get(slot) else {
             return;
         };
         let entry = connection.to_time_wait(now, options.reuse_address);
-        let looks = reply::Looks {
-            ttl: options.ttl,
-            traffic_class: options.tos,
-            flow_label: connection.flow_label(),
-        };
+        let looks = reply::Looks { ttl: options.ttl, traffic_class: options.tos, flow_label: connection.flow_label() };
         let (tuple, looped) = (connection.tuple, connection.looped);
-        self.replies
-            .push_segment(&tuple, &entry.ack(now), &looks, looped);
+        self.replies.push_segment(&tuple, &entry.ack(now), &looks, looped);
         self.end_connection(slot);
         while self.time_wait.len() >= self.config.time_wait_limit.max(1) {
             let Some(oldest) = self.time_wait_order.front().copied() else {
@@ -378,8 +329,7 @@ impl Stack {
             self.drop_time_wait(oldest);
         }
         let ends_at = entry.ends_at;
-        self.ports
-            .add_connection(tuple.local_port, entry.reuse_address);
+        self.ports.add_connection(tuple.local_address(), entry.reuse_address);
         let index = self.time_wait.insert(|_, _| entry);
         self.time_wait_order.push_back(index);
         self.flows.insert(tuple, Flow::TimeWait(index));
@@ -389,11 +339,7 @@ impl Stack {
     fn drop_time_wait(&mut self, index: u32) {
         self.time_wait_timers.remove(index);
         // Nearly always the first: all wait equally long.
-        if let Some(at) = self
-            .time_wait_order
-            .iter()
-            .position(|&other| other == index)
-        {
+        if let Some(at) = self.time_wait_order.iter().position(|&other| other == index) {
             self.time_wait_order.remove(at);
         }
         let Some(entry) = self.time_wait.remove(index) else {
@@ -402,8 +348,7 @@ impl Stack {
         if self.flows.get(&entry.tuple) == Some(&Flow::TimeWait(index)) {
             self.flows.remove(&entry.tuple);
         }
-        self.ports
-            .remove_connection(entry.tuple.local_port, entry.reuse_address);
+        self.ports.remove_connection(entry.tuple.local_address(), entry.reuse_address);
     }
 
     fn drop_half_open(&mut self, index: u32) -> Option<HalfOpen> {
@@ -412,11 +357,7 @@ impl Stack {
         if self.flows.get(&entry.tuple) == Some(&Flow::HalfOpen(index)) {
             self.flows.remove(&entry.tuple);
         }
-        if let Some(listener) = self
-            .sockets
-            .get_mut(entry.listener)
-            .and_then(Socket::listener_mut)
-        {
+        if let Some(listener) = self.sockets.get_mut(entry.listener).and_then(Socket::listener_mut) {
             listener.half_open = listener.half_open.saturating_sub(1);
         }
         Some(entry)
@@ -447,24 +388,17 @@ impl Stack {
         let looped = self.is_looped(entry.tuple.remote);
         let header = entry.syn_ack(now);
         let deadline = entry.deadline();
-        self.replies
-            .push_segment(&entry.tuple, &header, &looks, looped);
+        self.replies.push_segment(&entry.tuple, &header, &looks, looped);
         self.half_open_timers.remove(index);
         self.half_open_timers.at_latest(index, deadline);
     }
 
     fn looks_of(&self, slot: u32, tuple: &Tuple) -> reply::Looks {
         let flow_label = self.keys.flow_label(tuple);
-        self.sockets.get(slot).map_or(
-            reply::Looks {
-                flow_label,
-                ..reply::Looks::default()
-            },
-            |socket| reply::Looks {
-                ttl: socket.options.ttl,
-                traffic_class: socket.options.tos,
-                flow_label,
-            },
-        )
+        self.sockets.get(slot).map_or(reply::Looks { flow_label, ..reply::Looks::default() }, |socket| reply::Looks {
+            ttl: socket.options.ttl,
+            traffic_class: socket.options.tos,
+            flow_label,
+        })
     }
 }

@@ -12,9 +12,18 @@ use crate::hash::Key;
 struct Port {
     /// Sockets that were bound to it by name, or listen on it.
     owners: Vec<u32>,
-    /// Connections on it that were accepted or chose it themselves, and what is left of such; with `SO_REUSEADDR`.
+    /// How many connections are on it that were accepted or chose it themselves, and what is left of such: one entry
+    /// for each of this host's few addresses.
+    connections: Vec<Connections>,
+}
+
+/// Connections on one address and port.
+#[derive(Clone, Copy, Debug)]
+struct Connections {
+    address: IpAddr,
+    /// With `SO_REUSEADDR`.
     shared: u32,
-    /// The same, without it.
+    /// Without it.
     exclusive: u32,
 }
 
@@ -36,9 +45,7 @@ pub(crate) struct Claim {
 
 impl Ports {
     pub(crate) fn new(key: Key) -> Self {
-        Ports {
-            ports: HashMap::with_hasher(key),
-        }
+        Ports { ports: HashMap::with_hasher(key) }
     }
 
     pub(crate) fn add_owner(&mut self, port: u16, slot: u32) {
@@ -52,31 +59,33 @@ impl Ports {
         }
     }
 
-    pub(crate) fn add_connection(&mut self, port: u16, reuse_address: bool) {
-        let entry = self.ports.entry(port).or_default();
+    pub(crate) fn add_connection(&mut self, local: SocketAddr, reuse_address: bool) {
+        let entry = self.ports.entry(local.port()).or_default();
+        let known = entry.connections.iter().position(|connections| connections.address == local.ip());
+        let index = known.unwrap_or_else(|| {
+            entry.connections.push(Connections { address: local.ip(), shared: 0, exclusive: 0 });
+            entry.connections.len() - 1
+        });
+        let connections = &mut entry.connections[index];
         if reuse_address {
-            entry.shared += 1;
+            connections.shared += 1;
         } else {
-            entry.exclusive += 1;
+            connections.exclusive += 1;
         }
     }
 
-    pub(crate) fn remove_connection(&mut self, port: u16, reuse_address: bool) {
-        if let Some(entry) = self.ports.get_mut(&port) {
-            let count = if reuse_address {
-                &mut entry.shared
-            } else {
-                &mut entry.exclusive
-            };
+    pub(crate) fn remove_connection(&mut self, local: SocketAddr, reuse_address: bool) {
+        let Some(entry) = self.ports.get_mut(&local.port()) else { return };
+        for connections in entry.connections.iter_mut().filter(|connections| connections.address == local.ip()) {
+            let count = if reuse_address { &mut connections.shared } else { &mut connections.exclusive };
             *count = count.saturating_sub(1);
-            self.forget_if_free(port);
         }
+        entry.connections.retain(|connections| connections.shared > 0 || connections.exclusive > 0);
+        self.forget_if_free(local.port());
     }
 
     fn forget_if_free(&mut self, port: u16) {
-        if self.ports.get(&port).is_some_and(|entry| {
-            entry.owners.is_empty() && entry.shared == 0 && entry.exclusive == 0
-        }) {
+        if self.ports.get(&port).is_some_and(|entry| entry.owners.is_empty() && entry.connections.is_empty()) {
             self.ports.remove(&port);
         }
     }
@@ -96,43 +105,31 @@ impl Ports {
         let Some(entry) = self.ports.get(&claim.address.port()) else {
             return false;
         };
-        if entry.exclusive > 0 && !claim.listening
-            || entry.shared > 0 && !claim.reuse_address && !claim.listening
-        {
+        let taken = entry.connections.iter().any(|connections| {
+            overlap(claim.address.ip(), claim.v6only, connections.address, false)
+                && (connections.exclusive > 0 || !claim.reuse_address)
+        });
+        // A socket that is bound already and now listens has passed this.
+        if taken && !claim.listening {
             return true;
         }
-        entry
-            .owners
-            .iter()
-            .filter(|&&owner| owner != except)
-            .any(|&owner| {
-                let Some(other) = sockets.get(owner) else {
-                    return false;
-                };
-                let Some(address) = other.bound else {
-                    return false;
-                };
-                if !overlap(
-                    claim.address.ip(),
-                    claim.v6only,
-                    address.ip(),
-                    other.options.v6only,
-                ) {
-                    return false;
-                }
-                let other_listens = matches!(other.kind, Kind::Listener(_));
-                let both_reuse = claim.reuse_address
-                    && other.options.reuse_address
-                    && !other_listens
-                    && !claim.listening;
-                let both_share = claim.reuse_port && other.options.reuse_port;
-                // Two sockets may be bound alike with SO_REUSEADDR, but only one of them may listen.
-                let bound_alike = claim.reuse_address
-                    && other.options.reuse_address
-                    && claim.listening
-                    && !other_listens;
-                !(both_reuse || both_share || bound_alike)
-            })
+        entry.owners.iter().filter(|&&owner| owner != except).any(|&owner| {
+            let Some(other) = sockets.get(owner) else {
+                return false;
+            };
+            let Some(address) = other.bound else {
+                return false;
+            };
+            if !overlap(claim.address.ip(), claim.v6only, address.ip(), other.options.v6only) {
+                return false;
+            }
+            let other_listens = matches!(other.kind, Kind::Listener(_));
+            let both_reuse = claim.reuse_address && other.options.reuse_address && !other_listens && !claim.listening;
+            let both_share = claim.reuse_port && other.options.reuse_port;
+            // Two sockets may be bound alike with SO_REUSEADDR, but only one of them may listen.
+            let bound_alike = claim.reuse_address && other.options.reuse_address && claim.listening && !other_listens;
+            !(both_reuse || both_share || bound_alike)
+        })
     }
 }
 

@@ -29,12 +29,7 @@ pub(super) struct Arrival<'a> {
 type Visible = (State, usize, bool, bool);
 
 fn visible(connection: &Connection) -> Visible {
-    (
-        connection.state,
-        connection.readable(),
-        connection.peer_closed(),
-        connection.unacked() == 0,
-    )
+    (connection.state, connection.readable(), connection.peer_closed(), connection.unacked() == 0)
 }
 
 impl Stack {
@@ -42,15 +37,7 @@ impl Stack {
     pub fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) {
         let now = self.clock.enter(now);
         let verify = packet.checksum == Checksum::Verify;
-        self.receive(
-            now,
-            Arrival {
-                data: packet.data,
-                verify,
-                gso_size: packet.gso_size,
-                looped: false,
-            },
-        );
+        self.receive(now, Arrival { data: packet.data, verify, gso_size: packet.gso_size, looped: false });
     }
 
     pub(super) fn receive(&mut self, now: Instant, arrival: Arrival<'_>) {
@@ -69,12 +56,8 @@ impl Stack {
         }
         match datagram.protocol {
             protocol::TCP => self.receive_tcp(now, &arrival, &datagram),
-            protocol::ICMP if datagram.destination.is_ipv4() => {
-                self.receive_icmp(now, &arrival, &datagram)
-            }
-            protocol::ICMPV6 if datagram.destination.is_ipv6() => {
-                self.receive_icmp(now, &arrival, &datagram)
-            }
+            protocol::ICMP if datagram.destination.is_ipv4() => self.receive_icmp(now, &arrival, &datagram),
+            protocol::ICMPV6 if datagram.destination.is_ipv6() => self.receive_icmp(now, &arrival, &datagram),
             other => self.refuse(&arrival, &datagram, other == protocol::UDP),
         }
     }
@@ -89,12 +72,7 @@ impl Stack {
         match icmp::parse(datagram, arrival.verify) {
             Some(Message::Echo(request)) => {
                 let traffic_class = datagram.traffic_class & !3;
-                let reply = icmp::echo_reply(
-                    datagram.destination,
-                    datagram.source,
-                    request,
-                    traffic_class,
-                );
+                let reply = icmp::echo_reply(datagram.destination, datagram.source, request, traffic_class);
                 self.replies.push(reply, arrival.looped);
             }
             Some(Message::Failed(failure)) => self.handle_failure(now, &failure),
@@ -116,12 +94,8 @@ impl Stack {
                 None
             }
             Reason::Host => connection.handle_unreachable(SocketError::HostUnreachable, seq, false),
-            Reason::Port => {
-                connection.handle_unreachable(SocketError::ConnectionRefused, seq, true)
-            }
-            Reason::Prohibited => {
-                connection.handle_unreachable(SocketError::HostUnreachable, seq, true)
-            }
+            Reason::Port => connection.handle_unreachable(SocketError::ConnectionRefused, seq, true),
+            Reason::Prohibited => connection.handle_unreachable(SocketError::HostUnreachable, seq, true),
             Reason::Parameter => connection.handle_unreachable(SocketError::Protocol, seq, true),
         });
         match ended.flatten() {
@@ -149,35 +123,18 @@ impl Stack {
         };
         match self.flows.get(&tuple).copied() {
             Some(Flow::Socket(slot)) => self.segment_for_socket(now, slot, &tuple, &segment),
-            Some(Flow::HalfOpen(index)) => {
-                self.segment_for_half_open(now, index, arrival, &tuple, &segment)
-            }
-            Some(Flow::TimeWait(index)) => {
-                self.segment_for_time_wait(now, index, arrival, datagram, &tuple, &segment)
-            }
+            Some(Flow::HalfOpen(index)) => self.segment_for_half_open(now, index, arrival, &tuple, &segment),
+            Some(Flow::TimeWait(index)) => self.segment_for_time_wait(now, index, arrival, datagram, &tuple, &segment),
             None => self.segment_for_nobody(now, arrival, datagram, &tuple, &segment),
         }
     }
 
-    fn segment_for_socket(
-        &mut self,
-        now: Instant,
-        slot: u32,
-        tuple: &Tuple,
-        segment: &Segment<'_>,
-    ) {
+    fn segment_for_socket(&mut self, now: Instant, slot: u32, tuple: &Tuple, segment: &Segment<'_>) {
         let outcome = self.with_connection(now, slot, |connection, env| {
-            let (before, queued) = (
-                visible(connection),
-                connection.unacked() + connection.unsent(),
-            );
+            let (before, queued) = (visible(connection), connection.unacked() + connection.unsent());
             let verdict = connection.handle_segment(env, segment);
             let freed = connection.unacked() + connection.unsent() < queued;
-            (
-                verdict,
-                visible(connection) != before || freed,
-                connection.looped,
-            )
+            (verdict, visible(connection) != before || freed, connection.looped)
         });
         let Some((verdict, changed, looped)) = outcome else {
             return;
@@ -194,10 +151,7 @@ impl Stack {
     /// Answers with an RST.
     fn reject(&mut self, tuple: &Tuple, segment: &Segment<'_>, looped: bool) {
         if let Some(header) = reset_for(tuple, segment) {
-            let looks = Looks {
-                flow_label: self.keys.flow_label(tuple),
-                ..Looks::default()
-            };
+            let looks = Looks { flow_label: self.keys.flow_label(tuple), ..Looks::default() };
             self.replies.push_segment(tuple, &header, &looks, looped);
         }
     }
@@ -221,12 +175,8 @@ impl Stack {
                     entry.ends_at = now + time_wait::DURATION;
                 }
                 let header = entry.ack(now);
-                let looks = Looks {
-                    flow_label: self.keys.flow_label(tuple),
-                    ..Looks::default()
-                };
-                self.replies
-                    .push_segment(tuple, &header, &looks, arrival.looped);
+                let looks = Looks { flow_label: self.keys.flow_label(tuple), ..Looks::default() };
+                self.replies.push_segment(tuple, &header, &looks, arrival.looped);
             }
             time_wait::Disposition::Reopen => {
                 let isn = entry.successor_isn();
@@ -248,8 +198,7 @@ impl Stack {
         segment: &Segment<'_>,
     ) {
         // RFC 9293 (3.10.7.1), (3.10.7.2)
-        let is_syn =
-            segment.has(Flags::SYN) && !segment.has(Flags::ACK) && !segment.has(Flags::RST);
+        let is_syn = segment.has(Flags::SYN) && !segment.has(Flags::ACK) && !segment.has(Flags::RST);
         match self.listener_for(tuple) {
             Some(listener) if is_syn => {
                 // A SYN with FIN comes from scanners only.
@@ -267,12 +216,7 @@ impl Stack {
         let mut best = 0;
         let mut found: Vec<u32> = Vec::new();
         for &slot in self.ports.owners(tuple.local_port) {
-            let Some(Socket {
-                kind: Kind::Listener(_),
-                bound: Some(bound),
-                options,
-                ..
-            }) = self.sockets.get(slot)
+            let Some(Socket { kind: Kind::Listener(_), bound: Some(bound), options, .. }) = self.sockets.get(slot)
             else {
                 continue;
             };
@@ -310,12 +254,7 @@ impl Stack {
         isn: Option<u32>,
     ) {
         let _ = datagram;
-        let Some(Socket {
-            kind: Kind::Listener(queue),
-            options,
-            ..
-        }) = self.sockets.get_mut(listener)
-        else {
+        let Some(Socket { kind: Kind::Listener(queue), options, .. }) = self.sockets.get_mut(listener) else {
             return;
         };
         if queue.accept_queue_is_full() || queue.syn_queue_is_full() {
@@ -323,11 +262,7 @@ impl Stack {
             return;
         }
         queue.half_open += 1;
-        let env = Env {
-            now,
-            config: &self.config,
-            options,
-        };
+        let env = Env { now, config: &self.config, options };
         let limit = receive_limit(&env);
         let offer = Offer {
             iss: isn.unwrap_or_else(|| self.keys.initial_sequence(tuple, now)),
@@ -366,30 +301,24 @@ impl Stack {
                     }
                     let header = entry.syn_ack(now);
                     let looks = self.looks_of_half_open(index);
-                    self.replies
-                        .push_segment(tuple, &header, &looks, arrival.looped);
+                    self.replies.push_segment(tuple, &header, &looks, arrival.looped);
                 }
             }
             half_open::Disposition::SendAck => {
                 let header = entry.ack(now);
                 let looks = self.looks_of_half_open(index);
-                self.replies
-                    .push_segment(tuple, &header, &looks, arrival.looped);
+                self.replies.push_segment(tuple, &header, &looks, arrival.looped);
             }
             half_open::Disposition::Reject => self.reject(tuple, segment, arrival.looped),
             half_open::Disposition::Remove => {
                 self.drop_half_open(index);
             }
-            half_open::Disposition::Complete => {
-                self.complete_half_open(now, index, arrival, tuple, segment)
-            }
+            half_open::Disposition::Complete => self.complete_half_open(now, index, arrival, tuple, segment),
         }
     }
 
     fn looks_of_half_open(&self, index: u32) -> Looks {
-        self.half_open.get(index).map_or(Looks::default(), |entry| {
-            self.looks_of(entry.listener, &entry.tuple)
-        })
+        self.half_open.get(index).map_or(Looks::default(), |entry| self.looks_of(entry.listener, &entry.tuple))
     }
 
     /// The final ACK of a handshake: a connection is made and waits to be accepted.
@@ -404,12 +333,7 @@ impl Stack {
         let Some(entry) = self.half_open.get_mut(index) else {
             return;
         };
-        let Some(Socket {
-            kind: Kind::Listener(queue),
-            options,
-            ..
-        }) = self.sockets.get_mut(entry.listener)
-        else {
+        let Some(Socket { kind: Kind::Listener(queue), options, .. }) = self.sockets.get_mut(entry.listener) else {
             self.drop_half_open(index);
             return self.reject(tuple, segment, arrival.looped);
         };
@@ -434,27 +358,17 @@ impl Stack {
         let Some(socket) = self.sockets.get_mut(slot) else {
             return;
         };
-        let env = Env {
-            now,
-            config: &self.config,
-            options: &socket.options,
-        };
+        let env = Env { now, config: &self.config, options: &socket.options };
         let connection = Connection::accept(&env, &entry, flow_label, arrival.looped);
         socket.kind = Kind::Connection(Box::new(connection));
         socket.waits_at = Some(listener);
         socket.counted = true;
         self.ports.add_connection(
-            tuple.local_port,
-            self.sockets
-                .get(slot)
-                .is_some_and(|socket| socket.options.reuse_address),
+            tuple.local_address(),
+            self.sockets.get(slot).is_some_and(|socket| socket.options.reuse_address),
         );
         self.flows.insert(*tuple, Flow::Socket(slot));
-        if let Some(queue) = self
-            .sockets
-            .get_mut(listener)
-            .and_then(Socket::listener_mut)
-        {
+        if let Some(queue) = self.sockets.get_mut(listener).and_then(Socket::listener_mut) {
             queue.queue.push_back(slot);
         }
         self.segment_for_socket(now, slot, tuple, segment);
@@ -473,11 +387,7 @@ fn original_segment(original: &[u8]) -> Option<(Tuple, u32)> {
             }
             let source: [u8; 4] = original.get(12..16)?.try_into().ok()?;
             let destination: [u8; 4] = original.get(16..20)?.try_into().ok()?;
-            (
-                source.into(),
-                destination.into(),
-                original.get(header_len..)?,
-            )
+            (source.into(), destination.into(), original.get(header_len..)?)
         }
         6 => {
             if *original.get(6)? != protocol::TCP {

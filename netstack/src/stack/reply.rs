@@ -37,13 +37,7 @@ impl Replies {
     }
 
     /// Queues a TCP segment without payload.
-    pub(crate) fn push_segment(
-        &mut self,
-        tuple: &Tuple,
-        header: &segment::Header,
-        options: &Looks,
-        looped: bool,
-    ) {
+    pub(crate) fn push_segment(&mut self, tuple: &Tuple, header: &segment::Header, options: &Looks, looped: bool) {
         let ip_header = ip::Header {
             source: tuple.local,
             destination: tuple.remote,
@@ -75,11 +69,7 @@ pub(crate) struct Looks {
 
 impl Default for Looks {
     fn default() -> Self {
-        Looks {
-            ttl: 64,
-            traffic_class: 0,
-            flow_label: 0,
-        }
+        Looks { ttl: 64, traffic_class: 0, flow_label: 0 }
     }
 }
 
@@ -94,17 +84,9 @@ pub(crate) fn reset_for(tuple: &Tuple, segment: &Segment<'_>) -> Option<segment:
         ..segment::Header::default()
     };
     Some(if segment.has(Flags::ACK) {
-        segment::Header {
-            seq: segment.ack,
-            flags: Flags::RST,
-            ..header
-        }
+        segment::Header { seq: segment.ack, flags: Flags::RST, ..header }
     } else {
         let len = u32::try_from(segment.len()).unwrap_or(u32::MAX);
-        segment::Header {
-            ack: segment.seq.wrapping_add(len),
-            flags: Flags::RST.with(Flags::ACK),
-            ..header
-        }
+        segment::Header { ack: segment.seq.wrapping_add(len), flags: Flags::RST.with(Flags::ACK), ..header }
     })
 }

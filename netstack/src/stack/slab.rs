@@ -17,10 +17,7 @@ struct Place<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Slab {
-            places: Vec::new(),
-            free: Vec::new(),
-        }
+        Slab { places: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -28,10 +25,7 @@ impl<T> Slab<T> {
     /// Puts a value into a free place. Returns its index and generation.
     pub(crate) fn insert(&mut self, make: impl FnOnce(u32, u32) -> T) -> u32 {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place {
-                generation: 0,
-                value: None,
-            });
+            self.places.push(Place { generation: 0, value: None });
             u32::try_from(self.places.len() - 1).expect("fewer sockets than 2^32")
         });
         let place = &mut self.places[index as usize];
@@ -70,17 +64,9 @@ impl<T> Slab<T> {
         let mut free = self.free.clone();
         free.sort_unstable();
         free.dedup();
-        let holes = self
-            .places
-            .iter()
-            .filter(|place| place.value.is_none())
-            .count();
+        let holes = self.places.iter().filter(|place| place.value.is_none()).count();
         free.len() == self.free.len()
             && free.len() == holes
-            && free.iter().all(|&index| {
-                self.places
-                    .get(index as usize)
-                    .is_some_and(|place| place.value.is_none())
-            })
+            && free.iter().all(|&index| self.places.get(index as usize).is_some_and(|place| place.value.is_none()))
     }
 }

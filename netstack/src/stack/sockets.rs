@@ -8,17 +8,13 @@ use super::{Flow, Stack};
 use crate::tcp::connection::{Beginning, Connection};
 use crate::tcp::listener::Listener;
 use crate::tcp::{Env, Tuple};
-use crate::{
-    Instant, Reuse, Shutdown, SocketError, SocketId, State, Status, TcpInfo, TcpOption, TcpOptions,
-    ip,
-};
+use crate::{Instant, Reuse, Shutdown, SocketError, SocketId, State, Status, TcpInfo, TcpOption, TcpOptions, ip};
 
 type Result<T> = std::result::Result<T, SocketError>;
 
 impl Stack {
     pub(super) fn insert_socket(&mut self, options: TcpOptions) -> u32 {
-        self.sockets
-            .insert(|index, generation| Socket::new(SocketId::new(index, generation), options))
+        self.sockets.insert(|index, generation| Socket::new(SocketId::new(index, generation), options))
     }
 
     /// What the socket looks like now. A socket that does not exist looks closed.
@@ -58,19 +54,13 @@ impl Stack {
     }
 
     fn env<'a>(&'a self, now: Instant, socket: &'a Socket) -> Env<'a> {
-        Env {
-            now,
-            config: &self.config,
-            options: &socket.options,
-        }
+        Env { now, config: &self.config, options: &socket.options }
     }
 
     /// A new TCP socket, bound to nothing.
     pub fn tcp_open(&mut self) -> SocketId {
         let slot = self.insert_socket(TcpOptions::default());
-        self.sockets
-            .get(slot)
-            .map_or(SocketId::new(slot, 0), |socket| socket.id)
+        self.sockets.get(slot).map_or(SocketId::new(slot, 0), |socket| socket.id)
     }
 
     /// `bind(2)`: port 0 picks a free one. `[::]` takes IPv4 as well unless `IPV6_V6ONLY` is set.
@@ -103,11 +93,7 @@ impl Stack {
     fn claim_port(&mut self, slot: u32, claim: Claim) -> Result<SocketAddr> {
         if claim.address.port() != 0 {
             let taken = self.ports.conflicts(&self.sockets, &claim, slot);
-            return if taken {
-                Err(SocketError::AddressInUse)
-            } else {
-                Ok(claim.address)
-            };
+            return if taken { Err(SocketError::AddressInUse) } else { Ok(claim.address) };
         }
         let (first, last) = self.config.ephemeral_ports;
         let count = u64::from(last.saturating_sub(first)) + 1;
@@ -120,10 +106,7 @@ impl Stack {
                     continue;
                 }
                 let address = SocketAddr::new(claim.address.ip(), port);
-                if !self
-                    .ports
-                    .conflicts(&self.sockets, &Claim { address, ..claim }, slot)
-                {
+                if !self.ports.conflicts(&self.sockets, &Claim { address, ..claim }, slot) {
                     return Ok(address);
                 }
             }
@@ -147,15 +130,8 @@ impl Stack {
             _ => {}
         }
         if socket.bound.is_none() {
-            let any = if has_v6 {
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-            } else {
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-            };
-            let reuse = Reuse {
-                address: socket.options.reuse_address,
-                port: socket.options.reuse_port,
-            };
+            let any = if has_v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+            let reuse = Reuse { address: socket.options.reuse_address, port: socket.options.reuse_port };
             socket.kind = Kind::Idle;
             self.tcp_bind(id, SocketAddr::new(any, 0), reuse)?;
         }
@@ -209,12 +185,7 @@ impl Stack {
         if remote.port() == 0 {
             return Err(SocketError::ConnectionRefused);
         }
-        let mut tuple = Tuple {
-            local,
-            local_port: 0,
-            remote: target,
-            remote_port: remote.port(),
-        };
+        let mut tuple = Tuple { local, local_port: 0, remote: target, remote_port: remote.port() };
         tuple.local_port = match bound {
             Some(bound) => bound.port(),
             None => self.choose_port(&tuple)?,
@@ -228,21 +199,14 @@ impl Stack {
             looped: self.is_looped(target),
         };
         let slot = id.index();
-        let socket = self
-            .sockets
-            .get_mut(slot)
-            .ok_or(SocketError::NoSuchSocket)?;
-        let env = Env {
-            now,
-            config: &self.config,
-            options: &socket.options,
-        };
+        let socket = self.sockets.get_mut(slot).ok_or(SocketError::NoSuchSocket)?;
+        let env = Env { now, config: &self.config, options: &socket.options };
         socket.kind = Kind::Connection(Box::new(Connection::connect(&env, beginning)));
         socket.error = None;
         socket.counted = bound.is_none();
         if socket.counted {
             let reuse_address = socket.options.reuse_address;
-            self.ports.add_connection(tuple.local_port, reuse_address);
+            self.ports.add_connection(tuple.local_address(), reuse_address);
         }
         self.flows.insert(tuple, Flow::Socket(slot));
         self.touch(slot);
@@ -256,11 +220,7 @@ impl Stack {
             IpAddr::V6(address) if address.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
             target => target,
         };
-        if ip::is_unicast(target) {
-            Ok(target)
-        } else {
-            Err(SocketError::NetworkUnreachable)
-        }
+        if ip::is_unicast(target) { Ok(target) } else { Err(SocketError::NetworkUnreachable) }
     }
 
     /// The local address of a connection to `target`.
@@ -279,11 +239,7 @@ impl Stack {
             Some(IpAddr::V4(_)) if target.is_ipv6() => Err(SocketError::AddressFamily),
             _ if self.is_looped(target) => Ok(target),
             _ => {
-                let own = self
-                    .config
-                    .addresses
-                    .iter()
-                    .find(|own| own.is_ipv4() == target.is_ipv4());
+                let own = self.config.addresses.iter().find(|own| own.is_ipv4() == target.is_ipv4());
                 own.copied().ok_or(SocketError::NetworkUnreachable)
             }
         }
@@ -301,10 +257,7 @@ impl Stack {
                 if !self.ports.owners(port).is_empty() {
                     continue;
                 }
-                let free = match self.flows.get(&Tuple {
-                    local_port: port,
-                    ..*tuple
-                }) {
+                let free = match self.flows.get(&Tuple { local_port: port, ..*tuple }) {
                     None => true,
                     Some(Flow::TimeWait(_)) => reuse_time_wait,
                     Some(_) => false,
@@ -322,10 +275,7 @@ impl Stack {
         match self.flows.get(tuple).copied() {
             None => Ok(None),
             Some(Flow::TimeWait(index)) => {
-                let entry = self
-                    .time_wait
-                    .get(index)
-                    .ok_or(SocketError::AddressNotAvailable)?;
+                let entry = self.time_wait.get(index).ok_or(SocketError::AddressNotAvailable)?;
                 // RFC 6191: timestamps tell old segments from new ones if a tick has passed.
                 if !entry.timestamps || now.since(entry.timestamp_recent_at).as_secs() < 1 {
                     return Err(SocketError::AddressNotAvailable);
@@ -362,9 +312,7 @@ impl Stack {
         if !socket.connection().is_some_and(Connection::can_send) {
             return Err(Self::unusable(socket));
         }
-        let written = self.with_connection(now, id.index(), |connection, env| {
-            connection.send_with(env, fill)
-        });
+        let written = self.with_connection(now, id.index(), |connection, env| connection.send_with(env, fill));
         let written = written.ok_or(SocketError::NotConnected)?;
         if written > 0 {
             self.touch(id.index());
@@ -385,9 +333,7 @@ impl Stack {
         if socket.connection().is_none() {
             return Err(SocketError::NotConnected);
         }
-        let taken = self.with_connection(now, id.index(), |connection, env| {
-            connection.receive_with(env, take)
-        });
+        let taken = self.with_connection(now, id.index(), |connection, env| connection.receive_with(env, take));
         let taken = taken.ok_or(SocketError::NotConnected)?;
         if taken > 0 {
             self.touch(id.index());
@@ -402,9 +348,7 @@ impl Stack {
         if !socket.connection().is_some_and(Connection::can_send) {
             return Err(Self::unusable(socket));
         }
-        self.with_connection(now, id.index(), |connection, env| {
-            connection.send_over(env, data)
-        });
+        self.with_connection(now, id.index(), |connection, env| connection.send_over(env, data));
         self.touch(id.index());
         Ok(())
     }
@@ -462,9 +406,7 @@ impl Stack {
                 self.stop_listening(now, slot);
                 self.free(slot);
             }
-            Kind::Connection(connection)
-                if matches!(connection.state, State::Closed | State::SynSent) =>
-            {
+            Kind::Connection(connection) if matches!(connection.state, State::Closed | State::SynSent) => {
                 self.free(slot)
             }
             Kind::Connection(_) => {
@@ -499,12 +441,8 @@ impl Stack {
             self.send_reset(waiting);
             self.free(waiting);
         }
-        let entries: Vec<u32> = self
-            .half_open
-            .iter()
-            .filter(|(_, entry)| entry.listener == slot)
-            .map(|(index, _)| index)
-            .collect();
+        let entries: Vec<u32> =
+            self.half_open.iter().filter(|(_, entry)| entry.listener == slot).map(|(index, _)| index).collect();
         for index in entries {
             self.drop_half_open(index);
         }
@@ -517,10 +455,7 @@ impl Stack {
             return (None, None);
         };
         match socket.connection() {
-            Some(connection) => (
-                Some(connection.tuple.local_address()),
-                Some(connection.tuple.remote_address()),
-            ),
+            Some(connection) => (Some(connection.tuple.local_address()), Some(connection.tuple.remote_address())),
             None => (socket.bound, None),
         }
     }
@@ -530,9 +465,7 @@ impl Stack {
         let now = self.clock.enter(now);
         let socket = self.socket_mut(id).ok_or(SocketError::NoSuchSocket)?;
         socket.options.set(option);
-        self.with_connection(now, id.index(), |connection, env| {
-            connection.options_changed(env, option)
-        });
+        self.with_connection(now, id.index(), |connection, env| connection.options_changed(env, option));
         self.touch(id.index());
         Ok(())
     }
@@ -540,8 +473,7 @@ impl Stack {
     /// All options of a socket; the defaults for one that does not exist.
     #[must_use]
     pub fn tcp_options(&self, id: SocketId) -> &TcpOptions {
-        self.socket(id)
-            .map_or(&self.default_options, |socket| &socket.options)
+        self.socket(id).map_or(&self.default_options, |socket| &socket.options)
     }
 
     /// `TCP_INFO`.
@@ -551,19 +483,14 @@ impl Stack {
             return TcpInfo::default();
         };
         match &socket.kind {
-            Kind::Idle => TcpInfo {
-                state: Some(State::Closed),
-                ..TcpInfo::default()
-            },
+            Kind::Idle => TcpInfo { state: Some(State::Closed), ..TcpInfo::default() },
             Kind::Listener(listener) => TcpInfo {
                 state: Some(State::Listen),
                 unacked: u32::try_from(listener.queue.len()).unwrap_or(u32::MAX),
                 sacked: listener.backlog,
                 ..TcpInfo::default()
             },
-            Kind::Connection(connection) => {
-                connection.info(&self.env(self.clock.peek(now), socket))
-            }
+            Kind::Connection(connection) => connection.info(&self.env(self.clock.peek(now), socket)),
         }
     }
 

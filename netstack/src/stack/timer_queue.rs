@@ -50,12 +50,7 @@ impl TimerQueue {
 
     /// Takes out a key.
     pub(crate) fn remove(&mut self, key: u32) {
-        let Some(at) = self
-            .position
-            .get(key as usize)
-            .copied()
-            .filter(|&at| at != ABSENT)
-        else {
+        let Some(at) = self.position.get(key as usize).copied().filter(|&at| at != ABSENT) else {
             return;
         };
         let at = at as usize;

@@ -24,11 +24,7 @@ pub(super) struct Scratch {
 
 impl Default for Scratch {
     fn default() -> Self {
-        Scratch {
-            headers: [0; 40 + HEADER_MAX],
-            reply: Vec::new(),
-            spare: Vec::new(),
-        }
+        Scratch { headers: [0; 40 + HEADER_MAX], reply: Vec::new(), spare: Vec::new() }
     }
 }
 
@@ -55,29 +51,11 @@ impl Stack {
         let now = self.clock.enter(now);
         let plan = self.next_plan(now)?;
         Some(match plan {
-            Plan::Reply => TxPacket {
-                header: &self.scratch.reply,
-                payload: [&[], &[]],
-                gso: None,
-                checksum: None,
-            },
-            Plan::Segment {
-                slot,
-                header_len,
-                payload: (offset, len),
-                gso,
-                checksum,
-            } => {
+            Plan::Reply => TxPacket { header: &self.scratch.reply, payload: [&[], &[]], gso: None, checksum: None },
+            Plan::Segment { slot, header_len, payload: (offset, len), gso, checksum } => {
                 let connection = self.sockets.get(slot).and_then(Socket::connection);
-                let payload = connection.map_or([&[][..], &[][..]], |connection| {
-                    connection.payload(offset, len)
-                });
-                TxPacket {
-                    header: &self.scratch.headers[..header_len],
-                    payload,
-                    gso,
-                    checksum,
-                }
+                let payload = connection.map_or([&[][..], &[][..]], |connection| connection.payload(offset, len));
+                TxPacket { header: &self.scratch.headers[..header_len], payload, gso, checksum }
             }
         })
     }
@@ -85,15 +63,7 @@ impl Stack {
     fn next_plan(&mut self, now: Instant) -> Option<Plan> {
         loop {
             if let Some(packet) = self.looped.pop_front() {
-                self.receive(
-                    now,
-                    Arrival {
-                        data: &packet,
-                        verify: false,
-                        gso_size: None,
-                        looped: true,
-                    },
-                );
+                self.receive(now, Arrival { data: &packet, verify: false, gso_size: None, looped: true });
                 if self.scratch.spare.len() < SPARE_MAX {
                     self.scratch.spare.push(packet);
                 }
@@ -112,33 +82,17 @@ impl Stack {
                 continue;
             };
             socket.ready = false;
-            let Socket {
-                options,
-                kind: Kind::Connection(connection),
-                ..
-            } = socket
-            else {
+            let Socket { options, kind: Kind::Connection(connection), .. } = socket else {
                 continue;
             };
-            let env = Env {
-                now,
-                config: &self.config,
-                options,
-            };
+            let env = Env { now, config: &self.config, options };
             let emission = connection.poll_output(&env);
             let Some(emission) = emission else {
                 self.watch_timers(slot);
                 continue;
             };
             let looped = connection.looped;
-            let plan = write_headers(
-                &mut self.scratch.headers,
-                &self.config,
-                options,
-                slot,
-                connection,
-                &emission,
-            );
+            let plan = write_headers(&mut self.scratch.headers, &self.config, options, slot, connection, &emission);
             // It may have more; others come first.
             socket.ready = true;
             self.ready.push_back(slot);
@@ -151,13 +105,7 @@ impl Stack {
 
     /// Puts a packet of this host to itself into the queue of those that arrive.
     fn loop_back(&mut self, plan: Plan) {
-        let Plan::Segment {
-            slot,
-            header_len,
-            payload: (offset, len),
-            ..
-        } = plan
-        else {
+        let Plan::Segment { slot, header_len, payload: (offset, len), .. } = plan else {
             return;
         };
         let Some(connection) = self.sockets.get(slot).and_then(Socket::connection) else {
@@ -197,19 +145,11 @@ fn write_headers(
     let (offset, payload_len) = emission.payload;
     ip_header.write(buffer, tcp_len + payload_len);
     let header_len = start + tcp_len;
-    let pseudo = ip::pseudo_header_sum(
-        tuple.local,
-        tuple.remote,
-        ip::protocol::TCP,
-        tcp_len + payload_len,
-    );
+    let pseudo = ip::pseudo_header_sum(tuple.local, tuple.remote, ip::protocol::TCP, tcp_len + payload_len);
     let mut checksum = None;
     if config.offload.checksum {
         buffer[start + 16..start + 18].copy_from_slice(&pseudo.to_be_bytes());
-        checksum = Some(PartialChecksum {
-            start: u16::try_from(start).unwrap_or(0),
-            offset: 16,
-        });
+        checksum = Some(PartialChecksum { start: u16::try_from(start).unwrap_or(0), offset: 16 });
     } else if !connection.looped {
         let [first, second] = connection.payload(offset, payload_len);
         let sum = ip::internet_checksum(pseudo, &[&buffer[start..header_len], first, second]);
@@ -221,11 +161,5 @@ fn write_headers(
         v6: tuple.remote.is_ipv6(),
         ecn: emission.header.flags.has(crate::tcp::segment::Flags::CWR),
     });
-    Plan::Segment {
-        slot,
-        header_len,
-        payload: emission.payload,
-        gso,
-        checksum,
-    }
+    Plan::Segment { slot, header_len, payload: emission.payload, gso, checksum }
 }

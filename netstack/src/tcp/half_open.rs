@@ -69,14 +69,7 @@ pub(crate) enum Disposition {
 
 impl HalfOpen {
     /// Judges a SYN and makes the entry for it.
-    pub(crate) fn new(
-        tuple: Tuple,
-        listener: u32,
-        now: Instant,
-        syn: &Segment<'_>,
-        offer: Offer,
-        ecn: bool,
-    ) -> Self {
+    pub(crate) fn new(tuple: Tuple, listener: u32, now: Instant, syn: &Segment<'_>, offer: Offer, ecn: bool) -> Self {
         let options = &syn.options;
         let scaling = options.window_scale.is_some();
         HalfOpen {
@@ -84,18 +77,10 @@ impl HalfOpen {
             listener,
             iss: offer.iss,
             irs: syn.seq,
-            agreed: Agreed {
-                timestamps: options.timestamps.is_some(),
-                sack: options.sack_permitted,
-                scaling,
-                ecn,
-            },
+            agreed: Agreed { timestamps: options.timestamps.is_some(), sack: options.sack_permitted, scaling, ecn },
             peer_mss: options.mss.unwrap_or(default_mss(tuple.local)).max(MSS_MIN),
             own_mss: offer.mss,
-            snd_scale: options
-                .window_scale
-                .unwrap_or(0)
-                .min(super::receive::SCALE_MAX),
+            snd_scale: options.window_scale.unwrap_or(0).min(super::receive::SCALE_MAX),
             rcv_scale: if scaling { offer.scale } else { 0 },
             offered: u16::try_from(offer.window).unwrap_or(u16::MAX),
             timestamp_offset: offer.timestamp_offset,
@@ -115,9 +100,7 @@ impl HalfOpen {
             destination_port: self.tuple.remote_port,
             seq: self.iss,
             ack: self.irs.wrapping_add(1),
-            flags: Flags::SYN
-                .with(Flags::ACK)
-                .with_if(self.agreed.ecn, Flags::ECE),
+            flags: Flags::SYN.with(Flags::ACK).with_if(self.agreed.ecn, Flags::ECE),
             window: self.offered,
             mss: Some(self.own_mss),
             window_scale: self.agreed.scaling.then_some(self.rcv_scale),
@@ -142,17 +125,12 @@ impl HalfOpen {
     }
 
     fn timestamps(&self, now: Instant) -> Option<(u32, u32)> {
-        self.agreed
-            .timestamps
-            .then(|| (timestamp(now, self.timestamp_offset), self.timestamp_recent))
+        self.agreed.timestamps.then(|| (timestamp(now, self.timestamp_offset), self.timestamp_recent))
     }
 
     /// When the SYN-ACK is to be sent again.
     pub(crate) fn deadline(&self) -> Instant {
-        self.sent_at
-            + RTO_INITIAL
-                .saturating_mul(1 << self.timeouts.min(7))
-                .min(RTO_MAX)
+        self.sent_at + RTO_INITIAL.saturating_mul(1 << self.timeouts.min(7)).min(RTO_MAX)
     }
 
     /// The deadline came. Returns whether to send the SYN-ACK again; otherwise the entry ends.
@@ -171,10 +149,7 @@ impl HalfOpen {
     pub(crate) fn judge(&self, now: Instant, segment: &Segment<'_>) -> Disposition {
         let expected = self.irs.wrapping_add(1);
         let stale = self.agreed.timestamps
-            && segment
-                .options
-                .timestamps
-                .is_some_and(|(value, _)| wire_before(value, self.timestamp_recent))
+            && segment.options.timestamps.is_some_and(|(value, _)| wire_before(value, self.timestamp_recent))
             && now.since(self.timestamp_recent_at) < TIMESTAMP_AGE_MAX;
         if segment.has(Flags::SYN)
             && !segment.has(Flags::ACK)
@@ -189,19 +164,11 @@ impl HalfOpen {
         let end = start.wrapping_add(u32::try_from(segment.len()).unwrap_or(u32::MAX));
         let inside = start < window || (segment.len() > 0 && end.wrapping_sub(1) < window);
         if !inside || stale {
-            return if segment.has(Flags::RST) {
-                Disposition::Drop
-            } else {
-                Disposition::SendAck
-            };
+            return if segment.has(Flags::RST) { Disposition::Drop } else { Disposition::SendAck };
         }
         if segment.has(Flags::RST) {
             // RFC 5961 (3.2): only an exact hit resets.
-            return if segment.seq == expected {
-                Disposition::Remove
-            } else {
-                Disposition::SendAck
-            };
+            return if segment.seq == expected { Disposition::Remove } else { Disposition::SendAck };
         }
         if segment.has(Flags::SYN) {
             return Disposition::SendAck;

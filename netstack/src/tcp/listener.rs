@@ -24,10 +24,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     pub(crate) fn new(backlog: u32) -> Self {
-        Listener {
-            backlog: backlog.min(BACKLOG_MAX),
-            ..Listener::default()
-        }
+        Listener { backlog: backlog.min(BACKLOG_MAX), ..Listener::default() }
     }
 
     pub(crate) fn set_backlog(&mut self, backlog: u32) {

@@ -53,8 +53,7 @@ pub(crate) const fn timestamp(now: Instant, offset: u32) -> u32 {
 }
 
 /// Age at which a timestamp of the peer means nothing any more (RFC 7323, 5.5).
-pub(crate) const TIMESTAMP_AGE_MAX: std::time::Duration =
-    std::time::Duration::from_secs(24 * 24 * 3600);
+pub(crate) const TIMESTAMP_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(24 * 24 * 3600);
 
 /// What both sides agreed on in their SYNs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -86,18 +86,13 @@ impl Receiver {
             limit: limit.unwrap_or(INITIAL_LIMIT.min(limit_max)),
             limit_max,
             dsack: None,
-            autotune: Autotune {
-                enabled: limit.is_none(),
-                ..Autotune::default()
-            },
+            autotune: Autotune { enabled: limit.is_none(), ..Autotune::default() },
         }
     }
 
     /// The shift to offer so that the largest window can be told.
     pub(crate) fn scale_to_offer(limit_max: usize) -> u8 {
-        (0..SCALE_MAX)
-            .find(|&scale| limit_max >> scale <= usize::from(u16::MAX))
-            .unwrap_or(SCALE_MAX)
+        (0..SCALE_MAX).find(|&scale| limit_max >> scale <= usize::from(u16::MAX)).unwrap_or(SCALE_MAX)
     }
 
     /// The peer's SYN arrived. `offered` is the window that was or will be told in this side's SYN.
@@ -209,13 +204,7 @@ impl Receiver {
         }
         if tune.rtt_target != Seq::default() {
             let sample = now.since(tune.rtt_from).max(Duration::from_micros(1));
-            tune.rtt = Some(tune.rtt.map_or(sample, |rtt| {
-                if sample < rtt {
-                    sample
-                } else {
-                    (rtt * 7 + sample) / 8
-                }
-            }));
+            tune.rtt = Some(tune.rtt.map_or(sample, |rtt| if sample < rtt { sample } else { (rtt * 7 + sample) / 8 }));
         }
         tune.rtt_from = now;
         tune.rtt_target = self.nxt + window;
@@ -287,11 +276,7 @@ impl Receiver {
             self.nxt += payload.len();
         }
         let mut merged = 0;
-        while let Some(range) = self
-            .ranges
-            .get(merged)
-            .filter(|range| range.start <= self.nxt)
-        {
+        while let Some(range) = self.ranges.get(merged).filter(|range| range.start <= self.nxt) {
             if range.end > self.nxt {
                 self.ring.commit(range.end.since(self.nxt));
                 self.nxt = range.end;
@@ -318,20 +303,13 @@ impl Receiver {
         if first == last && self.ranges.len() >= RANGES_MAX {
             return;
         }
-        if let Some(range) = self.ranges[first..last]
-            .iter()
-            .find(|range| range.start <= start && end <= range.end)
-        {
+        if let Some(range) = self.ranges[first..last].iter().find(|range| range.start <= start && end <= range.end) {
             self.dsack = Some((start, end));
             let _ = range;
         }
         self.ring.write_at(start.since(self.base()), payload);
         self.stamp += 1;
-        let mut union = Range {
-            start,
-            end,
-            stamp: self.stamp,
-        };
+        let mut union = Range { start, end, stamp: self.stamp };
         for range in &self.ranges[first..last] {
             union.start = union.start.min(range.start);
             union.end = union.end.max(range.end);
@@ -347,11 +325,7 @@ impl Receiver {
         }
         let mut below = u64::MAX;
         while blocks.len() < most {
-            let freshest = self
-                .ranges
-                .iter()
-                .filter(|range| range.stamp < below)
-                .max_by_key(|range| range.stamp);
+            let freshest = self.ranges.iter().filter(|range| range.stamp < below).max_by_key(|range| range.stamp);
             let Some(range) = freshest else { break };
             blocks.push(range.start.wire(), range.end.wire());
             below = range.stamp;
@@ -371,9 +345,7 @@ impl Receiver {
 
     /// What the window could be, were it told now.
     pub(crate) fn window_to_offer(&self) -> usize {
-        self.limit
-            .saturating_sub(self.ring.len())
-            .min(usize::from(u16::MAX) << self.scale)
+        self.limit.saturating_sub(self.ring.len()).min(usize::from(u16::MAX) << self.scale)
     }
 
     /// The window to write into a segment, and the promise that goes with it.
@@ -385,11 +357,7 @@ impl Receiver {
         let possible = self.window_to_offer();
         let unit = 1usize << self.scale;
         let worthwhile = segment.min(self.limit / 2).max(unit);
-        let window = if possible >= current + worthwhile {
-            (possible & !(unit - 1)).max(current)
-        } else {
-            current
-        };
+        let window = if possible >= current + worthwhile { (possible & !(unit - 1)).max(current) } else { current };
         // What the wire can express must not be less than what was promised.
         let told = window.div_ceil(unit).min(usize::from(u16::MAX));
         self.edge = self.edge.max(self.nxt + (told << self.scale));
@@ -419,17 +387,9 @@ impl Receiver {
 
     /// Whether the parts agree with each other; for images.
     pub(crate) fn is_consistent(&self) -> bool {
-        let sorted = self
-            .ranges
-            .windows(2)
-            .all(|pair| pair[0].end < pair[1].start);
-        let beyond = self
-            .ranges
-            .iter()
-            .all(|range| self.nxt < range.start && range.start < range.end);
-        let held = self
-            .rightmost()
-            .is_none_or(|end| end.since(self.base()) <= self.ring.extent());
+        let sorted = self.ranges.windows(2).all(|pair| pair[0].end < pair[1].start);
+        let beyond = self.ranges.iter().all(|range| self.nxt < range.start && range.start < range.end);
+        let held = self.rightmost().is_none_or(|end| end.since(self.base()) <= self.ring.extent());
         sorted
             && beyond
             && held
@@ -513,18 +473,12 @@ mod tests {
         receiver.insert(Instant::ZERO, nxt + 1000, &[1; 100], false);
         receiver.insert(Instant::ZERO, nxt + 3000, &[1; 100], false);
         receiver.insert(Instant::ZERO, nxt + 1100, &[1; 100], false);
-        let blocks: Vec<_> = receiver
-            .sack_blocks(3)
-            .iter()
-            .map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt)))
-            .collect();
+        let blocks: Vec<_> =
+            receiver.sack_blocks(3).iter().map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt))).collect();
         assert_eq!(blocks, [(1000, 1200), (3000, 3100)]);
         receiver.insert(Instant::ZERO, nxt + 3000, &[1; 50], false);
-        let first = receiver
-            .sack_blocks(3)
-            .iter()
-            .next()
-            .map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt)));
+        let first =
+            receiver.sack_blocks(3).iter().next().map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt)));
         assert_eq!(first, Some((3000, 3050)));
         receiver.sack_sent();
         assert_eq!(receiver.sack_blocks(3).len(), 2);
@@ -534,16 +488,8 @@ mod tests {
     fn fin_out_of_order_waits() {
         let mut receiver = receiver(1);
         let nxt = receiver.nxt();
-        assert!(
-            !receiver
-                .insert(Instant::ZERO, nxt + 10, &[2; 10], true)
-                .finished
-        );
-        assert!(
-            receiver
-                .insert(Instant::ZERO, nxt, &[1; 10], false)
-                .finished
-        );
+        assert!(!receiver.insert(Instant::ZERO, nxt + 10, &[2; 10], true).finished);
+        assert!(receiver.insert(Instant::ZERO, nxt, &[1; 10], false).finished);
         assert_eq!(receiver.nxt(), nxt + 21);
         assert_eq!(receiver.readable(), 20);
     }

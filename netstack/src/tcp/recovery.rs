@@ -39,11 +39,7 @@ pub(crate) struct Reduction {
 impl Reduction {
     /// Starts from `prior` in flight.
     pub(crate) fn new(prior: usize) -> Self {
-        Reduction {
-            prior: prior.max(1),
-            delivered: 0,
-            sent: 0,
-        }
+        Reduction { prior: prior.max(1), delivered: 0, sent: 0 }
     }
 
     /// Counts what leaves.
@@ -64,21 +60,14 @@ impl Reduction {
         self.delivered += delivered;
         let quota = if pipe > ssthresh {
             let due = (self.delivered as u128 * ssthresh as u128).div_ceil(self.prior as u128);
-            usize::try_from(due)
-                .unwrap_or(usize::MAX)
-                .saturating_sub(self.sent)
+            usize::try_from(due).unwrap_or(usize::MAX).saturating_sub(self.sent)
         } else {
             // The safe slow-start reduction bound of RFC 9937.
-            let bound = self.delivered.saturating_sub(self.sent).max(delivered)
-                + if progress { mss } else { 0 };
+            let bound = self.delivered.saturating_sub(self.sent).max(delivered) + if progress { mss } else { 0 };
             bound.min(ssthresh - pipe)
         };
         // The fast retransmission itself always leaves.
-        let quota = if self.sent == 0 {
-            quota.max(mss)
-        } else {
-            quota
-        };
+        let quota = if self.sent == 0 { quota.max(mss) } else { quota };
         pipe + quota
     }
 }
@@ -151,14 +140,7 @@ impl Rack {
         }
     }
 
-    fn window(
-        &self,
-        recovering: bool,
-        sacked: usize,
-        min_rtt: Duration,
-        smoothed: Duration,
-        mss: usize,
-    ) -> Duration {
+    fn window(&self, recovering: bool, sacked: usize, min_rtt: Duration, smoothed: Duration, mss: usize) -> Duration {
         if !self.reordering_seen && (recovering || sacked >= DUPLICATE_THRESHOLD * mss) {
             return Duration::ZERO;
         }
@@ -247,22 +229,14 @@ mod tests {
         let mut rack = Rack::default();
         let una = sender.una();
         let now = Instant::from_millis(20);
-        sender.sack(una + 1000, una + 3000, |chunk| {
-            rack.on_delivered(now, chunk, None)
-        });
+        sender.sack(una + 1000, una + 3000, |chunk| rack.on_delivered(now, chunk, None));
         let (lost, wait) = rack.detect(now, &mut sender, false, 20 * MS, 20 * MS, 1000);
         assert_eq!(lost, 0, "two are within the reordering window");
         assert!(wait.is_some());
-        sender.sack(una + 3000, una + 4000, |chunk| {
-            rack.on_delivered(now, chunk, None)
-        });
+        sender.sack(una + 3000, una + 4000, |chunk| rack.on_delivered(now, chunk, None));
         let (lost, _) = rack.detect(now, &mut sender, false, 20 * MS, 20 * MS, 1000);
         assert_eq!(lost, 1000);
-        assert_eq!(
-            sender.lost(),
-            1000,
-            "the fifth was sent after all that is known to be delivered"
-        );
+        assert_eq!(sender.lost(), 1000, "the fifth was sent after all that is known to be delivered");
     }
 
     #[test]
@@ -271,14 +245,10 @@ mod tests {
         let mut rack = Rack::default();
         let una = sender.una();
         let now = Instant::from_millis(20);
-        sender.sack(una + 1000, una + 2000, |chunk| {
-            rack.on_delivered(now, chunk, None)
-        });
+        sender.sack(una + 1000, una + 2000, |chunk| rack.on_delivered(now, chunk, None));
         sender.acknowledge(una + 1000, |chunk| rack.on_delivered(now, chunk, None));
         assert!(rack.has_reordering());
-        sender.sack(una + 3000, una + 5000, |chunk| {
-            rack.on_delivered(now, chunk, None)
-        });
+        sender.sack(una + 3000, una + 5000, |chunk| rack.on_delivered(now, chunk, None));
         let (lost, wait) = rack.detect(now, &mut sender, false, 20 * MS, 20 * MS, 1000);
         assert_eq!(lost, 0);
         assert!(wait.is_some_and(|wait| wait <= 5 * MS));

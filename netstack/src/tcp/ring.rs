@@ -122,11 +122,7 @@ impl Ring {
         debug_assert!(bytes <= self.len);
         self.len -= bytes;
         self.extent -= bytes;
-        self.head = if self.extent == 0 {
-            0
-        } else {
-            self.wrap(self.head + bytes)
-        };
+        self.head = if self.extent == 0 { 0 } else { self.wrap(self.head + bytes) };
     }
 
     /// Forgets what was written ahead of the content.
@@ -137,13 +133,7 @@ impl Ring {
 
 impl std::fmt::Debug for Ring {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            formatter,
-            "Ring({}/{} of {})",
-            self.len,
-            self.extent,
-            self.data.len()
-        )
+        write!(formatter, "Ring({}/{} of {})", self.len, self.extent, self.data.len())
     }
 }
 
@@ -160,9 +150,7 @@ impl<'de> Deserialize<'de> for Ring {
         let (len, bytes) = <(u64, serde_bytes::ByteBuf)>::deserialize(deserializer)?;
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         if len > bytes.len() {
-            return Err(serde::de::Error::custom(
-                "ring claims more content than it has bytes",
-            ));
+            return Err(serde::de::Error::custom("ring claims more content than it has bytes"));
         }
         let mut ring = Ring::default();
         ring.write_at(0, &bytes);
@@ -188,10 +176,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..9000).prop_map(Step::Append),
-            (
-                0usize..6000,
-                proptest::collection::vec(any::<u8>(), 0..3000)
-            )
+            (0usize..6000, proptest::collection::vec(any::<u8>(), 0..3000))
                 .prop_map(|(gap, bytes)| Step::Ahead(gap, bytes)),
             (0usize..12_000).prop_map(Step::Consume),
             Just(Step::Release),

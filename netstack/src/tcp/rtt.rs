@@ -87,9 +87,7 @@ impl RttEstimator {
 
     /// The time-out now.
     pub(crate) fn rto(&self) -> Duration {
-        self.base_rto()
-            .saturating_mul(1 << self.backoff.min(16))
-            .min(RTO_MAX)
+        self.base_rto().saturating_mul(1 << self.backoff.min(16)).min(RTO_MAX)
     }
 
     pub(crate) const fn backoff(&self) -> u8 {
@@ -121,11 +119,7 @@ mod tests {
         for _ in 0..100 {
             rtt.sample(Instant::ZERO, Duration::from_millis(100));
         }
-        assert_eq!(
-            rtt.rto().as_millis(),
-            300,
-            "the floor holds on a steady path"
-        );
+        assert_eq!(rtt.rto().as_millis(), 300, "the floor holds on a steady path");
     }
 
     #[test]

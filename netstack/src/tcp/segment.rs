@@ -116,10 +116,7 @@ impl Options {
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
-    bytes
-        .get(at..at + 4)
-        .and_then(|word| word.try_into().ok())
-        .map_or(0, u32::from_be_bytes)
+    bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
 /// A segment that arrived and was checked.
@@ -162,9 +159,7 @@ impl<'a> Segment<'a> {
         }
         let payload = packet.payload();
         let flags = bytes.get(13).copied().map_or(Flags::NONE, Flags);
-        let segment_size = gso_size
-            .map_or(payload.len(), usize::from)
-            .clamp(1, payload.len().max(1));
+        let segment_size = gso_size.map_or(payload.len(), usize::from).clamp(1, payload.len().max(1));
         Some(Segment {
             source_port: packet.src_port(),
             destination_port: packet.dst_port(),
@@ -191,11 +186,7 @@ impl<'a> Segment<'a> {
 
     /// Wire segments it stands for.
     pub(crate) const fn count(&self) -> usize {
-        if self.payload.is_empty() {
-            1
-        } else {
-            self.payload.len().div_ceil(self.segment_size)
-        }
+        if self.payload.is_empty() { 1 } else { self.payload.len().div_ceil(self.segment_size) }
     }
 }
 
@@ -219,10 +210,7 @@ pub(crate) struct Header {
 impl Header {
     /// Writes header and options into the start of `buffer`, with a checksum of zero. Returns their length.
     pub(crate) fn write(&self, buffer: &mut [u8]) -> usize {
-        let mut options = OptionWriter {
-            buffer: &mut buffer[20..HEADER_MAX],
-            len: 0,
-        };
+        let mut options = OptionWriter { buffer: &mut buffer[20..HEADER_MAX], len: 0 };
         // The order is Linux's, which peers' fast paths (header prediction, GRO) expect.
         if let Some(mss) = self.mss {
             options.put(&[2, 4]);
@@ -267,11 +255,7 @@ impl Header {
     /// Length of the options that `write` will emit.
     pub(crate) const fn options_len(timestamps: bool, sack_blocks: usize) -> usize {
         let timestamps = if timestamps { 12 } else { 0 };
-        let sack = if sack_blocks == 0 {
-            0
-        } else {
-            4 + 8 * sack_blocks
-        };
+        let sack = if sack_blocks == 0 { 0 } else { 4 + 8 * sack_blocks };
         timestamps + sack
     }
 }

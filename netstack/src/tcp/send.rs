@@ -221,10 +221,7 @@ impl Sender {
             if front.start >= ack {
                 break;
             }
-            let covered = Chunk {
-                end: front.end.min(ack),
-                ..front
-            };
+            let covered = Chunk { end: front.end.min(ack), ..front };
             let len = covered.len();
             if covered.sacked {
                 self.sacked -= len;
@@ -270,32 +267,18 @@ impl Sender {
             return false;
         }
         self.chunks[index].end = position;
-        self.chunks.insert(
-            index + 1,
-            Chunk {
-                start: position,
-                ..chunk
-            },
-        );
+        self.chunks.insert(index + 1, Chunk { start: position, ..chunk });
         true
     }
 
     /// Takes a SACK block; `delivered` sees what it newly covers. Returns the bytes newly covered.
-    pub(crate) fn sack(
-        &mut self,
-        left: Seq,
-        right: Seq,
-        mut delivered: impl FnMut(&Chunk),
-    ) -> usize {
+    pub(crate) fn sack(&mut self, left: Seq, right: Seq, mut delivered: impl FnMut(&Chunk)) -> usize {
         if left >= right || left <= self.una || right > self.nxt {
             return 0;
         }
         let mut newly = 0;
         let mut index = self.index_of(left);
-        if index < self.chunks.len()
-            && !self.chunks[index].sacked
-            && self.chunks[index].start < left
-        {
+        if index < self.chunks.len() && !self.chunks[index].sacked && self.chunks[index].start < left {
             if !self.split(index, left) {
                 return 0;
             }
@@ -403,12 +386,7 @@ impl Sender {
             return None;
         }
         let from = self.index_of(self.lost_from);
-        let found = self
-            .chunks
-            .iter()
-            .enumerate()
-            .skip(from)
-            .find(|(_, chunk)| chunk.lost && !chunk.retransmitted);
+        let found = self.chunks.iter().enumerate().skip(from).find(|(_, chunk)| chunk.lost && !chunk.retransmitted);
         let found = found.map(|(index, chunk)| (index, *chunk));
         if let Some((_, chunk)) = found {
             self.lost_from = chunk.start;
@@ -439,11 +417,7 @@ impl Sender {
             return None;
         }
         let cut = chunk.end.back(mss.min(chunk.len()));
-        let index = if cut > chunk.start && self.split(last, cut) {
-            last + 1
-        } else {
-            last
-        };
+        let index = if cut > chunk.start && self.split(last, cut) { last + 1 } else { last };
         Some(self.retransmit(now, index, usize::MAX >> 1))
     }
 
@@ -475,31 +449,18 @@ impl Sender {
 
     /// Whether the parts agree with each other; for images and tests.
     pub(crate) fn is_consistent(&self) -> bool {
-        let adjacent = self
-            .chunks
-            .iter()
-            .zip(self.chunks.iter().skip(1))
-            .all(|(a, b)| a.end == b.start && a.start < a.end);
+        let adjacent =
+            self.chunks.iter().zip(self.chunks.iter().skip(1)).all(|(a, b)| a.end == b.start && a.start < a.end);
         let covering = match (self.chunks.front(), self.chunks.back()) {
-            (Some(first), Some(last)) => {
-                first.start == self.una && last.end == self.nxt && last.start < last.end
-            }
+            (Some(first), Some(last)) => first.start == self.una && last.end == self.nxt && last.start < last.end,
             _ => self.una == self.nxt || self.nxt == self.iss + 1,
         };
-        let sum = |judge: fn(&Chunk) -> bool| {
-            self.chunks
-                .iter()
-                .filter(|chunk| judge(chunk))
-                .map(Chunk::len)
-                .sum::<usize>()
-        };
+        let sum =
+            |judge: fn(&Chunk) -> bool| self.chunks.iter().filter(|chunk| judge(chunk)).map(Chunk::len).sum::<usize>();
         let counted = self.sacked == sum(|chunk| chunk.sacked)
             && self.lost == sum(|chunk| chunk.lost)
             && self.retransmitted == sum(|chunk| chunk.retransmitted);
-        let exclusive = self
-            .chunks
-            .iter()
-            .all(|chunk| !(chunk.sacked && (chunk.lost || chunk.retransmitted)));
+        let exclusive = self.chunks.iter().all(|chunk| !(chunk.sacked && (chunk.lost || chunk.retransmitted)));
         adjacent
             && covering
             && counted

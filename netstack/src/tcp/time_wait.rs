@@ -49,11 +49,7 @@ pub(crate) enum Disposition {
 impl TimeWait {
     /// RFC 9293 (3.10.7.4) for TIME-WAIT; RFC 1337: an RST doesn't end it.
     pub(crate) fn judge(&mut self, now: Instant, segment: &Segment<'_>) -> Disposition {
-        let value = segment
-            .options
-            .timestamps
-            .map(|(value, _)| value)
-            .filter(|_| self.timestamps);
+        let value = segment.options.timestamps.map(|(value, _)| value).filter(|_| self.timestamps);
         let stale = value.is_some_and(|value| wire_before(value, self.timestamp_recent))
             && now.since(self.timestamp_recent_at) < TIMESTAMP_AGE_MAX;
         let len = u32::try_from(segment.len()).unwrap_or(u32::MAX);
@@ -62,8 +58,7 @@ impl TimeWait {
         }
         if segment.has(Flags::SYN) && !segment.has(Flags::ACK) && !stale {
             let newer_sequence = wire_before(self.rcv_nxt, segment.seq);
-            let newer_timestamp =
-                value.is_some_and(|value| wire_before(self.timestamp_recent, value));
+            let newer_timestamp = value.is_some_and(|value| wire_before(self.timestamp_recent, value));
             if newer_sequence || newer_timestamp {
                 return Disposition::Reopen;
             }
@@ -97,9 +92,7 @@ impl TimeWait {
             ack: self.rcv_nxt,
             flags: Flags::ACK,
             window: self.window,
-            timestamps: self
-                .timestamps
-                .then(|| (timestamp(now, self.timestamp_offset), self.timestamp_recent)),
+            timestamps: self.timestamps.then(|| (timestamp(now, self.timestamp_offset), self.timestamp_recent)),
             ..Header::default()
         }
     }

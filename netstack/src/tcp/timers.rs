@@ -76,9 +76,7 @@ impl Timers {
 
     /// Stops and returns a timer that is due by `now`.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<Timer> {
-        let timer = ALL
-            .into_iter()
-            .find(|&timer| self.due[timer as usize].is_some_and(|at| at <= now))?;
+        let timer = ALL.into_iter().find(|&timer| self.due[timer as usize].is_some_and(|at| at <= now))?;
         self.stop(timer);
         Some(timer)
     }
@@ -104,9 +102,6 @@ mod tests {
         assert_eq!(timers.next(), Some(Instant::from_millis(3)));
         assert_eq!(timers.take_due(Instant::from_millis(4)), Some(Timer::Cork));
         assert_eq!(timers.take_due(Instant::from_millis(4)), None);
-        assert_eq!(
-            timers.take_due(Instant::from_millis(5)),
-            Some(Timer::KeepAlive)
-        );
+        assert_eq!(timers.take_due(Instant::from_millis(5)), Some(Timer::KeepAlive));
     }
 }

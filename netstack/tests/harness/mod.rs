@@ -8,10 +8,7 @@ use std::collections::BinaryHeap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use netstack::{
-    Checksum, Config, Instant, Offload, RxPacket, Secrets, SocketId, Stack, StackImage, State,
-    Status,
-};
+use netstack::{Checksum, Config, Instant, Offload, RxPacket, Secrets, SocketId, Stack, StackImage, State, Status};
 
 /// A small generator that is the same everywhere.
 #[derive(Clone, Debug)]
@@ -86,7 +83,7 @@ impl Side {
 }
 
 /// A packet as a capture shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Seen {
     pub at: Instant,
     pub from: Side,
@@ -97,6 +94,28 @@ pub struct Seen {
     pub payload: usize,
     pub options: Vec<u8>,
     pub protocol: u8,
+}
+
+impl std::fmt::Debug for Seen {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let letters: String = "FSRPAUEC"
+            .chars()
+            .enumerate()
+            .filter(|(bit, _)| self.flags >> bit & 1 != 0)
+            .map(|(_, letter)| letter)
+            .collect();
+        write!(
+            formatter,
+            "{:>9} us {:?} {letters} {}+{} ack {} win {} {:02x?}",
+            self.at.as_micros(),
+            self.from,
+            self.seq,
+            self.payload,
+            self.ack,
+            self.window,
+            self.options,
+        )
+    }
 }
 
 pub const FIN: u8 = 1;
@@ -113,6 +132,9 @@ struct Flying {
     bytes: Vec<u8>,
 }
 
+/// Judges packets.
+pub type Judge = Box<dyn FnMut(&Seen) -> bool>;
+
 /// The pair.
 pub struct Pair {
     pub a: Stack,
@@ -122,7 +144,7 @@ pub struct Pair {
     pub random: Random,
     pub log: Vec<Seen>,
     /// Packets for which this says so are dropped.
-    pub drop: Option<Box<dyn FnMut(&Seen) -> bool>>,
+    pub drop: Option<Judge>,
     flying: BinaryHeap<Reverse<Flying>>,
     order: u64,
     busy_until: [Instant; 2],
@@ -130,10 +152,7 @@ pub struct Pair {
 }
 
 pub fn config(address: &str) -> Config {
-    Config {
-        addresses: vec![address.parse::<IpAddr>().expect("an address")],
-        ..Config::default()
-    }
+    Config { addresses: vec![address.parse::<IpAddr>().expect("an address")], ..Config::default() }
 }
 
 impl Pair {
@@ -199,8 +218,7 @@ impl Pair {
 
     fn fly(&mut self, from: Side, bytes: Vec<u8>, gso: Option<u16>) {
         let seen = describe(self.now, from, &bytes);
-        if self.drop.as_mut().is_some_and(|drop| drop(&seen)) || self.random.chance(self.link.loss)
-        {
+        if self.drop.as_mut().is_some_and(|drop| drop(&seen)) || self.random.chance(self.link.loss) {
             return;
         }
         let mut at = self.now;
@@ -217,11 +235,7 @@ impl Pair {
         let copies = 1 + u32::from(self.random.chance(self.link.duplicate));
         for _ in 0..copies {
             let jitter = self.random.below(self.link.jitter.as_nanos() as u64 + 1);
-            let late = if self.random.chance(self.link.reorder) {
-                self.link.delay
-            } else {
-                Duration::ZERO
-            };
+            let late = if self.random.chance(self.link.reorder) { self.link.delay } else { Duration::ZERO };
             self.order += 1;
             self.flying.push(Reverse(Flying {
                 at: at + self.link.delay + Duration::from_nanos(jitter) + late,
@@ -236,23 +250,13 @@ impl Pair {
     /// Puts a packet on the wire towards a stack, to arrive now.
     pub fn inject(&mut self, to: Side, bytes: Vec<u8>) {
         let now = self.now;
-        self.stack(to).handle_packet(
-            now,
-            RxPacket {
-                data: &bytes,
-                checksum: Checksum::Verified,
-                gso_size: None,
-            },
-        );
+        self.stack(to).handle_packet(now, RxPacket { data: &bytes, checksum: Checksum::Verified, gso_size: None });
     }
 
     /// When something happens next.
     pub fn next_event(&self) -> Option<Instant> {
         let arrival = self.flying.peek().map(|Reverse(flying)| flying.at);
-        [arrival, self.a.poll_timeout(), self.b.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        [arrival, self.a.poll_timeout(), self.b.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Lets one thing happen. Returns false if nothing is left to happen, or not before `limit`.
@@ -273,17 +277,9 @@ impl Pair {
             let Some(Reverse(flying)) = self.flying.pop() else {
                 break;
             };
-            let checksum = if self.verify {
-                Checksum::Verify
-            } else {
-                Checksum::Verified
-            };
+            let checksum = if self.verify { Checksum::Verify } else { Checksum::Verified };
             let now = self.now;
-            let packet = RxPacket {
-                data: &flying.bytes,
-                checksum,
-                gso_size: flying.gso,
-            };
+            let packet = RxPacket { data: &flying.bytes, checksum, gso_size: flying.gso };
             self.stack(flying.to).handle_packet(now, packet);
         }
         let now = self.now;
@@ -327,11 +323,7 @@ impl Pair {
         };
         let id = self.b.tcp_open();
         self.b
-            .tcp_bind(
-                id,
-                SocketAddr::new(address.parse().expect("an address"), port),
-                netstack::Reuse::default(),
-            )
+            .tcp_bind(id, SocketAddr::new(address.parse().expect("an address"), port), netstack::Reuse::default())
             .expect("the port is free");
         self.b.tcp_listen(now, id, backlog).expect("it can listen");
         id
@@ -351,15 +343,9 @@ impl Pair {
         let listener = self.listen(80, 16);
         let client = self.connect(80);
         let ready = self.run_until(Duration::from_secs(300), |pair| {
-            pair.a.status(client).state == State::Established
-                && pair.b.status(listener).acceptable > 0
+            pair.a.status(client).state == State::Established && pair.b.status(listener).acceptable > 0
         });
-        assert!(
-            ready,
-            "no connection came about: {:?} {:?}",
-            self.a.status(client),
-            self.b.status(listener)
-        );
+        assert!(ready, "no connection came about: {:?} {:?}", self.a.status(client), self.b.status(listener));
         let now = self.now;
         let server = self.b.tcp_accept(now, listener).expect("one waits");
         (client, server, listener)
@@ -466,8 +452,7 @@ pub fn cut(bytes: &[u8], size: usize) -> Vec<Vec<u8>> {
             let len = if v4 { packet.len() } else { packet.len() - 40 } as u16;
             let at = if v4 { 2 } else { 4 };
             packet[at..at + 2].copy_from_slice(&len.to_be_bytes());
-            packet[ip + 4..ip + 8]
-                .copy_from_slice(&seq.wrapping_add((index * size) as u32).to_be_bytes());
+            packet[ip + 4..ip + 8].copy_from_slice(&seq.wrapping_add((index * size) as u32).to_be_bytes());
             if index + 1 < pieces {
                 packet[ip + 13] &= !(FIN | 8);
             }
@@ -481,7 +466,5 @@ pub fn cut(bytes: &[u8], size: usize) -> Vec<Vec<u8>> {
 
 /// A stream that shows where a byte is from.
 pub fn stream(len: usize, salt: u64) -> Vec<u8> {
-    (0..len as u64)
-        .map(|at| ((at + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-        .collect()
+    (0..len as u64).map(|at| ((at + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
 }

@@ -30,14 +30,7 @@ pub(super) struct Cubic {
 }
 
 impl Cubic {
-    pub(super) fn on_ack(
-        &mut self,
-        now: Instant,
-        cwnd: usize,
-        bytes: usize,
-        rtt: Duration,
-        mss: usize,
-    ) -> usize {
+    pub(super) fn on_ack(&mut self, now: Instant, cwnd: usize, bytes: usize, rtt: Duration, mss: usize) -> usize {
         let mss = mss as f64;
         let window = cwnd as f64 / mss;
         let acked = bytes as f64 / mss;
@@ -59,11 +52,7 @@ impl Cubic {
         let t = (now.since(epoch) + rtt).as_secs_f64() - self.k;
         let target = (C * t * t * t + self.w_max).clamp(window, window * 1.5);
         // RFC 9438 (4.3)
-        let alpha = if self.w_est < self.cwnd_prior {
-            ALPHA
-        } else {
-            1.0
-        };
+        let alpha = if self.w_est < self.cwnd_prior { ALPHA } else { 1.0 };
         self.w_est += alpha * acked / window;
         let mut growth = (target - window) / window * acked;
         if window + growth < self.w_est {
@@ -80,11 +69,7 @@ impl Cubic {
         self.epoch = None;
         self.fraction = 0.0;
         // RFC 9438 (4.7), fast convergence: a flow that didn't get back to where it was leaves room to newcomers.
-        self.w_max = if window < self.w_max {
-            window * (1.0 + BETA) / 2.0
-        } else {
-            window
-        };
+        self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
         self.cwnd_prior = window;
         (cwnd as f64 * BETA) as usize
     }

@@ -73,11 +73,7 @@ impl HyStart {
 
     /// By how much the window grows for `bytes` acknowledged.
     pub(super) const fn growth(&self, bytes: usize) -> usize {
-        if self.conservative.is_some() {
-            bytes / CSS_GROWTH_DIVISOR
-        } else {
-            bytes
-        }
+        if self.conservative.is_some() { bytes / CSS_GROWTH_DIVISOR } else { bytes }
     }
 }
 
@@ -120,14 +116,8 @@ mod tests {
     #[test]
     fn a_false_alarm_goes_back() {
         let mut hystart = HyStart::default();
-        for (index, rtt_ms) in [50, 50, 60, 60, 50, 50, 50, 50, 50, 50, 50, 50]
-            .into_iter()
-            .enumerate()
-        {
-            assert!(
-                !round(&mut hystart, 1000 * (index + 1), rtt_ms),
-                "left in round {index}"
-            );
+        for (index, rtt_ms) in [50, 50, 60, 60, 50, 50, 50, 50, 50, 50, 50, 50].into_iter().enumerate() {
+            assert!(!round(&mut hystart, 1000 * (index + 1), rtt_ms), "left in round {index}");
         }
         assert_eq!(hystart.growth(100), 100);
     }

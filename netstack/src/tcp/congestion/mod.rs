@@ -110,11 +110,7 @@ impl Controller {
 
     /// The handshake is done and the segment size known. `lossy` if the SYN had to be repeated (RFC 6298, 5.7).
     pub(crate) fn start(&mut self, mss: usize, lossy: bool) {
-        self.cwnd = if lossy {
-            mss
-        } else {
-            INITIAL_WINDOW_SEGMENTS * mss
-        };
+        self.cwnd = if lossy { mss } else { INITIAL_WINDOW_SEGMENTS * mss };
     }
 
     /// The segment size has changed: the window keeps its count of segments.
@@ -139,12 +135,7 @@ impl Controller {
             }
         }
         if bytes > 0 && !self.in_slow_start() {
-            let Acked {
-                now,
-                mss,
-                smoothed_rtt,
-                ..
-            } = *acked;
+            let Acked { now, mss, smoothed_rtt, .. } = *acked;
             self.cwnd = match &mut self.algorithm {
                 Algorithm::Cubic(cubic) => cubic.on_ack(now, self.cwnd, bytes, smoothed_rtt, mss),
                 Algorithm::Reno(reno) => reno.on_ack(self.cwnd, bytes, mss),
@@ -165,20 +156,12 @@ impl Controller {
 
     /// What [`Controller::restore`] goes back to.
     pub(crate) fn save(&self) -> Saved {
-        Saved {
-            cwnd: self.cwnd,
-            ssthresh: self.ssthresh,
-            algorithm: self.algorithm.clone(),
-        }
+        Saved { cwnd: self.cwnd, ssthresh: self.ssthresh, algorithm: self.algorithm.clone() }
     }
 
     /// The reduction since `saved` was a mistake (RFC 3522, RFC 2883).
     pub(crate) fn restore(&mut self, saved: Saved) {
-        let Saved {
-            cwnd,
-            ssthresh,
-            algorithm,
-        } = saved;
+        let Saved { cwnd, ssthresh, algorithm } = saved;
         self.cwnd = self.cwnd.max(cwnd);
         self.ssthresh = self.ssthresh.max(ssthresh);
         self.algorithm = algorithm;
@@ -193,8 +176,7 @@ impl Controller {
         if idle > rto {
             // RFC 2861: what the window knew ages by half each time-out.
             self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3);
-            let halvings =
-                u32::try_from(idle.as_nanos() / rto.as_nanos().max(1)).unwrap_or(u32::MAX);
+            let halvings = u32::try_from(idle.as_nanos() / rto.as_nanos().max(1)).unwrap_or(u32::MAX);
             self.cwnd = self.cwnd.checked_shr(halvings).unwrap_or(0).max(restart);
         }
     }

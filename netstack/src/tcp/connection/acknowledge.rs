@@ -77,9 +77,7 @@ impl Connection {
         // RFC 9293 (3.10.7.4): the window of the newest segment counts. Linux also lets an equal one only widen it.
         let newer = ack > una
             || seq > self.window.updated_by_seq
-            || (seq == self.window.updated_by_seq
-                && size > self.window.size
-                && ack >= self.window.updated_by_ack);
+            || (seq == self.window.updated_by_seq && size > self.window.size && ack >= self.window.updated_by_ack);
         if ack >= una && newer {
             self.set_window(size, seq, ack);
         }
@@ -119,13 +117,7 @@ impl Connection {
         None
     }
 
-    fn take_sack_blocks(
-        &mut self,
-        env: &Env<'_>,
-        segment: &Segment<'_>,
-        ack: Seq,
-        report: &mut Report,
-    ) {
+    fn take_sack_blocks(&mut self, env: &Env<'_>, segment: &Segment<'_>, ack: Seq, report: &mut Report) {
         let una = self.snd.una();
         let min_rtt = self.rtt.minimum();
         let mut blocks = segment.options.sack.iter().map(|(left, right)| {
@@ -175,21 +167,12 @@ impl Connection {
         };
         let elapsed_ms = timestamp(env.now, self.timestamps.offset).wrapping_sub(echo);
         if echo != 0 && u128::from(elapsed_ms) < RTO_MAX.as_millis() {
-            self.rtt.sample(
-                env.now,
-                Duration::from_millis(u64::from(elapsed_ms)).max(Duration::from_micros(500)),
-            );
+            self.rtt.sample(env.now, Duration::from_millis(u64::from(elapsed_ms)).max(Duration::from_micros(500)));
         }
     }
 
     /// Loss detection, recovery and the congestion window.
-    fn recover(
-        &mut self,
-        env: &Env<'_>,
-        segment: &Segment<'_>,
-        report: &Report,
-        duplicate_ack: bool,
-    ) {
+    fn recover(&mut self, env: &Env<'_>, segment: &Segment<'_>, report: &Report, duplicate_ack: bool) {
         let now = env.now;
         let mss = self.mss();
         self.try_undo(segment, report);
@@ -197,11 +180,8 @@ impl Connection {
         if self.recovery.phase != Phase::Open && self.snd.una() >= self.recovery.point {
             self.complete();
         }
-        let newly_lost = if self.agreed.sack {
-            self.detect_loss(now)
-        } else {
-            self.count_duplicates(report, duplicate_ack)
-        };
+        let newly_lost =
+            if self.agreed.sack { self.detect_loss(now) } else { self.count_duplicates(report, duplicate_ack) };
         if newly_lost > 0 && matches!(self.recovery.phase, Phase::Open | Phase::Reducing) {
             self.enter_recovery();
         }
@@ -216,11 +196,7 @@ impl Connection {
             Phase::Recovery | Phase::Reducing => {
                 let progress = report.advanced && newly_lost == 0;
                 // Without SACK a duplicate acknowledgment is all that tells of a delivery.
-                let delivered = if duplicate_ack && !self.agreed.sack {
-                    mss
-                } else {
-                    report.delivered
-                };
+                let delivered = if duplicate_ack && !self.agreed.sack { mss } else { report.delivered };
                 let window = self.recovery.reduction.window(
                     delivered,
                     self.snd.pipe(),
@@ -237,11 +213,7 @@ impl Connection {
     /// RFC 9293 and RFC 5681: grow only while the window is what limits.
     fn grow(&mut self, env: &Env<'_>, report: &Report) {
         let slow = self.congestion.in_slow_start();
-        let used = if slow {
-            self.congestion.cwnd() < 2 * self.usage.most
-        } else {
-            self.usage.limited
-        };
+        let used = if slow { self.congestion.cwnd() < 2 * self.usage.most } else { self.usage.limited };
         if report.delivered == 0 || !(used || self.usage.limited) || !(report.advanced || slow) {
             return;
         }
@@ -267,14 +239,9 @@ impl Connection {
         let min_rtt = self.rtt.minimum().unwrap_or_default();
         let smoothed = self.rtt.smoothed().unwrap_or_default();
         let mss = self.mss();
-        let (lost, wait) =
-            self.recovery
-                .rack
-                .detect(now, &mut self.snd, recovering, min_rtt, smoothed, mss);
+        let (lost, wait) = self.recovery.rack.detect(now, &mut self.snd, recovering, min_rtt, smoothed, mss);
         match wait {
-            Some(wait) => self
-                .timers
-                .set(Timer::Reorder, now + wait + Duration::from_micros(1)),
+            Some(wait) => self.timers.set(Timer::Reorder, now + wait + Duration::from_micros(1)),
             None => self.timers.stop(Timer::Reorder),
         }
         lost
@@ -305,20 +272,12 @@ impl Connection {
         let mss = self.mss();
         self.recovery.phase = phase;
         self.recovery.point = self.snd.nxt();
-        self.recovery.reduction = Reduction::new(
-            self.snd
-                .pipe()
-                .max(self.snd.outstanding() - self.snd.sacked()),
-        );
+        self.recovery.reduction = Reduction::new(self.snd.pipe().max(self.snd.outstanding() - self.snd.sacked()));
         self.congestion.on_congestion(self.snd.outstanding(), mss);
     }
 
     fn remember_for_undo(&mut self) {
-        self.recovery.undo = Some(Undo {
-            saved: self.congestion.save(),
-            retransmitted: 0,
-            timestamp: None,
-        });
+        self.recovery.undo = Some(Undo { saved: self.congestion.save(), retransmitted: 0, timestamp: None });
     }
 
     /// RFC 6675 and RFC 8985: a loss begins a recovery.
@@ -395,11 +354,7 @@ impl Connection {
         let single = self.snd.outstanding() <= self.mss();
         let timeout = smoothed * 2 + if single { PEER_DELAY } else { PROBE_SLACK };
         let at = now + timeout;
-        if self
-            .timers
-            .get(Timer::Retransmit)
-            .is_some_and(|rto| at < rto)
-        {
+        if self.timers.get(Timer::Retransmit).is_some_and(|rto| at < rto) {
             self.timers.set(Timer::LossProbe, at);
         } else {
             self.timers.stop(Timer::LossProbe);
@@ -414,8 +369,7 @@ impl Connection {
         if self.snd.una() < probe.end {
             return;
         }
-        let both_arrived =
-            report.duplicate || (duplicate_ack && report.delivered == 0 && !report.advanced);
+        let both_arrived = report.duplicate || (duplicate_ack && report.delivered == 0 && !report.advanced);
         if !probe.retransmission || both_arrived {
             self.recovery.probe = None;
         } else if self.snd.una() > probe.end {

@@ -73,11 +73,7 @@ impl Connection {
 
     /// RFC 5961 (7): challenge ACKs are limited, per connection here and per host in the stack.
     pub(super) fn challenge(&mut self, env: &Env<'_>) {
-        if self
-            .acking
-            .last_challenge
-            .is_none_or(|at| env.now.since(at) >= CHALLENGE_INTERVAL)
-        {
+        if self.acking.last_challenge.is_none_or(|at| env.now.since(at) >= CHALLENGE_INTERVAL) {
             self.acking.last_challenge = Some(env.now);
             self.acking.now = true;
         }
@@ -96,21 +92,14 @@ impl Connection {
             && env.now.since(self.timestamps.recent_at) < TIMESTAMP_AGE_MAX
             && !self.is_reordered_ack(segment, seq)
         {
-            return if segment.payload.is_empty() {
-                Disposition::Challenge
-            } else {
-                Disposition::Acknowledge
-            };
+            return if segment.payload.is_empty() { Disposition::Challenge } else { Disposition::Acknowledge };
         }
 
         // RFC 9293 (3.10.7.4), first: is it in the window? Like Linux, the left end is the last ACK sent, since what lies
         // between that and RCV.NXT has only been overtaken.
         let left = self.timestamps.last_ack_sent.min(self.rcv.nxt());
         let right = self.rcv.nxt().max(self.rcv.edge());
-        if end < left
-            || seq > right
-            || (seq == right && segment.len() > 0 && right > self.rcv.nxt())
-        {
+        if end < left || seq > right || (seq == right && segment.len() > 0 && right > self.rcv.nxt()) {
             return if is_reset {
                 Disposition::Drop
             } else if segment.payload.is_empty() || segment.has(Flags::SYN) {
@@ -123,11 +112,7 @@ impl Connection {
         if is_reset {
             // RFC 5961 (3.2): exactly at RCV.NXT, or, as Linux has it, right behind what was received out of order.
             let exact = seq == self.rcv.nxt() || self.rcv.rightmost() == Some(seq);
-            return if exact {
-                Disposition::Reset
-            } else {
-                Disposition::Challenge
-            };
+            return if exact { Disposition::Reset } else { Disposition::Challenge };
         }
         // RFC 5961 (4.2); in SYN-RECEIVED after a simultaneous open the peer's SYN-ACK comes here.
         if segment.has(Flags::SYN) {
@@ -136,10 +121,7 @@ impl Connection {
                 && seq == self.rcv.irs()
                 && segment.ack == self.snd.nxt().wire()
             {
-                return Disposition::Process {
-                    seq: seq + 1,
-                    ack: self.snd.nxt(),
-                };
+                return Disposition::Process { seq: seq + 1, ack: self.snd.nxt() };
             }
             return Disposition::Challenge;
         }
@@ -149,11 +131,7 @@ impl Connection {
         // RFC 5961 (5.2)
         let ack = self.snd.una().expand(segment.ack);
         if ack > self.snd.nxt() {
-            return if self.state == State::SynReceived {
-                Disposition::Drop
-            } else {
-                Disposition::Challenge
-            };
+            return if self.state == State::SynReceived { Disposition::Drop } else { Disposition::Challenge };
         }
         if ack + self.window.largest.max(1) < self.snd.una() {
             return Disposition::Challenge;
@@ -163,30 +141,19 @@ impl Connection {
 
     /// A pure ACK that was overtaken by a later segment is old but harmless (Linux: `tcp_disordered_ack`).
     fn is_reordered_ack(&self, segment: &Segment<'_>, seq: Seq) -> bool {
-        segment.len() == 0
-            && seq == self.rcv.nxt()
-            && self.snd.una().expand(segment.ack) >= self.snd.una()
+        segment.len() == 0 && seq == self.rcv.nxt() && self.snd.una().expand(segment.ack) >= self.snd.una()
     }
 
     /// RFC 9293 (3.10.7.3)
     fn handle_in_syn_sent(&mut self, env: &Env<'_>, segment: &Segment<'_>) -> Verdict {
-        let acceptable = segment.has(Flags::ACK)
-            && segment.ack == self.snd.iss().wire().wrapping_add(1)
-            && !self.syn_due_first();
+        let acceptable =
+            segment.has(Flags::ACK) && segment.ack == self.snd.iss().wire().wrapping_add(1) && !self.syn_due_first();
         if segment.has(Flags::ACK) && !acceptable {
-            return if segment.has(Flags::RST) {
-                Verdict::Continue
-            } else {
-                Verdict::Reject
-            };
+            return if segment.has(Flags::RST) { Verdict::Continue } else { Verdict::Reject };
         }
         // An echo of a timestamp that was never sent is from another life.
         if segment.has(Flags::RST) {
-            return if acceptable {
-                Verdict::Closed(Some(SocketError::ConnectionRefused))
-            } else {
-                Verdict::Continue
-            };
+            return if acceptable { Verdict::Closed(Some(SocketError::ConnectionRefused)) } else { Verdict::Continue };
         }
         if !segment.has(Flags::SYN) {
             return Verdict::Continue;
@@ -200,16 +167,8 @@ impl Connection {
             };
         let scaling = options.window_scale.is_some();
         self.agree(
-            Agreed {
-                timestamps: options.timestamps.is_some(),
-                sack: options.sack_permitted,
-                scaling,
-                ecn,
-            },
-            options
-                .mss
-                .unwrap_or(default_mss(self.tuple.local))
-                .max(MSS_MIN),
+            Agreed { timestamps: options.timestamps.is_some(), sack: options.sack_permitted, scaling, ecn },
+            options.mss.unwrap_or(default_mss(self.tuple.local)).max(MSS_MIN),
             options.window_scale.unwrap_or(0).min(SCALE_MAX),
         );
         let irs = Seq::initial(segment.seq);
@@ -305,10 +264,7 @@ impl Connection {
 
     /// Takes in payload and FIN.
     fn receive(&mut self, env: &Env<'_>, segment: &Segment<'_>, seq: Seq) -> Verdict {
-        if !matches!(
-            self.state,
-            State::Established | State::FinWait1 | State::FinWait2
-        ) {
+        if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
             // The peer's FIN has been here already: there can't be anything beyond it.
             if segment.len() > 0 && seq + segment.len() <= self.rcv.nxt() {
                 self.acking.now = true;
@@ -327,9 +283,7 @@ impl Connection {
             self.ecn.echo = segment.congestion_experienced;
         }
         let before = self.rcv.nxt();
-        let inserted = self
-            .rcv
-            .insert(env.now, seq, segment.payload, segment.has(Flags::FIN));
+        let inserted = self.rcv.insert(env.now, seq, segment.payload, segment.has(Flags::FIN));
         self.statistics.data_segments_in += segment.count() as u64;
         self.statistics.bytes_received += inserted.readable as u64;
         if self.read_shut && inserted.readable > 0 {
@@ -339,12 +293,7 @@ impl Connection {
         if inserted.out_of_order {
             self.statistics.out_of_order += segment.count() as u64;
         }
-        self.owe_acknowledgment(
-            env,
-            segment,
-            inserted.out_of_order || inserted.finished,
-            self.rcv.nxt() > before,
-        );
+        self.owe_acknowledgment(env, segment, inserted.out_of_order || inserted.finished, self.rcv.nxt() > before);
         self.last_data_received = env.now;
         if self.rcv.memory() > 0 {
             self.timers.start(Timer::Release, env.now + RELEASE_AFTER);
@@ -364,21 +313,11 @@ impl Connection {
 
     /// RFC 5681 (4.2), RFC 9293 (3.8.6.3): at once for every second full segment and for anything unusual, soon
     /// otherwise. A coalesced segment counts as what it was on the wire.
-    fn owe_acknowledgment(
-        &mut self,
-        env: &Env<'_>,
-        segment: &Segment<'_>,
-        unusual: bool,
-        progressed: bool,
-    ) {
+    fn owe_acknowledgment(&mut self, env: &Env<'_>, segment: &Segment<'_>, unusual: bool, progressed: bool) {
         let full = usize::from(self.size.received);
-        let seen = segment
-            .segment_size
-            .min(usize::from(self.size.own).max(full));
+        let seen = segment.segment_size.min(usize::from(self.size.own).max(full));
         if seen > full || env.now.since(self.last_data_received) > Duration::from_secs(1) {
-            self.size.received = u16::try_from(seen.min(65_535))
-                .unwrap_or(u16::MAX)
-                .max(MSS_MIN);
+            self.size.received = u16::try_from(seen.min(65_535)).unwrap_or(u16::MAX).max(MSS_MIN);
         }
         if env.now.since(self.last_data_received) > self.rtt.rto() {
             // After a pause the peer starts slowly again, so help it.
@@ -395,18 +334,12 @@ impl Connection {
             self.acking.quick -= 1;
             self.acking.now = true;
         } else {
-            self.timers
-                .start(Timer::DelayedAck, env.now + DELAYED_ACK_MAX);
+            self.timers.start(Timer::DelayedAck, env.now + DELAYED_ACK_MAX);
         }
     }
 
     /// ICMP says that the peer can't be reached. Returns whether that ends the connection.
-    pub(crate) fn handle_unreachable(
-        &mut self,
-        error: SocketError,
-        seq: u32,
-        hard: bool,
-    ) -> Option<SocketError> {
+    pub(crate) fn handle_unreachable(&mut self, error: SocketError, seq: u32, hard: bool) -> Option<SocketError> {
         let seq = self.snd.una().expand(seq);
         let plausible = self.snd.una() <= seq && seq <= self.snd.nxt();
         if !plausible {
@@ -430,11 +363,7 @@ impl Connection {
             return;
         }
         // Linux: `ip_rt_min_pmtu`; below it the message is more likely an attack than a path.
-        let least = if self.tuple.remote.is_ipv4() {
-            552
-        } else {
-            1280
-        };
+        let least = if self.tuple.remote.is_ipv4() { 552 } else { 1280 };
         let mtu = u32::try_from(mtu.max(least)).unwrap_or(u32::MAX);
         if mtu >= self.size.path_mtu {
             return;

@@ -214,18 +214,12 @@ pub(crate) struct Beginning {
 
 /// Largest packet to a peer on the link, or to this host itself.
 pub(crate) fn path_mtu(config: &crate::Config, looped: bool) -> usize {
-    if looped {
-        65_535
-    } else {
-        config.mtu.clamp(576, 65_535)
-    }
+    if looped { 65_535 } else { config.mtu.clamp(576, 65_535) }
 }
 
 /// The MSS that packets of `mtu` bytes have room for.
 pub(crate) fn mss_of(mtu: usize, address: std::net::IpAddr) -> u16 {
-    u16::try_from(mtu.saturating_sub(ip::header_len(address) + 20))
-        .unwrap_or(u16::MAX)
-        .max(MSS_MIN)
+    u16::try_from(mtu.saturating_sub(ip::header_len(address) + 20)).unwrap_or(u16::MAX).max(MSS_MIN)
 }
 
 /// The MSS this side tells a peer.
@@ -239,10 +233,7 @@ pub(crate) fn own_mss(env: &Env<'_>, tuple: &Tuple, looped: bool) -> u16 {
 
 /// The largest receive window worth asking for.
 pub(crate) fn receive_limit(env: &Env<'_>) -> usize {
-    let limit = env
-        .options
-        .receive_buffer
-        .unwrap_or(env.config.receive_buffer);
+    let limit = env.options.receive_buffer.unwrap_or(env.config.receive_buffer);
     match env.options.window_clamp {
         0 => limit,
         clamp => limit.min(clamp as usize),
@@ -251,13 +242,7 @@ pub(crate) fn receive_limit(env: &Env<'_>) -> usize {
 
 impl Connection {
     fn new(env: &Env<'_>, beginning: Beginning, state: State) -> Self {
-        let Beginning {
-            tuple,
-            iss,
-            timestamp_offset,
-            flow_label,
-            looped,
-        } = beginning;
+        let Beginning { tuple, iss, timestamp_offset, flow_label, looped } = beginning;
         let now = env.now;
         let own = own_mss(env, &tuple, looped);
         let fixed = env.options.receive_buffer.map(|_| receive_limit(env));
@@ -279,19 +264,13 @@ impl Connection {
                 received: default_mss(tuple.local),
             },
             agreed: Agreed::default(),
-            timestamps: Timestamps {
-                offset: timestamp_offset,
-                ..Timestamps::default()
-            },
+            timestamps: Timestamps { offset: timestamp_offset, ..Timestamps::default() },
             rtt: RttEstimator::default(),
             congestion: Controller::new(env.options.congestion, usize::from(own)),
             recovery: Recovery::default(),
             usage: Usage::default(),
             timers: Timers::default(),
-            acking: Acknowledging {
-                quick: QUICK_ACKS,
-                ..Acknowledging::default()
-            },
+            acking: Acknowledging { quick: QUICK_ACKS, ..Acknowledging::default() },
             ecn: Ecn::default(),
             probing: Probing::default(),
             syn_due: false,
@@ -322,13 +301,8 @@ impl Connection {
 
     /// A half-open connection was confirmed: ESTABLISHED.
     pub(crate) fn accept(env: &Env<'_>, half: &HalfOpen, flow_label: u32, looped: bool) -> Self {
-        let beginning = Beginning {
-            tuple: half.tuple,
-            iss: half.iss,
-            timestamp_offset: half.timestamp_offset,
-            flow_label,
-            looped,
-        };
+        let beginning =
+            Beginning { tuple: half.tuple, iss: half.iss, timestamp_offset: half.timestamp_offset, flow_label, looped };
         let mut connection = Connection::new(env, beginning, State::SynReceived);
         connection.snd.syn_sent();
         connection.syn_repeated = half.timeouts;
@@ -338,9 +312,7 @@ impl Connection {
         connection.timestamps.recent = half.timestamp_recent;
         connection.timestamps.recent_at = half.timestamp_recent_at;
         let irs = Seq::initial(half.irs);
-        connection
-            .rcv
-            .synchronize(irs, half.rcv_scale, usize::from(half.offered));
+        connection.rcv.synchronize(irs, half.rcv_scale, usize::from(half.offered));
         connection.timestamps.last_ack_sent = irs + 1;
         if let Some(rtt) = half.round_trip(env.now) {
             connection.rtt.sample(env.now, rtt);
@@ -371,18 +343,14 @@ impl Connection {
     fn send_limit(&self, env: &Env<'_>) -> usize {
         match env.options.send_buffer {
             Some(limit) => limit.max(4096),
-            None => (2 * self.congestion.cwnd())
-                .max(INITIAL_SEND_LIMIT)
-                .min(env.config.send_buffer),
+            None => (2 * self.congestion.cwnd()).max(INITIAL_SEND_LIMIT).min(env.config.send_buffer),
         }
     }
 
     /// Whether the program may still send.
     pub(crate) const fn can_send(&self) -> bool {
-        matches!(
-            self.state,
-            State::Established | State::CloseWait | State::SynSent | State::SynReceived
-        ) && !self.snd.fin_queued()
+        matches!(self.state, State::Established | State::CloseWait | State::SynSent | State::SynReceived)
+            && !self.snd.fin_queued()
     }
 
     pub(crate) fn send_space(&self, env: &Env<'_>) -> usize {
@@ -412,11 +380,7 @@ impl Connection {
         self.snd.outstanding()
     }
 
-    pub(crate) fn send_with(
-        &mut self,
-        env: &Env<'_>,
-        fill: impl FnOnce([&mut [u8]; 2]) -> usize,
-    ) -> usize {
+    pub(crate) fn send_with(&mut self, env: &Env<'_>, fill: impl FnOnce([&mut [u8]; 2]) -> usize) -> usize {
         let space = self.send_space(env);
         let room = self.snd.room(space);
         let available = room[0].len() + room[1].len();
@@ -447,11 +411,7 @@ impl Connection {
         }
     }
 
-    pub(crate) fn receive_with(
-        &mut self,
-        env: &Env<'_>,
-        take: impl FnOnce([&[u8]; 2]) -> usize,
-    ) -> usize {
+    pub(crate) fn receive_with(&mut self, env: &Env<'_>, take: impl FnOnce([&[u8]; 2]) -> usize) -> usize {
         let taken = take(self.rcv.readable_parts()).min(self.rcv.readable());
         if taken > 0 {
             let before = self.rcv.window();
@@ -523,12 +483,8 @@ impl Connection {
                 self.acking.now |= self.acking.owed;
             }
             TcpOption::QuickAck(false) => self.acking.interactive = true,
-            TcpOption::KeepAlive(_) | TcpOption::KeepIdle(_) | TcpOption::KeepInterval(_) => {
-                self.set_keepalive(env)
-            }
-            TcpOption::ReceiveBuffer(_) | TcpOption::WindowClamp(_) => {
-                self.rcv.set_limit(receive_limit(env))
-            }
+            TcpOption::KeepAlive(_) | TcpOption::KeepIdle(_) | TcpOption::KeepInterval(_) => self.set_keepalive(env),
+            TcpOption::ReceiveBuffer(_) | TcpOption::WindowClamp(_) => self.rcv.set_limit(receive_limit(env)),
             TcpOption::Congestion(kind) => self.congestion.switch(kind),
             _ => {}
         }
@@ -539,8 +495,7 @@ impl Connection {
             self.timers.stop(Timer::KeepAlive);
             return;
         }
-        self.timers
-            .set(Timer::KeepAlive, self.last_received + env.options.keep_idle);
+        self.timers.set(Timer::KeepAlive, self.last_received + env.options.keep_idle);
     }
 
     // ---- what others ask
@@ -548,12 +503,7 @@ impl Connection {
     pub(crate) const fn is_synchronized(&self) -> bool {
         matches!(
             self.state,
-            State::Established
-                | State::FinWait1
-                | State::FinWait2
-                | State::CloseWait
-                | State::Closing
-                | State::LastAck
+            State::Established | State::FinWait1 | State::FinWait2 | State::CloseWait | State::Closing | State::LastAck
         )
     }
 
@@ -561,11 +511,7 @@ impl Connection {
     pub(crate) const fn abort_needs_reset(&self) -> bool {
         matches!(
             self.state,
-            State::Established
-                | State::FinWait1
-                | State::FinWait2
-                | State::CloseWait
-                | State::SynReceived
+            State::Established | State::FinWait1 | State::FinWait2 | State::CloseWait | State::SynReceived
         )
     }
 
@@ -594,12 +540,7 @@ impl Connection {
     pub(crate) fn mss(&self) -> usize {
         let path = mss_of(self.size.path_mtu as usize, self.tuple.remote);
         let whole = usize::from(self.size.peer.min(path));
-        whole
-            .saturating_sub(super::segment::Header::options_len(
-                self.agreed.timestamps,
-                0,
-            ))
-            .max(16)
+        whole.saturating_sub(super::segment::Header::options_len(self.agreed.timestamps, 0)).max(16)
     }
 
     /// The record that takes this connection's place in TIME-WAIT.
@@ -635,12 +576,9 @@ impl Connection {
     pub(crate) fn speak_after_thaw(&mut self, now: Instant) {
         /// A connection that has been silent for longer has nothing to say.
         const SILENT: Duration = Duration::from_secs(60);
-        let active =
-            now.since(self.last_received) < SILENT || now.since(self.last_data_sent) < SILENT;
-        let holds = self.snd.queued() > 0
-            || self.rcv.readable() > 0
-            || self.snd.outstanding() > 0
-            || self.rcv.has_gaps();
+        let active = now.since(self.last_received) < SILENT || now.since(self.last_data_sent) < SILENT;
+        let holds =
+            self.snd.queued() > 0 || self.rcv.readable() > 0 || self.snd.outstanding() > 0 || self.rcv.has_gaps();
         if self.is_synchronized() && (active || holds) {
             self.acking.now = true;
         }
@@ -700,11 +638,7 @@ impl Connection {
             snd_ssthresh: segments(self.congestion.ssthresh()).min(0x7fff_ffff),
             snd_cwnd: segments(self.congestion.cwnd()),
             advmss: u32::from(self.size.own),
-            reordering: if self.recovery.rack.has_reordering() {
-                300
-            } else {
-                3
-            },
+            reordering: if self.recovery.rack.has_reordering() { 300 } else { 3 },
             rcv_rtt: self.rcv.receive_rtt().unwrap_or_default(),
             rcv_space: bytes(self.rcv.limit()),
             total_retrans: narrow(statistics.segments_retransmitted),

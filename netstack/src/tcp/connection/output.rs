@@ -39,9 +39,7 @@ impl Connection {
 
     /// The window this side's SYN tells; it is never scaled.
     pub(super) fn syn_window(&self, env: &Env<'_>) -> usize {
-        receive_limit(env)
-            .min(INITIAL_LIMIT)
-            .min(usize::from(u16::MAX))
+        receive_limit(env).min(INITIAL_LIMIT).min(usize::from(u16::MAX))
     }
 
     /// The next packet of this connection, if there is one to send now.
@@ -84,46 +82,27 @@ impl Connection {
             mss: Some(own_mss(env, &self.tuple, self.looped)),
             window_scale: (first || self.agreed.scaling).then(|| self.scale_offered(env)),
             sack_permitted: first || self.agreed.sack,
-            timestamps: (first || self.agreed.timestamps).then(|| {
-                (
-                    timestamp(env.now, self.timestamps.offset),
-                    self.timestamps.recent,
-                )
-            }),
+            timestamps: (first || self.agreed.timestamps)
+                .then(|| (timestamp(env.now, self.timestamps.offset), self.timestamps.recent)),
             ..Header::default()
         };
         self.statistics.segments_out += 1;
         Some(self.emission(header, (0, 0), None, 0))
     }
 
-    fn emission(
-        &mut self,
-        header: Header,
-        payload: (usize, usize),
-        segment_size: Option<u16>,
-        ecn: u8,
-    ) -> Emission {
+    fn emission(&mut self, header: Header, payload: (usize, usize), segment_size: Option<u16>, ecn: u8) -> Emission {
         let identification = self.identification;
         let segments = segment_size.map_or(1, |size| payload.1.div_ceil(usize::from(size.max(1))));
         self.identification = identification.wrapping_add(u16::try_from(segments).unwrap_or(1));
-        Emission {
-            header,
-            payload,
-            segment_size,
-            ecn,
-            identification,
-        }
+        Emission { header, payload, segment_size, ecn, identification }
     }
 
     /// The header of a segment that acknowledges; whatever acknowledgment is owed is paid by it.
     fn acknowledging_header(&mut self, env: &Env<'_>, seq: Seq, flags: Flags) -> Header {
         let window = self.rcv.advertise(usize::from(self.size.own));
         let most = if self.agreed.timestamps { 3 } else { 4 };
-        let sack = if self.agreed.sack && self.rcv.has_sack() {
-            self.rcv.sack_blocks(most)
-        } else {
-            Default::default()
-        };
+        let sack =
+            if self.agreed.sack && self.rcv.has_sack() { self.rcv.sack_blocks(most) } else { Default::default() };
         self.rcv.sack_sent();
         self.acking.now = false;
         self.acking.owed = false;
@@ -136,12 +115,10 @@ impl Connection {
             ack: self.rcv.nxt().wire(),
             flags: flags.with(Flags::ACK).with_if(self.ecn.echo, Flags::ECE),
             window,
-            timestamps: self.agreed.timestamps.then(|| {
-                (
-                    timestamp(env.now, self.timestamps.offset),
-                    self.timestamps.recent,
-                )
-            }),
+            timestamps: self
+                .agreed
+                .timestamps
+                .then(|| (timestamp(env.now, self.timestamps.offset), self.timestamps.recent)),
             sack,
             ..Header::default()
         }
@@ -156,9 +133,7 @@ impl Connection {
         } else {
             0
         };
-        self.mss()
-            .saturating_sub(Header::options_len(false, blocks))
-            .max(16)
+        self.mss().saturating_sub(Header::options_len(false, blocks)).max(16)
     }
 
     /// Most payload of one packet.
@@ -167,12 +142,7 @@ impl Connection {
             return segment;
         }
         let headers = ip::header_len(self.tuple.remote) + 60;
-        let device = env
-            .config
-            .offload
-            .max_size
-            .min(65_535)
-            .saturating_sub(headers);
+        let device = env.config.offload.max_size.min(65_535).saturating_sub(headers);
         // Linux's TSO autosizing: about a millisecond's worth, more when the path is short, so that a slow path doesn't
         // get bursts that stand in the way of others.
         let goal = match (self.rtt.smoothed(), self.rtt.minimum()) {
@@ -189,14 +159,7 @@ impl Connection {
     }
 
     /// Wraps a stretch of the stream into a packet and does what sending it entails.
-    fn emit_stream(
-        &mut self,
-        env: &Env<'_>,
-        start: Seq,
-        end: Seq,
-        segment: usize,
-        fresh: bool,
-    ) -> Emission {
+    fn emit_stream(&mut self, env: &Env<'_>, start: Seq, end: Seq, segment: usize, fresh: bool) -> Emission {
         let payload = self.snd.payload_span(start, end);
         let fin = self.snd.covers_fin(end);
         let drains = end.since(self.snd.una())
@@ -210,8 +173,7 @@ impl Connection {
             .with_if(payload.1 > 0 && drains, Flags::PSH)
             .with_if(confirm, Flags::CWR);
         let header = self.acknowledging_header(env, start, flags);
-        let segment_size =
-            (payload.1 > segment).then(|| u16::try_from(segment).unwrap_or(u16::MAX));
+        let segment_size = (payload.1 > segment).then(|| u16::try_from(segment).unwrap_or(u16::MAX));
         let segments = payload.1.div_ceil(segment).max(1) as u64;
         self.statistics.segments_out += segments;
         if payload.1 > 0 {
@@ -224,14 +186,9 @@ impl Connection {
         }
         self.last_data_sent = env.now;
         self.recovery.reduction.on_sent(end.since(start));
-        self.timers
-            .start(Timer::Retransmit, env.now + self.rtt.rto());
+        self.timers.start(Timer::Retransmit, env.now + self.rtt.rto());
         // RFC 3168 (6.1.5): what is sent again isn't marked, so that an old copy can't fake congestion.
-        let ecn = if self.agreed.ecn && fresh && payload.1 > 0 {
-            ip::ECN_ECT0
-        } else {
-            0
-        };
+        let ecn = if self.agreed.ecn && fresh && payload.1 > 0 { ip::ECN_ECT0 } else { 0 };
         self.emission(header, payload, segment_size, ecn)
     }
 
@@ -288,23 +245,13 @@ impl Connection {
                 let emission = if fresh > 0 {
                     let end = start
                         + fresh
-                        + usize::from(
-                            self.snd.fin_queued()
-                                && fresh == self.snd.unsent_payload()
-                                && fresh < window,
-                        );
+                        + usize::from(self.snd.fin_queued() && fresh == self.snd.unsent_payload() && fresh < window);
                     self.snd.transmitted(env.now, end.since(start));
-                    self.recovery.probe = Some(Probe {
-                        end,
-                        retransmission: false,
-                    });
+                    self.recovery.probe = Some(Probe { end, retransmission: false });
                     self.emit_stream(env, start, end, segment, true)
                 } else {
                     let sent = self.snd.retransmit_tail(env.now, segment)?;
-                    self.recovery.probe = Some(Probe {
-                        end: self.snd.nxt(),
-                        retransmission: true,
-                    });
+                    self.recovery.probe = Some(Probe { end: self.snd.nxt(), retransmission: true });
                     self.note_retransmission(env, &sent);
                     self.emit_stream(env, sent.start, sent.end, segment, false)
                 };
@@ -422,15 +369,10 @@ impl Connection {
         }
         // Linux's `tcp_tso_should_defer`.
         let enough = (self.window.size.min(self.congestion.cwnd()) / 3).max(segment);
-        let may_defer = outstanding > 0
-            && matches!(self.recovery.phase, Phase::Open)
-            && whole < enough
-            && whole < wanted;
+        let may_defer =
+            outstanding > 0 && matches!(self.recovery.phase, Phase::Open) && whole < enough && whole < wanted;
         if may_defer {
-            let age = self
-                .snd
-                .first_chunk()
-                .map_or(Duration::ZERO, |chunk| env.now.since(chunk.sent_at));
+            let age = self.snd.first_chunk().map_or(Duration::ZERO, |chunk| env.now.since(chunk.sent_at));
             if age * 2 >= self.rtt.smoothed().unwrap_or_default() {
                 return None;
             }

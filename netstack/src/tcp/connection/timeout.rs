@@ -29,9 +29,7 @@ impl Connection {
             match timer {
                 Timer::Retransmit => self.on_retransmission_timeout(env)?,
                 Timer::Reorder => {
-                    if self.detect_loss(env.now) > 0
-                        && matches!(self.recovery.phase, Phase::Open | Phase::Reducing)
-                    {
+                    if self.detect_loss(env.now) > 0 && matches!(self.recovery.phase, Phase::Open | Phase::Reducing) {
                         self.enter_recovery();
                         let mss = self.mss();
                         let window = self.recovery_window(mss);
@@ -63,9 +61,7 @@ impl Connection {
     }
 
     fn recovery_window(&mut self, mss: usize) -> usize {
-        self.recovery
-            .reduction
-            .window(0, self.snd.pipe(), self.congestion.ssthresh(), mss, false)
+        self.recovery.reduction.window(0, self.snd.pipe(), self.congestion.ssthresh(), mss, false)
     }
 
     fn on_retransmission_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
@@ -112,11 +108,8 @@ impl Connection {
     fn enter_loss(&mut self) {
         let mss = self.mss();
         if self.recovery.phase == Phase::Open {
-            self.recovery.undo = Some(super::super::recovery::Undo {
-                saved: self.congestion.save(),
-                retransmitted: 0,
-                timestamp: None,
-            });
+            self.recovery.undo =
+                Some(super::super::recovery::Undo { saved: self.congestion.save(), retransmitted: 0, timestamp: None });
             self.congestion.on_congestion(self.snd.outstanding(), mss);
         }
         self.recovery.phase = Phase::Loss;
@@ -126,8 +119,7 @@ impl Connection {
     fn mark_timed_out(&mut self, now: Instant) {
         let head = self.snd.una();
         let rack = &self.recovery.rack;
-        self.snd
-            .mark_lost(|chunk| chunk.start == head || rack.is_expired(now, chunk));
+        self.snd.mark_lost(|chunk| chunk.start == head || rack.is_expired(now, chunk));
     }
 
     /// RFC 4821 in little: full-sized packets vanish and no ICMP says why. Try with smaller ones.
@@ -136,10 +128,7 @@ impl Connection {
         const BASE: u32 = 1064;
         if !self.looped
             && self.size.path_mtu > BASE
-            && self
-                .snd
-                .first_chunk()
-                .is_some_and(|chunk| chunk.len() >= self.mss())
+            && self.snd.first_chunk().is_some_and(|chunk| chunk.len() >= self.mss())
         {
             self.lower_path_mtu(env, BASE);
         }
@@ -156,20 +145,12 @@ impl Connection {
         if !user.is_zero() && !self.orphan {
             return waited >= user;
         }
-        waited
-            >= patience(if self.orphan {
-                ORPHAN_RETRIES_MAX
-            } else {
-                RETRIES_MAX
-            })
+        waited >= patience(if self.orphan { ORPHAN_RETRIES_MAX } else { RETRIES_MAX })
     }
 
     fn on_syn_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
-        let retries = if self.state == State::SynSent {
-            env.options.syn_count
-        } else {
-            super::super::half_open::RETRIES_MAX
-        };
+        let retries =
+            if self.state == State::SynSent { env.options.syn_count } else { super::super::half_open::RETRIES_MAX };
         let user = env.options.user_timeout;
         let expired = !user.is_zero() && env.now.since(self.last_received) >= user;
         if self.syn_repeated >= retries || expired {
@@ -219,11 +200,7 @@ impl Connection {
         // While something is in flight or waits for a window, its own timers watch the peer.
         let busy = self.snd.outstanding() > 0 || self.snd.unsent() > 0;
         if busy || (idle < options.keep_idle && self.probing.keepalives == 0) {
-            let again = if busy {
-                env.now + options.keep_idle
-            } else {
-                self.last_received + options.keep_idle
-            };
+            let again = if busy { env.now + options.keep_idle } else { self.last_received + options.keep_idle };
             self.timers.set(Timer::KeepAlive, again);
             return Ok(());
         }
@@ -238,8 +215,7 @@ impl Connection {
         }
         self.probing.keepalives += 1;
         self.probing.due = Some(ProbeKind::Empty);
-        self.timers
-            .set(Timer::KeepAlive, env.now + options.keep_interval);
+        self.timers.set(Timer::KeepAlive, env.now + options.keep_interval);
         Ok(())
     }
 
