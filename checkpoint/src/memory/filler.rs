@@ -17,6 +17,7 @@ use sys::vm::{self, MAX_SEGMENTS, Memory};
 
 use super::layout::{Area, Layout, OBJECT_BASE, ObjectKind, ProcessLayout, Protection, SharedObject};
 use super::mapping::{self, ObjectFiles};
+use super::ranges::{Span, SpanSet};
 use super::stubs::{Script, Stubs};
 use super::{MemoryChunk, PAGE};
 
@@ -32,6 +33,10 @@ pub struct Filler {
 struct Stub {
     pid: Pid,
     memory: Memory,
+    /// Pages that couldn't be written. While the job runs that may happen: the source reads a page of a mapping that has just
+    /// taken another's place, and the target still has the old one, where nothing can be written (a file's end). The layout
+    /// that follows settles it; what is left at the end is an error.
+    failed: SpanSet,
 }
 
 #[derive(Debug)]
@@ -64,12 +69,16 @@ impl Filler {
                 .ok_or_else(|| invalid(format!("process {} of the layout has no stub", next.process)))?;
             let is_same = self.stubs.get(&next.process).is_some_and(|stub| stub.pid == pid);
             if !is_same {
-                self.stubs.insert(next.process, Stub { pid, memory: Memory::open(pid)? });
+                let stub = Stub { pid, memory: Memory::open(pid)?, failed: SpanSet::new() };
+                self.stubs.insert(next.process, stub);
             }
             let before = self.layout.process(next.process).filter(|_| is_same).unwrap_or(&nothing);
             let mut script = Script::new(stubs, next.process);
             mapping::change(before, next, &self.objects, &mut script)?;
             script.run()?;
+            if let Some(stub) = self.stubs.get_mut(&next.process) {
+                stub.failed = stub.failed.intersection(&before.kept(next));
+            }
         }
         self.stubs.retain(|process, _| layout.process(*process).is_some());
         self.layout = layout;
@@ -116,6 +125,14 @@ impl Filler {
     /// # Errors
     /// A stub can't do it.
     pub fn finish(&mut self, stubs: &mut dyn Stubs) -> io::Result<()> {
+        for process in &self.layout.processes {
+            let failed = self.stubs.get(&process.process).map(|stub| stub.failed.difference(&process.discards));
+            if let Some(span) = failed.as_ref().and_then(|failed| failed.spans().first()) {
+                let area = process.area_at(span.start).map(ToString::to_string).unwrap_or_default();
+                let what = format!("page {:x} of process {}, in {area}, can't be written", span.start, process.process);
+                return Err(io::Error::other(what));
+            }
+        }
         for object in self.objects.values() {
             for hole in object.description.discards.spans() {
                 memfd::punch_hole(&object.file, hole.start, hole.end)?;
@@ -164,12 +181,15 @@ impl Filler {
         object.file.write_all_at(&chunk.data[..chunk.data.len().min(room)], chunk.address)
     }
 
-    fn write_process(&self, process: u32, chunks: &[MemoryChunk<'_>]) -> io::Result<()> {
-        let (Some(stub), Some(layout)) = (self.stubs.get(&process), self.layout.process(process)) else {
+    fn write_process(&mut self, process: u32, chunks: &[MemoryChunk<'_>]) -> io::Result<()> {
+        let (Some(stub), Some(layout)) = (self.stubs.get_mut(&process), self.layout.process(process)) else {
             return Err(invalid(format!("pages of process {process}, which the layout hasn't")));
         };
         for chunk in chunks {
             area_of(layout, chunk)?;
+        }
+        if !stub.failed.is_empty() {
+            stub.failed = stub.failed.difference(&chunks.iter().map(span_of).collect());
         }
         let writable = |chunk: &&MemoryChunk<'_>| {
             area_of(layout, chunk).is_ok_and(|area| area.protection.contains(Protection::WRITE))
@@ -177,10 +197,10 @@ impl Filler {
         let mut rest = chunks;
         while !rest.is_empty() {
             let (direct, others) = rest.split_at(rest.iter().take_while(writable).count());
-            write_direct(stub, direct)?;
+            stub.write_direct(direct)?;
             let (protected, others) = others.split_at(others.iter().take_while(|chunk| !writable(chunk)).count());
             for chunk in protected {
-                stub.memory.write(chunk.address, chunk.data)?;
+                stub.write_protected(chunk, 0)?;
             }
             rest = others;
         }
@@ -188,28 +208,55 @@ impl Filler {
     }
 }
 
+impl Stub {
+    fn write_direct(&mut self, chunks: &[MemoryChunk<'_>]) -> io::Result<()> {
+        let mut rest = chunks;
+        while !rest.is_empty() {
+            let mut left = vm::write_vectored(self.pid, rest.iter().map(|chunk| (chunk.address, chunk.data)))?;
+            let whole = rest.iter().take_while(|chunk| {
+                let fits = left >= chunk.data.len();
+                left -= if fits { chunk.data.len() } else { 0 };
+                fits
+            });
+            rest = &rest[whole.count()..];
+            if let Some((first, others)) = rest.split_first() {
+                // It met a page that only the tracer's way can write, if at all.
+                self.write_protected(first, left - left % PAGE as usize)?;
+                rest = others;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what follows the first `done` bytes of a chunk in the tracer's way.
+    fn write_protected(&mut self, chunk: &MemoryChunk<'_>, done: usize) -> io::Result<()> {
+        if self.memory.write(chunk.address + done as u64, &chunk.data[done..]).is_ok() {
+            return Ok(());
+        }
+        for (page, address) in
+            chunk.data[done..].chunks(PAGE as usize).zip((chunk.address + done as u64..).step_by(PAGE as usize))
+        {
+            match self.memory.write(address, page) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(sys::libc::EIO) => {
+                    self.failed.push(Span { start: address, end: address + PAGE });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn span_of(chunk: &MemoryChunk<'_>) -> Span {
+    Span { start: chunk.address, end: chunk.address + chunk.data.len() as u64 }
+}
+
 impl ObjectFiles for BTreeMap<u32, Object> {
     fn file(&self, id: u32, writable: bool) -> Option<BorrowedFd<'_>> {
         let object = self.get(&id)?;
         Some(if writable { object.file.as_fd() } else { object.read_only.as_fd() })
     }
-}
-
-fn write_direct(stub: &Stub, chunks: &[MemoryChunk<'_>]) -> io::Result<()> {
-    if chunks.is_empty() {
-        return Ok(());
-    }
-    let mut left = vm::write_vectored(stub.pid, chunks.iter().map(|chunk| (chunk.address, chunk.data)))?;
-    for chunk in chunks {
-        if left >= chunk.data.len() {
-            left -= chunk.data.len();
-            continue;
-        }
-        // A write that ends early meets a page that only the tracer's way can write; the error tells if that can't either.
-        stub.memory.write(chunk.address + left as u64, &chunk.data[left..])?;
-        left = 0;
-    }
-    Ok(())
 }
 
 /// The area that a chunk belongs to: all of it to one.

@@ -148,6 +148,9 @@ bitflags! {
     }
 }
 
+/// Advice that can be exchanged for its opposite, but not taken back.
+const HUGE_ADVICE: AreaFlags = AreaFlags::HUGE_PAGE.union(AreaFlags::NO_HUGE_PAGE);
+
 impl AreaFlags {
     /// Flags that only mmap can give: a mapping with others is another mapping.
     pub const FIXED_AT_CREATION: AreaFlags =
@@ -203,10 +206,16 @@ impl Area {
         Span { start: self.start, end: self.end }
     }
 
+    /// Whether the mapping is the kernel's own (vdso and its data).
+    #[must_use]
+    pub fn is_kernels(&self) -> bool {
+        matches!(self.backing, Backing::Kernel(_))
+    }
+
     /// Whether the process's own pages of this mapping have to be sent.
     #[must_use]
     pub fn has_own_pages(&self) -> bool {
-        !self.shared && !matches!(self.backing, Backing::Kernel(_)) && !self.flags.contains(AreaFlags::DROPPABLE)
+        !self.shared && !self.is_kernels() && !self.flags.contains(AreaFlags::DROPPABLE)
     }
 
     /// Whether a page that isn't there reads as zeros (rather than as a file's bytes).
@@ -226,10 +235,14 @@ impl Area {
 
     /// Whether content written into `self` stays right when the mapping becomes `other`: the same backing at the same place,
     /// so that mprotect and madvise are enough.
+    ///
+    /// What no call can take back ends it as well. Accounting, which the kernel takes back only sometimes, isn't worth that: a
+    /// mapping may stay counted against the overcommit limit at the target that isn't at the source.
     #[must_use]
     pub fn continues_as(&self, other: &Area) -> bool {
         if self.shared != other.shared
             || (self.flags ^ other.flags).intersects(AreaFlags::FIXED_AT_CREATION)
+            || (self.flags.intersects(HUGE_ADVICE) && !other.flags.intersects(HUGE_ADVICE))
             || self.flags.contains(AreaFlags::SEALED)
         {
             return false;

@@ -69,14 +69,14 @@ pub(super) fn change(
 ) -> io::Result<()> {
     let kept = before.kept(next);
     let spans = |layout: &ProcessLayout| -> SpanSet {
-        layout.areas.iter().filter(|area| !is_kernels(area)).map(|area| area.span()).collect()
+        layout.areas.iter().filter(|area| !area.is_kernels()).map(|area| area.span()).collect()
     };
     for gone in spans(before).difference(&kept).spans() {
         script.begin(1, 0)?;
         let arguments = [Value(gone.start), Value(gone.length()), Value(0), Value(0), Value(0), Value(0)];
         script.call(number::MUNMAP, arguments, format!("unmap {:x}-{:x}", gone.start, gone.end));
     }
-    for area in next.areas.iter().filter(|area| !is_kernels(area)) {
+    for area in next.areas.iter().filter(|area| !area.is_kernels()) {
         let whole = SpanSet::from_iter([area.span()]);
         for new in whole.difference(&kept).spans() {
             map(&area.part(*new), objects, script)?;
@@ -94,7 +94,8 @@ pub(super) fn finish(process: &ProcessLayout, script: &mut Script<'_>) -> io::Re
     for span in process.discards.intersection(&own).spans() {
         advise(*span, MADV_DONTNEED, "drop pages", script)?;
     }
-    for span in process.guards.intersection(&own).spans() {
+    let any: SpanSet = process.areas.iter().filter(|area| !area.is_kernels()).map(Area::span).collect();
+    for span in process.guards.intersection(&any).spans() {
         advise(*span, MADV_GUARD_INSTALL, "install guard pages (needs Linux 6.13)", script)?;
     }
     for area in &process.areas {
@@ -112,10 +113,6 @@ pub(super) fn finish(process: &ProcessLayout, script: &mut Script<'_>) -> io::Re
         }
     }
     Ok(())
-}
-
-fn is_kernels(area: &Area) -> bool {
-    matches!(area.backing, Backing::Kernel(_))
 }
 
 fn map(area: &Area, objects: &dyn ObjectFiles, script: &mut Script<'_>) -> io::Result<()> {
@@ -174,12 +171,14 @@ fn map(area: &Area, objects: &dyn ObjectFiles, script: &mut Script<'_>) -> io::R
     ];
     script.call_expecting(number::MMAP, arguments, area.start, format!("map {area}"));
     if first != area.protection {
-        protect(area.span(), area, script);
+        protect(area.span(), area.protection, area, script);
     }
     if closes {
         script.attempt(number::CLOSE, [descriptor, Value(0), Value(0), Value(0), Value(0), Value(0)]);
     }
-    give_name(area.span(), &area.name, script);
+    if !area.name.is_empty() {
+        give_name(area.span(), &area.name, script);
+    }
     for (flag, set, _) in ADVICE {
         if area.flags.contains(flag) {
             advise_now(area.span(), set, format!("set {flag:?} of {area}"), script);
@@ -192,9 +191,15 @@ fn map(area: &Area, objects: &dyn ObjectFiles, script: &mut Script<'_>) -> io::R
 fn adjust(before: &ProcessLayout, span: Span, area: &Area, script: &mut Script<'_>) -> io::Result<()> {
     let overlapping = before.areas.iter().filter(|old| old.end > span.start && old.start < span.end);
     for (old, part) in overlapping.filter_map(|old| Some((old, old.span().overlap(span)?))) {
-        script.begin(4 + 2 * ADVICE.len(), area.name.len() + 1)?;
-        if old.protection != area.protection {
-            protect(part, area, script);
+        script.begin(5 + 2 * ADVICE.len(), area.name.len() + 1)?;
+        // Being writable for a moment is what makes the kernel count it.
+        let is_counted = |area: &Area| area.flags.contains(AreaFlags::ACCOUNTED) && !area.shared;
+        let counts = is_counted(area) && !is_counted(old) && !area.protection.contains(Protection::WRITE);
+        if counts {
+            protect(part, area.protection | Protection::WRITE, area, script);
+        }
+        if old.protection != area.protection || counts {
+            protect(part, area.protection, area, script);
         }
         if old.name != area.name {
             give_name(part, &area.name, script);
@@ -214,17 +219,14 @@ fn adjust(before: &ProcessLayout, span: Span, area: &Area, script: &mut Script<'
     Ok(())
 }
 
-fn protect(span: Span, area: &Area, script: &mut Script<'_>) {
-    let protection = Value(u64::from(area.protection.bits()));
+fn protect(span: Span, protection: Protection, area: &Area, script: &mut Script<'_>) {
+    let protection = Value(u64::from(protection.bits()));
     let arguments = [Value(span.start), Value(span.length()), protection, Value(0), Value(0), Value(0)];
     script.call(number::MPROTECT, arguments, format!("protect {area}"));
 }
 
 fn give_name(span: Span, name: &[u8], script: &mut Script<'_>) {
-    if name.is_empty() {
-        return;
-    }
-    let name = script.string(name);
+    let name = if name.is_empty() { Value(0) } else { script.string(name) };
     // A kernel without names for anonymous memory does without.
     let arguments =
         [Value(PR_SET_VMA), Value(PR_SET_VMA_ANON_NAME), Value(span.start), Value(span.length()), name, Value(0)];

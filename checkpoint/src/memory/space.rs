@@ -105,13 +105,10 @@ impl Space {
     /// read, or assumed for new mappings, until [`Space::correct`]. Returns whether some had to be assumed.
     pub fn survey_frozen(&mut self, objects: &mut Objects) -> io::Result<bool> {
         let mappings = vm::maps(self.process.pid)?;
-        let mut assumed = false;
-        for mapping in &mappings {
-            if !self.details.contains_key(mapping) {
-                assumed = true;
-                self.details.insert(mapping.clone(), assume(mapping));
-            }
-        }
+        let unknown = mappings.iter().filter(|mapping| !self.details.contains_key(mapping));
+        let assumptions: Vec<DetailedMapping> = unknown.map(|mapping| assume(mapping, &self.details)).collect();
+        let assumed = !assumptions.is_empty();
+        self.details.extend(assumptions.into_iter().map(|detailed| (detailed.mapping.clone(), detailed)));
         self.take_mappings(mappings, objects, true)?;
         Ok(assumed)
     }
@@ -176,7 +173,11 @@ impl Space {
         let mut runs: Vec<Region> = Vec::new();
         for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
             runs.clear();
-            collect_written(&mut self.pagemap, self.tracker.as_ref(), self.knows_guards, area, &mut runs)?;
+            match collect_written(&mut self.pagemap, self.tracker.as_ref(), self.knows_guards, area, &mut runs) {
+                // It has just executed another program: the next round will see.
+                Err(error) if error.raw_os_error() == Some(NO_ADDRESS_SPACE) => break,
+                other => other?,
+            }
             for run in &runs {
                 reading.add(Span { start: run.start, end: run.end }, traits(area))?;
             }
@@ -194,7 +195,8 @@ impl Space {
         let mut populated = SpanSet::new();
         let mut guards = SpanSet::new();
         for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
-            let query = Query { report: Category::WRITTEN, ..content_query(area, self.knows_guards) };
+            let report = Category::WRITTEN | Category::SWAPPED;
+            let query = Query { report, ..content_query(area, self.knows_guards) };
             let mut runs: Vec<Region> = Vec::new();
             let tracked = Query { require_tracked: true, ..query };
             let is_fresh = match self.pagemap.scan(area.start, area.end, &tracked, |run| runs.push(run)) {
@@ -210,7 +212,10 @@ impl Space {
             for run in &runs {
                 let span = Span { start: run.start, end: run.end };
                 content.push(span);
-                if is_fresh || run.categories().contains(Category::WRITTEN) {
+                // In a file's mapping a protected page that was dropped (MADV_DONTNEED) leaves a marker behind, which looks
+                // like one that was swapped out. Reading it gives what belongs there in either case.
+                let is_marker = run.categories().contains(Category::SWAPPED) && !area.is_zero_when_absent();
+                if is_fresh || is_marker || run.categories().contains(Category::WRITTEN) {
                     wanted.push(span);
                 }
             }
@@ -221,15 +226,17 @@ impl Space {
                 reading.add(*span, traits(area))?;
             }
             content.spans().iter().for_each(|span| populated.push(*span));
-            if self.knows_guards {
-                let query = Query { all_of: Category::GUARD, ..Query::default() };
-                let visit = |run: Region| guards.push(Span { start: run.start, end: run.end });
-                self.pagemap.scan(area.start, area.end, &query, visit)?;
-            }
         }
         let (sent, zeros) = reading.finish()?;
         self.sent = self.sent.union(&sent);
         self.zeros = self.zeros.union(&zeros).difference(&sent);
+        // Shared mappings can have guard pages as well.
+        let guarded = self.mappings.iter().filter(|area| self.knows_guards && !area.is_kernels());
+        for area in guarded {
+            let query = Query { all_of: Category::GUARD, ..Query::default() };
+            let visit = |run: Region| guards.push(Span { start: run.start, end: run.end });
+            self.pagemap.scan(area.start, area.end, &query, visit)?;
+        }
         let gone = self.sent.difference(&populated);
         self.layout.discards = gone.union(&self.zeros.intersection(&self.sent));
         self.layout.guards = guards;
@@ -242,31 +249,45 @@ impl Space {
         for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
             let mut query = content_query(area, self.knows_guards);
             query.all_of |= Category::WRITTEN;
-            self.pagemap.scan(area.start, area.end, &query, |run| bytes += run.end - run.start)?;
+            match self.pagemap.scan(area.start, area.end, &query, |run| bytes += run.end - run.start) {
+                Err(error) if error.raw_os_error() == Some(NO_ADDRESS_SPACE) => break,
+                other => other?,
+            }
         }
         Ok(bytes)
     }
 }
 
-/// What can be said of a mapping by its line alone.
-fn assume(mapping: &Mapping) -> DetailedMapping {
-    let mut flags = Vec::new();
+/// What can be said of a mapping by its line alone, and by what was in its place before: as a rule it's the same with other
+/// bounds.
+fn assume(mapping: &Mapping, known: &HashMap<Mapping, DetailedMapping>) -> DetailedMapping {
+    let before = known.values().find(|before| {
+        let old = &before.mapping;
+        old.start < mapping.end
+            && mapping.start < old.end
+            && (old.device, old.inode, old.shared) == (mapping.device, mapping.inode, mapping.shared)
+    });
+    let mut assumed =
+        DetailedMapping { mapping: mapping.clone(), page_size: PAGE, protection_key: 0, flags: Vec::new() };
+    if let Some(before) = before {
+        assumed.page_size = before.page_size;
+        assumed.flags.clone_from(&before.flags);
+    } else if mapping.name == b"[stack]" {
+        assumed.flags.push(*b"gd");
+    } else if mapping.name.starts_with(b"/anon_hugepage") {
+        assumed.flags.push(*b"ht");
+        assumed.page_size = 2 << 20;
+    }
     if mapping.write {
-        flags.extend([*b"ac", *b"mw"]);
+        assumed.flags.extend([*b"ac", *b"mw"]);
     }
-    if mapping.name == b"[stack]" {
-        flags.push(*b"gd");
-    }
-    let mut page_size = PAGE;
-    if mapping.name.starts_with(b"/anon_hugepage") {
-        flags.push(*b"ht");
-        page_size = 2 << 20;
-    }
-    DetailedMapping { mapping: mapping.clone(), page_size, protection_key: 0, flags }
+    assumed
 }
 
 /// EPERM: `PM_SCAN_CHECK_WPASYNC` met a mapping that isn't registered.
 const NOT_TRACKED: i32 = 1;
+/// ESRCH: the address space that was opened is gone.
+const NO_ADDRESS_SPACE: i32 = 3;
 
 /// Protects and collects the written pages of one mapping.
 fn collect_written(
@@ -315,10 +336,12 @@ fn content_query(area: &Area, knows_guards: bool) -> Query {
         // A clean page of a private file mapping is the file's.
         absent |= Category::FILE;
     }
+    // Huge pages of hugetlbfs are never swapped out: what looks like it is a marker of a page that was dropped.
+    let is_hugetlb = matches!(area.backing, Backing::HugePages { .. });
     Query {
         inverted: absent,
         all_of: absent,
-        any_of: Category::PRESENT | Category::SWAPPED,
+        any_of: if is_hugetlb { Category::PRESENT } else { Category::PRESENT | Category::SWAPPED },
         report: Category::empty(),
         protect: false,
         require_tracked: false,

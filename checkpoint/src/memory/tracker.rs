@@ -70,7 +70,8 @@ impl Tracker {
         self.follow(processes, Some(inject))?;
         let mut ended = Vec::new();
         for (number, space) in &mut self.spaces {
-            if unless_ended(space.process().pid, space.survey(&mut self.objects))?.is_none() {
+            let process = space.process();
+            if unless_ended(process, "list its mappings", space.survey(&mut self.objects))?.is_none() {
                 ended.push(*number);
             }
         }
@@ -78,9 +79,9 @@ impl Tracker {
         self.tell_layout(processes, sink, false)?;
         let mut bytes = self.objects.round(sink)?;
         for space in self.spaces.values_mut() {
-            let pid = space.process().pid;
+            let process = space.process();
             let copied = space.copy(&mut self.reader, sink);
-            bytes += unless_ended(pid, copied)?.unwrap_or_default().bytes;
+            bytes += unless_ended(process, "copy its memory", copied)?.unwrap_or_default().bytes;
         }
         let dirty_left = self.dirty()?;
         Ok(RoundStats { bytes, pages: bytes / PAGE, dirty_left })
@@ -94,8 +95,8 @@ impl Tracker {
     pub fn dirty(&mut self) -> io::Result<u64> {
         let mut bytes = 0;
         for space in self.spaces.values_mut() {
-            let pid = space.process().pid;
-            bytes += unless_ended(pid, space.dirty())?.unwrap_or(0);
+            let process = space.process();
+            bytes += unless_ended(process, "look for written pages", space.dirty())?.unwrap_or(0);
         }
         Ok(bytes)
     }
@@ -114,7 +115,9 @@ impl Tracker {
         let resident: u64 = self.spaces.values().map(|space| resident_bytes(space.process().pid)).sum();
         let mut assumed = false;
         for space in self.spaces.values_mut() {
-            assumed |= space.survey_frozen(&mut self.objects)?;
+            let process = space.process();
+            let surveyed = space.survey_frozen(&mut self.objects);
+            assumed |= surveyed.map_err(|error| explain(process, "list its mappings", &error))?;
         }
         // The properties of mappings are slow to read, and needed last: a second thread reads them meanwhile.
         let pids: Vec<(u32, Pid)> = self.spaces.iter().map(|(number, space)| (*number, space.process().pid)).collect();
@@ -122,7 +125,7 @@ impl Tracker {
         self.tell_layout(processes, sink, false)?;
         let mut bytes = self.objects.round(sink)?;
         for space in self.spaces.values_mut() {
-            bytes += space.copy_rest(&mut self.reader, sink)?.bytes;
+            bytes += copy_rest(space, &mut self.reader, sink)?;
         }
         if let Some(details) = details {
             let details = details.join().map_err(|_| io::Error::other("the thread that reads mappings failed"))??;
@@ -138,7 +141,7 @@ impl Tracker {
                 self.tell_layout(processes, sink, false)?;
                 for number in again {
                     if let Some(space) = self.spaces.get_mut(&number) {
-                        bytes += space.copy_rest(&mut self.reader, sink)?.bytes;
+                        bytes += copy_rest(space, &mut self.reader, sink)?;
                     }
                 }
             }
@@ -161,12 +164,12 @@ impl Tracker {
                     true
                 }),
             };
-            let Some(needs_tracker) = unless_ended(process.pid, followed)? else {
+            let Some(needs_tracker) = unless_ended(*process, "open its memory", followed)? else {
                 self.spaces.remove(&process.process);
                 continue;
             };
             let (true, Some(inject)) = (needs_tracker, inject.as_mut()) else { continue };
-            let userfaultfd = unless_ended(process.pid, inject(*process))?;
+            let userfaultfd = unless_ended(*process, "make a userfaultfd in it", inject(*process))?;
             if let (Some(userfaultfd), Some(space)) = (userfaultfd, self.spaces.get_mut(&process.process)) {
                 space.track(userfaultfd)?;
             }
@@ -200,17 +203,26 @@ impl Tracker {
     }
 }
 
+fn copy_rest(space: &mut Space, reader: &mut Reader, sink: &mut dyn MemorySink) -> io::Result<u64> {
+    let process = space.process();
+    space.copy_rest(reader, sink).map(|pass| pass.bytes).map_err(|error| explain(process, "copy its memory", &error))
+}
+
 fn read_details(pids: &[(u32, Pid)]) -> io::Result<Vec<(u32, Vec<DetailedMapping>)>> {
     pids.iter().map(|(number, pid)| Ok((*number, vm::detailed_maps(*pid)?))).collect()
 }
 
 /// `None` for an error that only says that the process has ended.
-fn unless_ended<T>(pid: Pid, result: io::Result<T>) -> io::Result<Option<T>> {
+fn unless_ended<T>(process: TrackedProcess, what: &str, result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(_) if has_ended(pid) => Ok(None),
-        Err(error) => Err(error),
+        Err(_) if has_ended(process.pid) => Ok(None),
+        Err(error) => Err(explain(process, what, &error)),
     }
+}
+
+fn explain(process: TrackedProcess, what: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("process {}: {what}: {error}", process.process))
 }
 
 /// Whether the process has no address space any more: a zombie, or not even that.
