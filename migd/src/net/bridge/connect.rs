@@ -61,6 +61,8 @@ impl Bridge {
             }
             Phase::Gone { ended: ended @ Ended::Failed, .. } => {
                 *ended = Ended::NotConnected;
+                // The kernel's note of it goes as well.
+                let _ = unix::option(end.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR);
                 Err(socket.error.take().unwrap_or(libc::ECONNABORTED))
             }
             Phase::Gone { ended: Ended::NotConnected, .. } => {

@@ -270,6 +270,7 @@ impl Bridge {
         let phase = match phase {
             PhaseImage::Idle { id } => Phase::Idle { id, end: End::new(ours) },
             PhaseImage::Listening { id, returned } => {
+                fill_up(theirs.as_fd());
                 let listener = Listening { returned: returned.into(), ..Listening::default() };
                 Phase::Listening { id, end: End::new(ours), listener }
             }
@@ -319,7 +320,7 @@ impl Bridge {
         };
         let options = self.stack.tcp_options(id);
         if let Some(bytes) = options.send_buffer
-            && !matches!(socket.phase, Phase::Connecting { .. })
+            && !matches!(socket.phase, Phase::Connecting { .. } | Phase::Listening { .. })
         {
             drop(unix::set_send_buffer(program_end, bytes.min(PAIR_BUFFER / 2)));
         }

@@ -12,6 +12,7 @@ use netstack::SocketId;
 use sys::seccomp::Notification;
 use sys::unix::{self, Receive, Timeout};
 
+use super::connect::fill_up;
 use super::notify::{Reply, int, refusal, shortage};
 use super::socket::{Connected, End, Ended, Listening, Phase, Socket, SocketKey, Waiter};
 use super::{Bridge, errno};
@@ -22,7 +23,12 @@ pub(super) const SIGNALS_MAX: usize = 64;
 const BACKLOG_MAX: i32 = 4096;
 
 impl Bridge {
-    pub(super) fn call_listen(&mut self, call: &Notification, key: SocketKey) -> Result<(), i32> {
+    pub(super) fn call_listen(
+        &mut self,
+        call: &Notification,
+        key: SocketKey,
+        program_end: &OwnedFd,
+    ) -> Result<(), i32> {
         // A negative backlog is a huge one to the kernel, which clamps it.
         let backlog = int(call.args[1]);
         let backlog = if (0..BACKLOG_MAX).contains(&backlog) { backlog } else { BACKLOG_MAX };
@@ -38,6 +44,8 @@ impl Bridge {
                 self.stack.tcp_listen(self.now, id, backlog).map_err(errno)?;
                 let gone = Phase::Gone { local: None, ended: Ended::NotConnected };
                 if let Phase::Idle { id, end } = std::mem::replace(&mut socket.phase, gone) {
+                    // A listener is never writable.
+                    fill_up(program_end.as_fd());
                     socket.phase = Phase::Listening { id, end, listener: Listening::default() };
                 }
                 Ok(())

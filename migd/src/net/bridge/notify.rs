@@ -81,7 +81,7 @@ impl Bridge {
     fn dispatch(&mut self, call: &Notification, key: SocketKey, end: &OwnedFd) -> Reply {
         match call.number {
             libc::SYS_bind => self.call_bind(call, key).into(),
-            libc::SYS_listen => self.call_listen(call, key).into(),
+            libc::SYS_listen => self.call_listen(call, key, end).into(),
             libc::SYS_accept => self.call_accept(call, key, end, 0),
             libc::SYS_accept4 => self.call_accept(call, key, end, int(call.args[3])),
             libc::SYS_connect => self.call_connect(call, key, end),
@@ -266,7 +266,7 @@ impl Bridge {
                 self.stop_listening(key);
                 Ok(())
             }
-            Phase::Gone { ended: Ended::Finished, .. } => Ok(()),
+            Phase::Gone { ended: Ended::Shut, .. } => Ok(()),
             _ => Err(libc::ENOTCONN),
         }
     }

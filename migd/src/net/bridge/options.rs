@@ -201,7 +201,7 @@ impl Bridge {
                 let bytes = clamp(value, SEND_BUFFER_MIN, buffer_max("wmem_max"));
                 // The pair is part of the buffer, so a small one must keep the pair small as well. While a connection is being made
                 // the pair is kept unwritable on purpose.
-                if !matches!(socket.phase, Phase::Connecting { .. }) {
+                if !matches!(socket.phase, Phase::Connecting { .. } | Phase::Listening { .. }) {
                     drop(unix::set_send_buffer(end.as_fd(), bytes.min(PAIR_BUFFER / 2)));
                 }
                 TcpOption::SendBuffer(bytes)

@@ -85,6 +85,8 @@ pub(super) enum Ended {
     NotConnected,
     /// The connection broke: reads give what was received, then an error.
     Broken,
+    /// The program shut both directions; the peer may not be done.
+    Shut,
     /// Both directions came to their end.
     Finished,
 }

@@ -68,7 +68,8 @@ impl Bridge {
                 }
             }
             Verdict::Finished => {
-                self.set_gone(key, Ended::Finished);
+                let ended = if connected.end_passed { Ended::Finished } else { Ended::Shut };
+                self.set_gone(key, ended);
                 self.stack.tcp_close(self.now, id);
             }
             Verdict::Broken(error) => {
