@@ -14,6 +14,7 @@ mod filler;
 mod layout;
 mod mapping;
 mod objects;
+mod policy;
 mod ranges;
 mod reader;
 mod space;
@@ -27,6 +28,7 @@ pub use filler::Filler;
 pub use layout::{
     Area, AreaFlags, Backing, KernelArea, Layout, OBJECT_BASE, ObjectKind, ProcessLayout, Protection, SharedObject,
 };
+pub use policy::{Budget, Next, Policy, Reason};
 pub use ranges::{Span, SpanSet};
 pub use stubs::{Argument, Batch, Call, MAX_CALLS, MAX_DATA, Stubs};
 pub use tracker::{Inject, TrackedProcess, Tracker};

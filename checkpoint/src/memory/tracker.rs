@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use sys::Pid;
 use sys::vm::{self, DetailedMapping};
@@ -18,6 +19,13 @@ use super::{MemorySink, PAGE, RoundStats};
 /// Above this much memory in one freeze the properties of mappings (madvise, mlock) are taken from the last round when their
 /// bounds haven't changed: reading them costs the kernel a walk over every page.
 const EXACT_DETAILS_BYTES: u64 = 4 << 30;
+
+/// A round waits at most this long for a pause in writing.
+const SETTLE_TIME: Duration = Duration::from_millis(40);
+/// How often it looks.
+const SETTLE_STEP: Duration = Duration::from_millis(2);
+/// Writing less than this in one step is a pause.
+const SETTLE_BYTES: u64 = 1 << 20;
 
 /// A process with an address space of its own. Of processes that share one (vfork, CLONE_VM) only one is to be named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +76,7 @@ impl Tracker {
         sink: &mut dyn MemorySink,
     ) -> io::Result<RoundStats> {
         self.follow(processes, Some(inject))?;
+        self.settle()?;
         let mut ended = Vec::new();
         for (number, space) in &mut self.spaces {
             let process = space.process();
@@ -85,6 +94,25 @@ impl Tracker {
         }
         let dirty_left = self.dirty()?;
         Ok(RoundStats { bytes, pages: bytes / PAGE, dirty_left })
+    }
+
+    /// Waits for a moment in which little is written, but not long: a round that starts right after a burst ends before the
+    /// next one, and one that starts in its middle sends half of it twice.
+    fn settle(&mut self) -> io::Result<()> {
+        if self.told.is_none() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + SETTLE_TIME;
+        let mut before = self.dirty()?;
+        while before > SETTLE_BYTES && Instant::now() < deadline {
+            thread::sleep(SETTLE_STEP);
+            let now = self.dirty()?;
+            if now.saturating_sub(before) < SETTLE_BYTES {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
     }
 
     /// Bytes that were written since the last round, as of now. Takes about half a millisecond a gigabyte, so it can be asked
