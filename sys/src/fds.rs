@@ -19,7 +19,7 @@ use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 
 use crate::Pid;
 
@@ -313,6 +313,39 @@ pub fn read_link_at<'b>(directory: BorrowedFd<'_>, name: &CStr, buffer: &'b mut 
     Ok(&buffer[..length])
 }
 
+/// The type of the file system that a file is on (`f_type` of statfs(2)).
+pub fn file_system(fd: BorrowedFd<'_>) -> io::Result<i64> {
+    let mut raw = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the kernel fills a struct statfs at the address of one.
+    checked(unsafe { libc::fstatfs(fd.as_raw_fd(), raw.as_mut_ptr()) }.into())?;
+    // SAFETY: it is initialised, by zeros at first and by the kernel now.
+    Ok(unsafe { raw.assume_init_ref() }.f_type)
+}
+
+/// `fchmod(2)`.
+pub fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    // SAFETY: fchmod takes two integers.
+    checked(unsafe { libc::fchmod(fd.as_raw_fd(), mode & 0o7777) }.into()).map(drop)
+}
+
+/// `fchown(2)`.
+pub fn set_owner(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: fchown takes three integers.
+    checked(unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) }.into()).map(drop)
+}
+
+/// `ftruncate(2)`.
+pub fn set_size(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+    let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: ftruncate takes two integers.
+    checked(unsafe { libc::ftruncate(fd.as_raw_fd(), size) }.into()).map(drop)
+}
+
+/// Major and minor number of a device.
+pub fn device_numbers(device: u64) -> (u32, u32) {
+    (libc::major(device), libc::minor(device))
+}
+
 /// Where a descriptor of ours points to, as /proc shows it.
 pub fn link_of(fd: BorrowedFd<'_>) -> io::Result<OsString> {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map(|path| path.into_os_string())
@@ -329,6 +362,48 @@ pub fn open_at(directory: Option<BorrowedFd<'_>>, path: &OsStr, flags: i32, mode
 /// Opens what a descriptor of ours refers to once more: a new open file description of the same file.
 pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
     open_at(None, OsStr::new(&format!("/proc/self/fd/{}", fd.as_raw_fd())), flags, 0)
+}
+
+/// `renameat(2)` inside one directory.
+pub fn rename_at(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    let (from, to, directory) = (c_string(from)?, c_string(to)?, directory.as_raw_fd());
+    // SAFETY: both paths end in a zero byte.
+    checked(unsafe { libc::renameat(directory, from.as_ptr(), directory, to.as_ptr()) }.into()).map(drop)
+}
+
+/// `unlinkat(2)`: removes a file or an empty directory.
+pub fn remove_at(directory: BorrowedFd<'_>, path: &OsStr, is_directory: bool) -> io::Result<()> {
+    let path = c_string(path)?;
+    let flags = if is_directory { libc::AT_REMOVEDIR } else { 0 };
+    // SAFETY: the path ends in a zero byte.
+    checked(unsafe { libc::unlinkat(directory.as_raw_fd(), path.as_ptr(), flags) }.into()).map(drop)
+}
+
+/// `mkdirat(2)`.
+pub fn make_directory_at(directory: BorrowedFd<'_>, path: &OsStr, mode: u32) -> io::Result<()> {
+    let path = c_string(path)?;
+    // SAFETY: the path ends in a zero byte.
+    checked(unsafe { libc::mkdirat(directory.as_raw_fd(), path.as_ptr(), mode) }.into()).map(drop)
+}
+
+/// Owner (user, group) and permissions of the file that an O_PATH descriptor names; not for symbolic links.
+pub fn change_node(node: BorrowedFd<'_>, owner: Option<(u32, u32)>, mode: u32) -> io::Result<()> {
+    let number = node.as_raw_fd();
+    if let Some((uid, gid)) = owner {
+        // SAFETY: the path is a literal that ends in a zero byte; an empty one means the descriptor.
+        checked(unsafe { libc::fchownat(number, c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) }.into())?;
+    }
+    // fchmodat2(2), which takes AT_EMPTY_PATH; libc doesn't have its number on every target.
+    const SYS_FCHMODAT2: libc::c_long = 452;
+    // SAFETY: the path is a literal that ends in a zero byte; an empty one means the descriptor.
+    let result = unsafe { libc::syscall(SYS_FCHMODAT2, number, c"".as_ptr(), mode & 0o7777, libc::AT_EMPTY_PATH) };
+    checked(result).map(drop)
+}
+
+/// Whether files can be made in a directory.
+pub fn is_writable(path: &CStr) -> bool {
+    // SAFETY: the path ends in a zero byte.
+    unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) == 0 }
 }
 
 /// `lseek(2)` with SEEK_SET.
@@ -434,11 +509,6 @@ pub fn numbers_in(directory: BorrowedFd<'_>) -> io::Result<Vec<RawFd>> {
     }
 }
 
-/// `renameat2(2)` without flags.
-pub fn rename(from: &OsStr, to: &OsStr) -> io::Result<()> {
-    std::fs::rename(from, to)
-}
-
 /// `chroot(2)` and `chdir("/")` for the calling thread alone, which must have a file system state of its own
 /// ([`crate::fds::leave_shared_directory`]).
 pub fn change_root(directory: BorrowedFd<'_>) -> io::Result<()> {
@@ -474,11 +544,6 @@ pub fn set_thread_identity(uid: u32, gid: u32) -> io::Result<()> {
     checked(unsafe { libc::syscall(libc::SYS_setresgid, keep, gid, keep) })?;
     // SAFETY: setresuid takes three integers; the raw call changes this thread only.
     checked(unsafe { libc::syscall(libc::SYS_setresuid, keep, uid, keep) }).map(drop)
-}
-
-/// A path as bytes, and back.
-pub fn path_from_bytes(bytes: &[u8]) -> OsString {
-    OsString::from_vec(bytes.to_vec())
 }
 
 #[cfg(test)]
