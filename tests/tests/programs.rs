@@ -1,0 +1,147 @@
+//! Unmodified servers, each moved five times there and back under load from outside: nothing may break and every byte
+//! must be right.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tests::load::{echo, http, memcached, redis};
+use tests::programs::{nginx_configuration, python_echo, static_go_echo, static_rust_echo, write_pattern};
+use tests::{Fixture, Load};
+
+const ROUND_TRIPS: usize = 5;
+const PORT: u16 = 7000;
+
+/// Moves a server there and back under load.
+fn survives(fixture: &Fixture, name: &str, load: Load) {
+    load.must_progress();
+    let mut failed = None;
+    for hop in 0..ROUND_TRIPS * 2 {
+        let (from, to) = if hop % 2 == 0 { ("A", "B") } else { ("B", "A") };
+        if let Err(error) = fixture.lab.move_job(name, from, to) {
+            failed = Some(format!("move {}: {error:#}\n{}", hop + 1, fixture.state_logs()));
+            break;
+        }
+        if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| load.must_progress())) {
+            let reason = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            failed = Some(format!("after move {}: {reason}", hop + 1));
+            break;
+        }
+    }
+    let outcome = load.stop();
+    assert!(failed.is_none(), "{}\n{outcome:?}\n{}", failed.unwrap_or_default(), fixture.state_logs());
+    let steps = outcome.unwrap_or_else(|errors| panic!("{errors}\n{}", fixture.logs("A", name)));
+    assert!(steps > 0);
+}
+
+fn echo_survives(fixture: &Fixture, name: &str, argv: &[&str]) {
+    let server = fixture.serve(name, argv, PORT);
+    let load = Load::start(|| fixture.client(), 4, move |number, shared| echo(server, number + 1, shared));
+    survives(fixture, name, load);
+}
+
+fn http_load(fixture: &Fixture, server: SocketAddr) -> Load {
+    Load::start(|| fixture.client(), 2, move |_, shared| http(server, "/file", 9, 3 << 20, shared))
+}
+
+#[test]
+fn redis_server() {
+    let fixture = Fixture::new();
+    let port = PORT.to_string();
+    let argv = ["redis-server", "--port", &port, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
+    let server = fixture.serve("redis", &argv, PORT);
+    let load = Load::start(|| fixture.client(), 4, move |number, shared| redis(server, number + 1, shared));
+    survives(&fixture, "redis", load);
+}
+
+#[test]
+fn memcached_with_its_threads() {
+    let fixture = Fixture::new();
+    let argv = ["memcached", "-u", "root", "-l", "0.0.0.0", "-p", &PORT.to_string(), "-U", "0"];
+    let server = fixture.serve("memcached", &argv, PORT);
+    let load = Load::start(|| fixture.client(), 4, move |number, shared| memcached(server, number + 1, shared));
+    survives(&fixture, "memcached", load);
+}
+
+#[test]
+fn python_http_server() {
+    let fixture = Fixture::new();
+    write_pattern(fixture.path("file"), 9, 3 << 20);
+    let argv = ["python3", "-m", "http.server", &PORT.to_string(), "--directory", &fixture.path("")];
+    let server = fixture.serve("http", &argv, PORT);
+    let load = http_load(&fixture, server);
+    survives(&fixture, "http", load);
+}
+
+#[test]
+fn python_asyncio_echo() {
+    let fixture = Fixture::new();
+    let script = python_echo(&fixture);
+    echo_survives(&fixture, "asyncio", &["python3", &script, &PORT.to_string()]);
+}
+
+#[test]
+fn static_threaded_rust_echo() {
+    let fixture = Fixture::new();
+    let program = static_rust_echo(&fixture);
+    echo_survives(&fixture, "rust", &[&program, &PORT.to_string()]);
+}
+
+#[test]
+fn static_go_echo_server() {
+    let fixture = Fixture::new();
+    let Some(program) = static_go_echo(&fixture) else {
+        eprintln!("no Go on this machine: nothing was tested");
+        return;
+    };
+    echo_survives(&fixture, "go", &[&program, &PORT.to_string()]);
+}
+
+#[test]
+fn nginx_in_a_single_process() {
+    let fixture = Fixture::new();
+    write_pattern(fixture.path("file"), 9, 3 << 20);
+    let configuration = nginx_configuration(&fixture, PORT);
+    let argv = ["nginx", "-c", &configuration, "-g", "daemon off; master_process off;"];
+    let server = fixture.serve("nginx", &argv, PORT);
+    let load = http_load(&fixture, server);
+    survives(&fixture, "nginx", load);
+}
+
+#[test]
+fn iperf3_server_in_the_middle_of_a_run_in_each_direction() {
+    let fixture = Fixture::new();
+    let server = fixture.serve("iperf", &["iperf3", "-s", "-p", &PORT.to_string()], PORT);
+    for reverse in [false, true] {
+        let (address, port) = (server.ip().to_string(), PORT.to_string());
+        let mut argv = vec!["iperf3", "-c", &address, "-p", &port, "-t", "6", "-J"];
+        argv.extend(reverse.then_some("-R"));
+        let client = fixture.start_in_client(&argv);
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(400));
+            fixture.move_job("iperf", "A", "B");
+            std::thread::sleep(Duration::from_millis(400));
+            fixture.move_job("iperf", "B", "A");
+        }
+        let output = client.output();
+        assert_iperf_is_well(&output, &fixture, reverse);
+    }
+}
+
+fn assert_iperf_is_well(output: &std::process::Output, fixture: &Fixture, reverse: bool) {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let result: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let received = result["end"]["sum_received"]["bytes"].as_f64().unwrap_or(0.0);
+    assert!(
+        output.status.success() && result["error"].is_null() && received > 1e6,
+        "reverse {reverse}: {} {received} bytes: {}\n{}",
+        output.status,
+        result["error"],
+        fixture.logs("A", "iperf")
+    );
+    // A second without any byte would be a stall that no move may cause.
+    let intervals = result["intervals"].as_array().cloned().unwrap_or_default();
+    assert!(intervals.len() >= 5, "{intervals:?}");
+    for interval in intervals {
+        assert!(interval["sum"]["bytes"].as_f64().unwrap_or(0.0) > 0.0, "reverse {reverse}: {interval}");
+    }
+}
