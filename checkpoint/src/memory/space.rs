@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use sys::pagemap::{Category, Pagemap, Query, Region};
 use sys::uffd::WriteTracker;
@@ -16,6 +17,13 @@ use super::ranges::{Span, SpanSet};
 use super::reader::{Reader, RunTraits};
 use super::{MemorySink, PAGE, TrackedProcess};
 
+/// The properties of mappings (`VmFlags`: what madvise and mlock have set) are found in smaps only, for which the kernel looks
+/// at every page: 20 ms a gigabyte. In a process larger than this they are read once in [`DETAILS_AGE`] while it runs and not
+/// again in the freeze: what was set in between on a mapping whose bounds have stayed is missed, and a mapping that is newer
+/// is taken to have none.
+const EXACT_DETAILS_BYTES: u64 = 128 << 20;
+const DETAILS_AGE: Duration = Duration::from_millis(500);
+
 /// What is known of one process.
 #[derive(Debug)]
 pub(super) struct Space {
@@ -27,6 +35,8 @@ pub(super) struct Space {
     memory: Memory,
     /// Details of mappings as last read from smaps.
     details: HashMap<Mapping, DetailedMapping>,
+    /// When they were read.
+    details_read: Option<Instant>,
     /// The kernel's mappings, one area each: tracking is by mapping.
     mappings: Vec<Area>,
     /// The same as the target sees them.
@@ -53,6 +63,7 @@ impl Space {
             pagemap,
             memory: Memory::open(process.pid)?,
             details: HashMap::new(),
+            details_read: None,
             mappings: Vec::new(),
             layout: ProcessLayout { process: process.process, parent: process.parent, ..ProcessLayout::default() },
             sent: SpanSet::new(),
@@ -77,6 +88,7 @@ impl Space {
         if !same {
             // Another program (execve), or nothing held yet. What was sent stays in the books: the target has it.
             self.tracker = None;
+            self.details_read = None;
             self.pagemap = Pagemap::open(process.pid)?;
             self.memory = Memory::open(process.pid)?;
         }
@@ -93,27 +105,41 @@ impl Space {
     pub fn survey(&mut self, objects: &mut Objects) -> io::Result<()> {
         let mut mappings = vm::maps(self.process.pid)?;
         if mappings.iter().any(|mapping| !self.details.contains_key(mapping)) {
-            // From here on it's this reading that counts: a mapping that has grown since the first one must not be missing.
-            let details = vm::detailed_maps(self.process.pid)?;
-            mappings = details.iter().map(|detailed| detailed.mapping.clone()).collect();
-            self.use_details(details);
+            let is_recent = self.details_read.is_some_and(|read| read.elapsed() < DETAILS_AGE);
+            if is_recent && self.resident_bytes() > EXACT_DETAILS_BYTES {
+                self.assume_details(&mappings);
+            } else {
+                // From here on it's this reading that counts: a mapping that has grown since the first one must not be
+                // missing.
+                let details = vm::detailed_maps(self.process.pid)?;
+                mappings = details.iter().map(|detailed| detailed.mapping.clone()).collect();
+                self.use_details(details);
+            }
         }
         self.take_mappings(mappings, objects, false).map(|_| ())
     }
 
     /// Reads the mappings of a process that stands still, without the properties that are slow to read: those are as last
-    /// read, or assumed for new mappings, until [`Space::correct`]. Returns whether some had to be assumed.
+    /// read, or assumed for new mappings, until [`Space::correct`]. Returns whether that is to follow.
     pub fn survey_frozen(&mut self, objects: &mut Objects) -> io::Result<bool> {
         let mappings = vm::maps(self.process.pid)?;
-        let unknown = mappings.iter().filter(|mapping| !self.details.contains_key(mapping));
-        let assumptions: Vec<DetailedMapping> = unknown.map(|mapping| assume(mapping, &self.details)).collect();
-        let assumed = !assumptions.is_empty();
-        self.details.extend(assumptions.into_iter().map(|detailed| (detailed.mapping.clone(), detailed)));
+        self.assume_details(&mappings);
         self.take_mappings(mappings, objects, true)?;
-        Ok(assumed)
+        Ok(self.details_read.is_none() || self.resident_bytes() <= EXACT_DETAILS_BYTES)
     }
 
-    /// Corrects what [`Space::survey_frozen`] assumed. Returns whether the target loses content by it, so that
+    fn assume_details(&mut self, mappings: &[Mapping]) {
+        let unknown = mappings.iter().filter(|mapping| !self.details.contains_key(mapping));
+        let assumptions: Vec<DetailedMapping> = unknown.map(|mapping| assume(mapping, &self.details)).collect();
+        self.details.extend(assumptions.into_iter().map(|detailed| (detailed.mapping.clone(), detailed)));
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.process.pid)).unwrap_or_default();
+        text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * PAGE
+    }
+
+    /// Corrects what was assumed. Returns whether the target loses content by it, so that
     /// [`Space::copy_rest`] is needed again.
     pub fn correct(&mut self, details: Vec<DetailedMapping>, objects: &mut Objects) -> io::Result<bool> {
         let mappings = details.iter().map(|detailed| detailed.mapping.clone()).collect();
@@ -123,6 +149,7 @@ impl Space {
 
     fn use_details(&mut self, details: Vec<DetailedMapping>) {
         self.details = details.into_iter().map(|detailed| (detailed.mapping.clone(), detailed)).collect();
+        self.details_read = Some(Instant::now());
     }
 
     /// Makes areas of the mappings. What the target loses by the change is no longer counted as sent; returns whether there

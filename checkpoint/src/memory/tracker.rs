@@ -16,10 +16,6 @@ use super::reader::Reader;
 use super::space::Space;
 use super::{MemorySink, PAGE, RoundStats};
 
-/// Above this much memory in one freeze the properties of mappings (madvise, mlock) are taken from the last round when their
-/// bounds haven't changed: reading them costs the kernel a walk over every page.
-const EXACT_DETAILS_BYTES: u64 = 4 << 30;
-
 /// A round waits at most this long for a pause in writing.
 const SETTLE_TIME: Duration = Duration::from_millis(40);
 /// How often it looks.
@@ -140,16 +136,16 @@ impl Tracker {
         sink: &mut dyn MemorySink,
     ) -> io::Result<(Layout, RoundStats)> {
         self.follow(processes, None)?;
-        let resident: u64 = self.spaces.values().map(|space| resident_bytes(space.process().pid)).sum();
-        let mut assumed = false;
-        for space in self.spaces.values_mut() {
+        let mut pids = Vec::new();
+        for (number, space) in &mut self.spaces {
             let process = space.process();
             let surveyed = space.survey_frozen(&mut self.objects);
-            assumed |= surveyed.map_err(|error| explain(process, "list its mappings", &error))?;
+            if surveyed.map_err(|error| explain(process, "list its mappings", &error))? {
+                pids.push((*number, process.pid));
+            }
         }
         // The properties of mappings are slow to read, and needed last: a second thread reads them meanwhile.
-        let pids: Vec<(u32, Pid)> = self.spaces.iter().map(|(number, space)| (*number, space.process().pid)).collect();
-        let details = (assumed || resident <= EXACT_DETAILS_BYTES).then(|| thread::spawn(move || read_details(&pids)));
+        let details = (!pids.is_empty()).then(|| thread::spawn(move || read_details(&pids)));
         self.tell_layout(processes, sink, false)?;
         let mut bytes = self.objects.round(sink)?;
         for space in self.spaces.values_mut() {
@@ -256,9 +252,4 @@ fn explain(process: TrackedProcess, what: &str, error: &io::Error) -> io::Error 
 /// Whether the process has no address space any more: a zombie, or not even that.
 fn has_ended(pid: Pid) -> bool {
     !std::fs::read(format!("/proc/{pid}/statm")).is_ok_and(|text| !text.starts_with(b"0 "))
-}
-
-fn resident_bytes(pid: Pid) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * PAGE
 }

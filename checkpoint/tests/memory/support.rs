@@ -241,18 +241,20 @@ impl Stubs for TestStubs {
 pub struct Target {
     pub filler: Filler,
     pub stubs: TestStubs,
-    pub bytes: u64,
+    /// The last layout.
+    pub last: Option<Layout>,
 }
 
 impl Target {
     pub fn new(scratch: &Scratch) -> Target {
-        Target { filler: Filler::new(), stubs: TestStubs::new(scratch.compile_stub()), bytes: 0 }
+        Target { filler: Filler::new(), stubs: TestStubs::new(scratch.compile_stub()), last: None }
     }
 }
 
 impl MemorySink for Target {
     fn layout(&mut self, layout: Layout) -> io::Result<()> {
         layout.processes.iter().for_each(|process| self.stubs.ensure(process.process));
+        self.last = Some(layout.clone());
         self.filler.layout(layout, &mut self.stubs)
     }
 
@@ -261,7 +263,6 @@ impl MemorySink for Target {
     }
 
     fn batch(&mut self, chunks: &[MemoryChunk<'_>]) -> io::Result<()> {
-        self.bytes += chunks.iter().map(|chunk| chunk.data.len() as u64).sum::<u64>();
         self.filler.batch(chunks)
     }
 }
