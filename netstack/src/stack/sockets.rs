@@ -95,13 +95,10 @@ impl Stack {
             let taken = self.ports.conflicts(&self.sockets, &claim, slot);
             return if taken { Err(SocketError::AddressInUse) } else { Ok(claim.address) };
         }
-        let (first, last) = self.config.ephemeral_ports;
-        let count = u64::from(last.saturating_sub(first)) + 1;
-        let start = self.keys.random() % count;
+        let start = self.keys.random();
         // Ports that nobody is on come first; those that may be shared are a last resort.
         for only_free in [true, false] {
-            for step in 0..count {
-                let port = first + u16::try_from((start + step) % count).unwrap_or(0);
+            for port in ephemeral(self.config.ephemeral_ports, start, false) {
                 if only_free && self.ports.is_used(port) {
                     continue;
                 }
@@ -247,13 +244,10 @@ impl Stack {
 
     /// RFC 6056: a port from which nobody talks to that peer yet.
     fn choose_port(&mut self, tuple: &Tuple) -> Result<u16> {
-        let (first, last) = self.config.ephemeral_ports;
-        let count = u64::from(last.saturating_sub(first)) + 1;
         let start = self.keys.port_offset(tuple);
         // A connection in TIME-WAIT may be replaced, but only if nothing else is to be had.
         for reuse_time_wait in [false, true] {
-            for step in 0..count {
-                let port = first + u16::try_from(start.wrapping_add(step) % count).unwrap_or(0);
+            for port in ephemeral(self.config.ephemeral_ports, start, true) {
                 if !self.ports.owners(port).is_empty() {
                     continue;
                 }
@@ -497,5 +491,38 @@ impl Stack {
     /// `SO_ERROR`: the pending error, which is pending no more.
     pub fn take_error(&mut self, id: SocketId) -> Option<SocketError> {
         self.socket_mut(id)?.error.take()
+    }
+}
+
+/// The ephemeral ports in the order in which to try them: from a place that `start` says on, those for `connect` first or
+/// those for `bind` first. Like Linux, the two prefer ports of different parity, so that a port that was just bound and
+/// closed isn't at once the source of a connection to itself.
+fn ephemeral((first, last): (u16, u16), start: u64, for_connect: bool) -> impl Iterator<Item = u16> {
+    let pairs = (u64::from(last.saturating_sub(first)) + 1).div_ceil(2);
+    let preferred = u64::from(!for_connect);
+    [preferred, 1 - preferred].into_iter().flat_map(move |parity| {
+        (0..pairs).filter_map(move |step| {
+            let offset = (start % pairs + step) % pairs * 2 + parity;
+            u16::try_from(u64::from(first) + offset).ok().filter(|&port| port <= last.max(first))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ephemeral;
+
+    #[test]
+    fn every_ephemeral_port_comes_once_and_the_own_parity_first() {
+        for (first, last) in [(32_768, 60_999), (1000, 1000), (7, 12)] {
+            for for_connect in [true, false] {
+                let ports: Vec<u16> = ephemeral((first, last), 123_456_789, for_connect).collect();
+                let mut sorted = ports.clone();
+                sorted.sort_unstable();
+                assert_eq!(sorted, (first..=last).collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(ephemeral((32_768, 60_999), 5, true).next().map(|port| port % 2), Some(0));
+        assert_eq!(ephemeral((32_768, 60_999), 5, false).next().map(|port| port % 2), Some(1));
     }
 }

@@ -217,6 +217,13 @@ impl Receiver {
         self.autotune.enabled = false;
     }
 
+    /// A segment lies wholly before what is expected: the peer sent it twice (RFC 2883).
+    pub(crate) fn note_duplicate(&mut self, start: Seq, end: Seq) {
+        if start < end && end <= self.nxt {
+            self.dsack = Some((start, end));
+        }
+    }
+
     /// Takes in a segment's payload and FIN. What lies outside the window is cut off.
     pub(crate) fn insert(&mut self, now: Instant, seq: Seq, payload: &[u8], fin: bool) -> Inserted {
         let mut inserted = Inserted::default();

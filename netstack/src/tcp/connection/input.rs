@@ -55,6 +55,8 @@ impl Connection {
         match self.judge(env, segment) {
             Disposition::Drop => Verdict::Continue,
             Disposition::Acknowledge => {
+                let seq = self.rcv.nxt().expand(segment.seq);
+                self.rcv.note_duplicate(seq, seq + segment.payload.len());
                 self.acking.now = true;
                 Verdict::Continue
             }
