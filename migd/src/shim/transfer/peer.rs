@@ -56,6 +56,8 @@ pub struct Peer {
     incoming: Vec<u8>,
     received: usize,
     sent_bytes: u64,
+    /// The end of the connection was told.
+    ended: bool,
 }
 
 impl Peer {
@@ -79,6 +81,7 @@ impl Peer {
             incoming: Vec::new(),
             received: 0,
             sent_bytes: 0,
+            ended: false,
         })
     }
 
@@ -165,8 +168,13 @@ impl Peer {
         result
     }
 
-    /// Waits for the next frame. [`Peer::recycle`] takes its buffer back.
+    /// Waits for the next frame. [`Peer::recycle`] takes its buffer back. After the end of the connection only the timer
+    /// still runs.
     pub fn next(&mut self) -> Arrival {
+        if self.ended {
+            std::thread::sleep(self.deadline.saturating_duration_since(Instant::now()));
+            return Arrival::Timeout(self.timer);
+        }
         match self.receive(self.deadline) {
             Ok(Some(frame)) => {
                 // The timer bounds the time without progress.
@@ -174,7 +182,10 @@ impl Peer {
                 Arrival::Frame(frame)
             }
             Ok(None) => Arrival::Timeout(self.timer),
-            Err(error) => Arrival::End(error.to_string()),
+            Err(error) => {
+                self.ended = true;
+                Arrival::End(error.to_string())
+            }
         }
     }
 

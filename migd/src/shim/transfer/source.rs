@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 
 use std::time::{Duration, Instant};
 
-use checkpoint::{MemoryChunk, MemorySink, RoundStats};
+use checkpoint::memory::{Budget, Next, Policy};
+use checkpoint::{MemoryChunk, MemorySink};
 use handoff::message::{Claim, Message, Offer, SectionKind};
 use handoff::source::{Action, Event, Outcome};
 use handoff::{Limits, Source};
@@ -22,12 +23,6 @@ use crate::shim::job::{Announced, Externals, Job};
 use crate::shim::output::Reader;
 use crate::shim::stdio::StdioImage;
 
-/// Memory that is still to be sent when the job stops should take no longer than this.
-const FREEZE_BUDGET: Duration = Duration::from_millis(5);
-/// Rounds of copying while the job runs; a job that writes faster than the network carries gains nothing by more.
-const MAX_ROUNDS: u32 = 12;
-/// A round that leaves more than this share of what the last one left is no progress worth the time.
-const WORTHWHILE: f64 = 0.8;
 /// The largest packet that a TUN hands out: header and 64 KiB.
 const PACKET_BYTES: usize = 80 << 10;
 /// Packets that are written back after a commit; the queue holds fewer.
@@ -63,8 +58,7 @@ struct Driver {
     stats: Stats,
     output: Reader,
     output_bytes: u64,
-    /// Bytes that the last round left behind.
-    left: Option<u64>,
+    policy: Policy,
     frozen: Option<(NetImage, StdioImage, Externals)>,
     memory_bytes: u64,
     outcome: Option<Outcome>,
@@ -128,7 +122,7 @@ impl Driver {
             stats: Stats::new(),
             output,
             output_bytes: 0,
-            left: None,
+            policy: Policy::new(Budget::default()),
             frozen: None,
             memory_bytes: 0,
             outcome: None,
@@ -281,10 +275,9 @@ impl Driver {
         if let Err(error) = self.peer.flush() {
             return Done::Broken(error);
         }
-        let again = another_round(number, &stats, begun.elapsed(), self.left);
-        tracing::info!(round = number, bytes = stats.bytes, left = stats.dirty_left, again, "round copied");
-        self.left = Some(stats.dirty_left);
-        Done::With(Event::RoundCopied { again })
+        let next = self.policy.after_round(stats, begun.elapsed());
+        tracing::info!(round = number, bytes = stats.bytes, left = stats.dirty_left, ?next, "round copied");
+        Done::With(Event::RoundCopied { again: matches!(next, Next::Round) })
     }
 
     fn freeze(&mut self) -> Done {
@@ -460,18 +453,6 @@ fn gone() -> Done {
     Done::With(Event::Cancel("the job is no longer held".to_owned()))
 }
 
-/// Whether copying once more, while the job runs, makes the freeze shorter.
-fn another_round(number: u32, stats: &RoundStats, took: Duration, left_before: Option<u64>) -> bool {
-    if number >= MAX_ROUNDS {
-        return false;
-    }
-    let bytes_per_s = stats.bytes as f64 / took.as_secs_f64().max(1e-6);
-    if stats.dirty_left as f64 <= bytes_per_s * FREEZE_BUDGET.as_secs_f64() {
-        return false;
-    }
-    left_before.is_none_or(|before| (stats.dirty_left as f64) < before as f64 * WORTHWHILE)
-}
-
 /// Writes the packets that waited in the TUN back into it: the kernel routes them as new ones, to the job's new node.
 fn forward_strays(tun: Tun) {
     let mut packets = Vec::new();
@@ -530,25 +511,5 @@ impl MemorySink for PeerSink<'_> {
         }
         let result = self.peer.send_pages(process, address, data);
         self.keep(result)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn round(bytes: u64, dirty_left: u64) -> RoundStats {
-        RoundStats { bytes, dirty_left, ..RoundStats::default() }
-    }
-
-    #[test]
-    fn rounds_end_when_the_rest_is_small_or_does_not_shrink() {
-        let second = Duration::from_secs(1);
-        // 1 GB/s: 5 MB fit the budget.
-        assert!(!another_round(1, &round(1_000_000_000, 4_000_000), second, None));
-        assert!(another_round(1, &round(1_000_000_000, 100_000_000), second, None));
-        assert!(another_round(2, &round(1_000_000_000, 50_000_000), second, Some(100_000_000)));
-        assert!(!another_round(3, &round(1_000_000_000, 49_000_000), second, Some(50_000_000)));
-        assert!(!another_round(MAX_ROUNDS, &round(1_000_000_000, 49_000_000), second, None));
     }
 }

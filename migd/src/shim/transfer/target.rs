@@ -126,24 +126,11 @@ impl Driver {
                 }
                 Arrival::End(reason) => {
                     let actions = self.machine.handle_event(Event::Disconnected(reason));
-                    let undecided = actions.is_empty() && self.outcome.is_none();
                     self.perform_all(actions, None);
-                    if undecided {
-                        self.ask_until_decided();
-                    }
                 }
             }
         }
         self.finish()
-    }
-
-    /// The source can say nothing more: only the directory's answer is still to come.
-    fn ask_until_decided(&mut self) {
-        while self.outcome.is_none() {
-            std::thread::sleep(Limits::default().retry);
-            let actions = self.machine.handle_event(Event::Timeout(handoff::Timer::Retry));
-            self.perform_all(actions, None);
-        }
     }
 
     /// Keeps what an action will need of a message.
