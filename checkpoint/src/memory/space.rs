@@ -221,9 +221,16 @@ impl Space {
         let mut reading = reader.start(sink, self.process.process, self.process.pid, &self.memory, true);
         let mut populated = SpanSet::new();
         let mut guards = SpanSet::new();
+        let guard = if self.knows_guards { Category::GUARD } else { Category::empty() };
         for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
-            let report = Category::WRITTEN | Category::SWAPPED;
-            let query = Query { report, ..content_query(area, self.knows_guards) };
+            let content = content_query(area, self.knows_guards);
+            let query = Query {
+                report: Category::WRITTEN | Category::SWAPPED | guard,
+                // Guard pages are to be seen here, in the same walk.
+                inverted: content.inverted - guard,
+                all_of: content.all_of - guard,
+                ..content
+            };
             let mut runs: Vec<Region> = Vec::new();
             let tracked = Query { require_tracked: true, ..query };
             let is_fresh = match self.pagemap.scan(area.start, area.end, &tracked, |run| runs.push(run)) {
@@ -238,6 +245,10 @@ impl Space {
             let (mut content, mut wanted) = (SpanSet::new(), SpanSet::new());
             for run in &runs {
                 let span = Span { start: run.start, end: run.end };
+                if run.categories().intersects(guard) {
+                    guards.push(span);
+                    continue;
+                }
                 content.push(span);
                 // In a file's mapping a protected page that was dropped (MADV_DONTNEED) leaves a marker behind, which looks
                 // like one that was swapped out. Reading it gives what belongs there in either case.
@@ -258,8 +269,8 @@ impl Space {
         self.sent = self.sent.union(&sent);
         self.zeros = self.zeros.union(&zeros).difference(&sent);
         // Shared mappings can have guard pages as well.
-        let guarded = self.mappings.iter().filter(|area| self.knows_guards && !area.is_kernels());
-        for area in guarded {
+        let others = self.mappings.iter().filter(|area| !area.has_own_pages() && !area.is_kernels());
+        for area in others.filter(|_| self.knows_guards) {
             let query = Query { all_of: Category::GUARD, ..Query::default() };
             let visit = |run: Region| guards.push(Span { start: run.start, end: run.end });
             self.pagemap.scan(area.start, area.end, &query, visit)?;
