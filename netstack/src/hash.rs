@@ -128,6 +128,7 @@ pub(crate) struct Keys {
     timestamp: Key,
     port: Key,
     pub(crate) table: Key,
+    cookie: Key,
     random: Key,
     drawn: u64,
     ports_given: u64,
@@ -151,6 +152,7 @@ impl Keys {
             timestamp: derive(2),
             port: derive(3),
             table: derive(4),
+            cookie: derive(6),
             random: derive(5),
             drawn: 0,
             ports_given: 0,
@@ -183,6 +185,11 @@ impl Keys {
     pub(crate) fn port_offset(&mut self, tuple: &Tuple) -> u64 {
         self.ports_given += 1;
         self.port.of_tuple(tuple, 0).wrapping_add(self.ports_given)
+    }
+
+    /// The keyed part of a SYN cookie.
+    pub(crate) fn cookie(&self, tuple: &Tuple, irs: u32, tick: u32) -> u32 {
+        (self.cookie.of_tuple(tuple, u64::from(irs) << 32 | u64::from(tick)) & 0xffff_ffff) as u32
     }
 
     /// A random number.

@@ -544,3 +544,43 @@ fn a_smaller_path_is_learned_from_icmp() {
     }
     assert!(!sizes.is_empty() && sizes.iter().all(|&size| size <= 960), "{sizes:?}");
 }
+
+#[test]
+fn a_flood_is_met_with_cookies() {
+    for timestamps in [false, true] {
+        let mut wire = Wire::new();
+        let listener = wire.listen(3);
+        wire.timestamps = timestamps;
+        let mut options = MSS.to_vec();
+        options.extend(SACK_PERMITTED);
+        options.extend([1, 3, 3, 9]);
+        for port in 6000..6100 {
+            wire.port = port;
+            wire.syn(&options);
+        }
+        assert_eq!(wire.stack.connections_without_socket(), (3, 0), "no more state than the backlog");
+        // One of the flood is a real client.
+        wire.port = 5000;
+        let answer = wire.syn(&options);
+        if timestamps {
+            let at = answer.options.windows(2).position(|pair| pair == [8, 10]).expect("timestamps");
+            let value: [u8; 4] = answer.options[at + 2..at + 6].try_into().unwrap();
+            let mut ack = raw(ACK, 1, 1).data(b"hello");
+            wire.timestamps = false;
+            ack.options = [&[1, 1, 8, 10][..], &1001u32.to_be_bytes(), &value].concat();
+            wire.send(ack);
+        } else {
+            wire.send(raw(ACK, 1, 1).data(b"hello"));
+        }
+        let id = wire.stack.tcp_accept(wire.now, listener).expect("the cookie was good");
+        assert_eq!(wire.stack.status(id).readable, 5);
+        let info = wire.stack.tcp_info(wire.now, id);
+        assert_eq!((info.sack, info.window_scaling, info.timestamps), (timestamps, timestamps, timestamps));
+        assert_eq!(info.snd_wscale, if timestamps { 9 } else { 0 });
+        assert_eq!(info.snd_mss, if timestamps { 1448 } else { 1460 });
+        // A guess isn't.
+        wire.port = 5001;
+        wire.iss = 12_345;
+        assert_eq!(wire.send(raw(ACK, 1, 1).data(b"hello"))[0].flags, RST);
+    }
+}

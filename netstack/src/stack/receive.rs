@@ -5,15 +5,17 @@ use std::net::IpAddr;
 use super::reply::{Looks, reset_for};
 use super::socket::{Kind, Socket};
 use super::{Flow, Stack};
+use crate::hash::Keys;
 use crate::icmp::{self, Failure, Message, Reason};
 use crate::ip::{self, Datagram, protocol};
 use crate::packet::{Checksum, RxPacket};
-use crate::tcp::connection::{Connection, Verdict, own_mss, path_mtu, receive_limit};
+use crate::tcp::connection::{Connection, Verdict, own_mss, receive_limit};
+use crate::tcp::cookie;
 use crate::tcp::half_open::{self, HalfOpen, Offer};
 use crate::tcp::receive::{INITIAL_LIMIT, Receiver};
 use crate::tcp::segment::{Flags, Segment};
 use crate::tcp::time_wait;
-use crate::tcp::{Env, Tuple};
+use crate::tcp::{Agreed, Env, Tuple, default_mss};
 use crate::{Instant, SocketError, State};
 
 /// A packet with what is known of it beside its bytes.
@@ -124,8 +126,8 @@ impl Stack {
         match self.flows.get(&tuple).copied() {
             Some(Flow::Socket(slot)) => self.segment_for_socket(now, slot, &tuple, &segment),
             Some(Flow::HalfOpen(index)) => self.segment_for_half_open(now, index, arrival, &tuple, &segment),
-            Some(Flow::TimeWait(index)) => self.segment_for_time_wait(now, index, arrival, datagram, &tuple, &segment),
-            None => self.segment_for_nobody(now, arrival, datagram, &tuple, &segment),
+            Some(Flow::TimeWait(index)) => self.segment_for_time_wait(now, index, arrival, &tuple, &segment),
+            None => self.segment_for_nobody(now, arrival, &tuple, &segment),
         }
     }
 
@@ -161,7 +163,6 @@ impl Stack {
         now: Instant,
         index: u32,
         arrival: &Arrival<'_>,
-        datagram: &Datagram<'_>,
         tuple: &Tuple,
         segment: &Segment<'_>,
     ) {
@@ -184,29 +185,23 @@ impl Stack {
                     return self.reject(tuple, segment, arrival.looped);
                 };
                 self.drop_time_wait(index);
-                self.handle_syn(now, listener, arrival, datagram, tuple, segment, Some(isn));
+                self.handle_syn(now, listener, arrival, tuple, segment, Some(isn));
             }
         }
     }
 
-    fn segment_for_nobody(
-        &mut self,
-        now: Instant,
-        arrival: &Arrival<'_>,
-        datagram: &Datagram<'_>,
-        tuple: &Tuple,
-        segment: &Segment<'_>,
-    ) {
+    fn segment_for_nobody(&mut self, now: Instant, arrival: &Arrival<'_>, tuple: &Tuple, segment: &Segment<'_>) {
         // RFC 9293 (3.10.7.1), (3.10.7.2)
         let is_syn = segment.has(Flags::SYN) && !segment.has(Flags::ACK) && !segment.has(Flags::RST);
         match self.listener_for(tuple) {
             Some(listener) if is_syn => {
                 // A SYN with FIN comes from scanners only.
                 if !segment.has(Flags::FIN) {
-                    self.handle_syn(now, listener, arrival, datagram, tuple, segment, None);
+                    self.handle_syn(now, listener, arrival, tuple, segment, None);
                 }
             }
             Some(_) if !segment.has(Flags::ACK) => {}
+            Some(listener) if self.accept_cookie(now, listener, arrival, tuple, segment) => {}
             _ => self.reject(tuple, segment, arrival.looped),
         }
     }
@@ -248,36 +243,75 @@ impl Stack {
         now: Instant,
         listener: u32,
         arrival: &Arrival<'_>,
-        datagram: &Datagram<'_>,
         tuple: &Tuple,
         segment: &Segment<'_>,
         isn: Option<u32>,
     ) {
-        let _ = datagram;
-        let Some(Socket { kind: Kind::Listener(queue), options, .. }) = self.sockets.get_mut(listener) else {
-            return;
-        };
-        if queue.accept_queue_is_full() || queue.syn_queue_is_full() {
+        let Some(Socket { kind: Kind::Listener(queue), options, .. }) = self.sockets.get_mut(listener) else { return };
+        let full = queue.syn_queue_is_full();
+        if queue.accept_queue_is_full() || (full && !self.config.syn_cookies) {
             queue.overflows += 1;
             return;
         }
-        queue.half_open += 1;
         let env = Env { now, config: &self.config, options };
-        let limit = receive_limit(&env);
-        let offer = Offer {
-            iss: isn.unwrap_or_else(|| self.keys.initial_sequence(tuple, now)),
-            mss: own_mss(&env, tuple, arrival.looped),
-            scale: Receiver::scale_to_offer(limit.max(self.config.receive_buffer)),
-            window: limit.min(INITIAL_LIMIT).min(usize::from(u16::MAX)),
-            timestamp_offset: self.keys.timestamp_offset(tuple),
+        let mss = segment.options.mss.unwrap_or(default_mss(tuple.local));
+        let iss = match isn {
+            _ if full => cookie::make(&self.keys, tuple, segment.seq, mss, now),
+            Some(isn) => isn,
+            None => self.keys.initial_sequence(tuple, now),
         };
-        debug_assert!(path_mtu(&self.config, arrival.looped) > 0);
+        let offer = offer(&env, &self.keys, tuple, arrival.looped, iss);
         // RFC 3168 (6.1.1): agree if asked, and if the SYN itself isn't marked, which only a broken path would do.
         let ecn = segment.has(Flags::ECE.with(Flags::CWR)) && !segment.congestion_experienced;
-        let entry = HalfOpen::new(*tuple, listener, now, segment, offer, ecn);
+        let mut entry = HalfOpen::new(*tuple, listener, now, segment, offer, ecn);
+        if full {
+            queue.overflows += 1;
+            queue.cookie_sent_at = Some(now);
+            if !entry.agreed.timestamps {
+                entry.agreed = Agreed::default();
+            }
+            let mut header = entry.syn_ack(now);
+            if let Some((value, _)) = &mut header.timestamps {
+                *value = cookie::encode_options(*value, entry.agreed, entry.snd_scale);
+            }
+            let looks = self.looks_of(listener, tuple);
+            return self.replies.push_segment(tuple, &header, &looks, arrival.looped);
+        }
+        queue.half_open += 1;
         let index = self.half_open.insert(|_, _| entry);
         self.flows.insert(*tuple, Flow::HalfOpen(index));
         self.send_syn_ack(now, index);
+    }
+
+    /// An ACK for a connection nobody knows: does it bring back a cookie? Returns whether it did.
+    fn accept_cookie(
+        &mut self,
+        now: Instant,
+        listener: u32,
+        arrival: &Arrival<'_>,
+        tuple: &Tuple,
+        segment: &Segment<'_>,
+    ) -> bool {
+        let Some(Socket { kind: Kind::Listener(queue), options, .. }) = self.sockets.get_mut(listener) else {
+            return false;
+        };
+        if !queue.expects_cookies(now) || segment.has(Flags::RST) || segment.has(Flags::SYN) {
+            return false;
+        }
+        let (irs, iss) = (segment.seq.wrapping_sub(1), segment.ack.wrapping_sub(1));
+        let Some(mss) = cookie::check(&self.keys, tuple, irs, iss, now) else { return false };
+        queue.half_open += 1;
+        let env = Env { now, config: &self.config, options };
+        let offer = offer(&env, &self.keys, tuple, arrival.looped, iss);
+        let entry = HalfOpen::from_cookie(*tuple, listener, now, segment, offer, mss);
+        let index = self.half_open.insert(|_, _| entry);
+        self.flows.insert(*tuple, Flow::HalfOpen(index));
+        self.complete_half_open(now, index, arrival, tuple, segment);
+        // With no room to accept it, it is forgotten again, and the peer's next segment brings the cookie back.
+        if self.flows.get(tuple) == Some(&Flow::HalfOpen(index)) {
+            self.drop_half_open(index);
+        }
+        true
     }
 
     fn segment_for_half_open(
@@ -373,6 +407,18 @@ impl Stack {
         }
         self.segment_for_socket(now, slot, tuple, segment);
         self.note_change(listener);
+    }
+}
+
+/// What this side's SYN-ACK says.
+fn offer(env: &Env<'_>, keys: &Keys, tuple: &Tuple, looped: bool, iss: u32) -> Offer {
+    let limit = receive_limit(env);
+    Offer {
+        iss,
+        mss: own_mss(env, tuple, looped),
+        scale: Receiver::scale_to_offer(limit.max(env.config.receive_buffer)),
+        window: limit.min(INITIAL_LIMIT).min(usize::from(u16::MAX)),
+        timestamp_offset: keys.timestamp_offset(tuple),
     }
 }
 

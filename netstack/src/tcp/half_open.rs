@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::cookie;
 use super::rtt::{RTO_INITIAL, RTO_MAX};
 use super::segment::{Flags, Header, Segment};
 use super::seq::wire_before;
@@ -90,6 +91,40 @@ impl HalfOpen {
             created_at: now,
             sent_at: now,
             acked: false,
+        }
+    }
+
+    /// Makes the entry again from the final ACK, which brings back a cookie that stood for `mss`.
+    pub(crate) fn from_cookie(
+        tuple: Tuple,
+        listener: u32,
+        now: Instant,
+        segment: &Segment<'_>,
+        offer: Offer,
+        mss: u16,
+    ) -> Self {
+        let (agreed, snd_scale) = match segment.options.timestamps {
+            Some((_, echo)) => cookie::decode_options(echo),
+            None => (Agreed::default(), 0),
+        };
+        HalfOpen {
+            tuple,
+            listener,
+            iss: offer.iss,
+            irs: segment.seq.wrapping_sub(1),
+            agreed,
+            peer_mss: mss,
+            own_mss: offer.mss,
+            snd_scale,
+            rcv_scale: if agreed.scaling { offer.scale } else { 0 },
+            offered: u16::try_from(offer.window).unwrap_or(u16::MAX),
+            timestamp_offset: offer.timestamp_offset,
+            timestamp_recent: segment.options.timestamps.map_or(0, |(value, _)| value),
+            timestamp_recent_at: now,
+            timeouts: 0,
+            created_at: now,
+            sent_at: now,
+            acked: true,
         }
     }
 

@@ -4,8 +4,11 @@
 //! final ACK is ignored so that the peer's data or the SYN-ACK's timer tries again.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::Instant;
 
 /// Ceiling of a backlog (Linux: `somaxconn`).
 pub(crate) const BACKLOG_MAX: u32 = 4096;
@@ -20,6 +23,8 @@ pub(crate) struct Listener {
     pub(crate) queue: VecDeque<u32>,
     /// SYNs and final ACKs that found no room.
     pub(crate) overflows: u64,
+    /// When a SYN was last answered with a cookie.
+    pub(crate) cookie_sent_at: Option<Instant>,
 }
 
 impl Listener {
@@ -34,6 +39,13 @@ impl Listener {
     /// Linux: `sk_acceptq_is_full`.
     pub(crate) fn accept_queue_is_full(&self) -> bool {
         self.queue.len() > self.backlog as usize
+    }
+
+    /// Whether an ACK out of the blue may carry a cookie (Linux: `tcp_synq_no_recent_overflow`).
+    pub(crate) fn expects_cookies(&self, now: Instant) -> bool {
+        /// Longer than any cookie is good.
+        const RECENT: Duration = Duration::from_secs(120);
+        self.cookie_sent_at.is_some_and(|at| now.since(at) < RECENT)
     }
 
     /// Linux: `inet_csk_reqsk_queue_is_full`.

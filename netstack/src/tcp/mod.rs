@@ -2,6 +2,7 @@
 
 pub(crate) mod congestion;
 pub(crate) mod connection;
+pub(crate) mod cookie;
 pub(crate) mod half_open;
 pub(crate) mod listener;
 pub(crate) mod receive;
