@@ -14,7 +14,7 @@ use super::types::ApiError;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody serves the socket.
-    #[error("nobody answers at {path}: {source}")]
+    #[error("nobody answers at {path}")]
     NotRunning {
         /// The socket.
         path: PathBuf,
@@ -22,7 +22,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The connection broke before the answer.
-    #[error("the connection to {path} broke: {source}")]
+    #[error("the connection to {path} broke")]
     Broken {
         /// The socket.
         path: PathBuf,

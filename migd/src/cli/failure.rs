@@ -25,14 +25,6 @@ pub fn show(error: &anyhow::Error) {
     }
 }
 
-/// Prints an error of the daemon and what to do about it.
-pub fn show_api(error: &ApiError) {
-    eprintln!("migd: {error}");
-    if let Some(hint) = &error.hint {
-        eprintln!("migd: {hint}");
-    }
-}
-
 /// The exit status for an error; `failed` unless it says more.
 pub fn status(error: &anyhow::Error, failed: u8) -> ExitCode {
     let code = match api_error(error).map(|error| error.kind) {

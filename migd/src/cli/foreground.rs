@@ -14,7 +14,6 @@ use tokio::sync::mpsc;
 
 use super::Target;
 use super::arguments::{LogsArgs, RunArgs};
-use super::failure;
 use super::listing::print;
 use crate::api::{
     AttachEvent, AttachInput, Client, ClientError, Connection, DaemonRequest, Exit, JobView, Output, Receiver,
@@ -126,23 +125,12 @@ impl Session {
 
     /// Attaches at the offset reached; waits for a daemon that is being started again.
     async fn connect(&mut self, signals: &mut mpsc::Receiver<i32>) -> anyhow::Result<Connection> {
-        let began = Instant::now();
         let request = DaemonRequest::Attach { job: self.job.id.clone(), from_offset: self.next, input: true };
-        loop {
-            let error = match self.client.open::<JobView>(&request).await {
-                Ok((_, connection)) => return Ok(connection),
-                Err(error @ ClientError::Api(_)) => return Err(error.into()),
-                Err(error) => error,
-            };
-            if began.elapsed() > PATIENCE {
-                return Err(error.into());
-            }
-            tokio::select! {
-                () = tokio::time::sleep(RETRY) => {}
-                Some(signal) = signals.recv() => {
-                    let name = &self.job.name;
-                    anyhow::bail!("signal {signal} can't be passed on while the daemon is away; job {name} runs on");
-                }
+        tokio::select! {
+            opened = open_patiently(&self.client, &request) => Ok(opened?),
+            Some(signal) = signals.recv() => {
+                let name = &self.job.name;
+                anyhow::bail!("signal {signal} can't be passed on while the daemon is away; job {name} runs on");
             }
         }
     }
@@ -154,14 +142,20 @@ impl Session {
         signals: &mut mpsc::Receiver<i32>,
         stdin: &mut mpsc::Receiver<Option<Vec<u8>>>,
     ) -> anyhow::Result<Ending> {
-        let mut again: Vec<AttachInput> = self.input.pending.iter().map(piece).collect();
-        if self.input.eof {
-            again.push(AttachInput::StdinEof);
-        }
-        for message in again {
-            if let Err(error) = sender.send(&message).await {
-                return Ok(Ending::Broken(error));
+        // Sending must not hold up receiving: the job may have to be read from before it reads. The window bounds what
+        // waits in the channel.
+        let (outbox, mut messages) = mpsc::unbounded_channel::<AttachInput>();
+        let sending = tokio::spawn(async move {
+            while let Some(message) = messages.recv().await {
+                // When this fails the receiving side sees the end, too.
+                if sender.send(&message).await.is_err() {
+                    return;
+                }
             }
+        });
+        let _sending = AbortOnDrop(sending);
+        for message in self.input.pending.iter().map(piece).chain(self.input.eof.then_some(AttachInput::StdinEof)) {
+            let _ = outbox.send(message);
         }
         loop {
             let may_read = !self.input.eof && self.input.read - self.input.accepted < WINDOW;
@@ -178,10 +172,8 @@ impl Session {
                 Some(signal) = signals.recv() => Some(AttachInput::Signal { signal }),
                 bytes = stdin.recv(), if may_read => Some(self.input.take(bytes.flatten())),
             };
-            if let Some(message) = message
-                && let Err(error) = sender.send(&message).await
-            {
-                return Ok(Ending::Broken(error));
+            if let Some(message) = message {
+                let _ = outbox.send(message);
             }
         }
     }
@@ -206,6 +198,15 @@ impl Session {
             AttachEvent::Failed(error) => Err(ClientError::from(error).into()),
             AttachEvent::CaughtUp => Ok(Taken::Nothing),
         }
+    }
+}
+
+/// Ends a task with its scope.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -321,23 +322,40 @@ fn write_flush(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
 pub async fn logs(target: &Target, args: LogsArgs) -> anyhow::Result<ExitCode> {
     let client = target.client()?;
     let LogsArgs { follow, tail, job } = args;
-    let (_, mut connection) = client.open::<JobView>(&DaemonRequest::Logs { job, follow, tail }).await?;
+    let (job, mut connection) = client.open::<JobView>(&DaemonRequest::Logs { job, follow, tail }).await?;
     let mut sink = Sink::default();
+    let mut next = 0;
     loop {
-        let event = connection.receive::<AttachEvent>().await.map_err(|source| client.broken(source))?;
-        match event {
-            Some(AttachEvent::Output(output)) => {
+        match connection.receive::<AttachEvent>().await {
+            Ok(Some(AttachEvent::Output(output))) => {
+                next = output.offset + output.bytes.len() as u64;
                 if sink.write(&output)? {
                     return Ok(ExitCode::SUCCESS);
                 }
             }
-            Some(AttachEvent::Accepted { .. } | AttachEvent::Moved { .. }) => {}
-            Some(AttachEvent::CaughtUp | AttachEvent::Exited(_)) => return Ok(ExitCode::SUCCESS),
-            Some(AttachEvent::Failed(error)) => {
-                failure::show_api(&error);
-                return Ok(ExitCode::from(failure::GENERAL));
+            Ok(Some(AttachEvent::Accepted { .. } | AttachEvent::Moved { .. })) => {}
+            Ok(Some(AttachEvent::CaughtUp | AttachEvent::Exited(_))) => return Ok(ExitCode::SUCCESS),
+            Ok(Some(AttachEvent::Failed(error))) => return Err(ClientError::from(error).into()),
+            Ok(None) if follow => {
+                eprintln!("migd: the daemon went away; waiting for it");
+                let again = DaemonRequest::Attach { job: job.id.clone(), from_offset: next, input: false };
+                connection = open_patiently(&client, &again).await?;
             }
-            None => return Err(client.broken(io::ErrorKind::UnexpectedEof.into()).into()),
+            Ok(None) => return Err(client.broken(io::ErrorKind::UnexpectedEof.into()).into()),
+            Err(error) => return Err(client.broken(error).into()),
+        }
+    }
+}
+
+/// Opens a stream at a daemon that may be just being started again.
+async fn open_patiently(client: &Client, request: &DaemonRequest) -> Result<Connection, ClientError> {
+    let began = Instant::now();
+    loop {
+        match client.open::<JobView>(request).await {
+            Ok((_, connection)) => return Ok(connection),
+            Err(error @ ClientError::Api(_)) => return Err(error),
+            Err(error) if began.elapsed() > PATIENCE => return Err(error),
+            Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
 }

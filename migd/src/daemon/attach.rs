@@ -2,6 +2,10 @@
 //!
 //! Three layers with the same interface, [`Attachment`]: [`local`] (a job of this node: its shim, or its log when it
 //! ended), [`at`] (a job of any node, until it moves) and [`following`] (a job, until it ends).
+//!
+//! Output and input never wait for each other, on no layer: a job may write only when it was read from and read only when it
+//! was written to. Output is held back by its reader; of input there is never more under way than the sender's window, so it is
+//! passed on through channels without a bound of their own.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -33,19 +37,19 @@ pub struct Attachment {
     /// What the job writes, and how it ends.
     pub events: mpsc::Receiver<AttachEvent>,
     /// Input for the job.
-    pub input: mpsc::Sender<AttachInput>,
+    pub input: mpsc::UnboundedSender<AttachInput>,
 }
 
 /// The other side of an [`Attachment`].
 struct Pump {
     events: mpsc::Sender<AttachEvent>,
-    input: mpsc::Receiver<AttachInput>,
+    input: mpsc::UnboundedReceiver<AttachInput>,
 }
 
 impl Attachment {
     fn new() -> (Attachment, Pump) {
         let (events, events_receiver) = mpsc::channel(QUEUE);
-        let (input, input_receiver) = mpsc::channel(QUEUE);
+        let (input, input_receiver) = mpsc::unbounded_channel();
         (Attachment { events: events_receiver, input }, Pump { events, input: input_receiver })
     }
 }
@@ -107,25 +111,34 @@ async fn from_shim(job: &LocalJob, request: &Request, next: &mut u64, pump: &mut
         Ok(None) | Err(_) => return false,
     }
     let (mut receiver, mut sender) = connection.split();
-    loop {
-        tokio::select! {
-            event = receiver.receive::<AttachEvent>() => {
-                let Ok(Some(event)) = event else { return false };
-                if let AttachEvent::Output(output) = &event {
-                    *next = output.offset + output.bytes.len() as u64;
-                }
-                let last = is_final(&event);
-                if pump.events.send(event).await.is_err() || last {
-                    return true;
-                }
+    let output = async {
+        loop {
+            let event = tokio::select! {
+                event = receiver.receive::<AttachEvent>() => event,
+                () = pump.events.closed() => return true,
+            };
+            let Ok(Some(event)) = event else { return false };
+            if let AttachEvent::Output(output) = &event {
+                *next = output.offset + output.bytes.len() as u64;
             }
-            Some(message) = pump.input.recv() => {
-                if sender.send(&message).await.is_err() {
-                    return false;
-                }
+            let last = is_final(&event);
+            if pump.events.send(event).await.is_err() || last {
+                return true;
             }
-            () = pump.events.closed() => return true,
         }
+    };
+    let input = async {
+        while let Some(message) = pump.input.recv().await {
+            if sender.send(&message).await.is_err() {
+                break;
+            }
+        }
+        // The end is the output's to tell.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = output => ended,
+        () = input => false,
     }
 }
 
@@ -213,7 +226,7 @@ pub async fn serve_peer(stream: tokio::net::TcpStream, mut attachment: Attachmen
     let reader = tokio::spawn(async move {
         while let Ok(Some(message)) = protocol::read::<AttachInput>(&mut read_half).await {
             // After the end of the job there is nobody to take input; the connection still shows when the other side goes.
-            let _ = input.send(message).await;
+            let _ = input.send(message);
         }
     });
     let mut reader = reader;
@@ -314,11 +327,11 @@ impl Follower {
         let gone = || Ending::Lost(ApiError::new(ErrorKind::Unavailable, "the job's node closed the connection"));
         for (offset, bytes) in &self.pending {
             let again = AttachInput::Stdin { offset: *offset, bytes: bytes.clone() };
-            if attachment.input.send(again).await.is_err() {
+            if attachment.input.send(again).is_err() {
                 return gone();
             }
         }
-        if self.eof && attachment.input.send(AttachInput::StdinEof).await.is_err() {
+        if self.eof && attachment.input.send(AttachInput::StdinEof).is_err() {
             return gone();
         }
         let mut input_open = true;
@@ -339,7 +352,7 @@ impl Follower {
                 },
                 message = self.pump.input.recv(), if input_open => match message {
                     None => input_open = false,
-                    Some(message) => self.pass_input(message, &attachment).await,
+                    Some(message) => self.pass_input(message, &attachment),
                 },
                 () = self.pump.events.closed() => return Ending::Over,
             }
@@ -370,7 +383,7 @@ impl Follower {
         }
     }
 
-    async fn pass_input(&mut self, message: AttachInput, attachment: &Attachment) {
+    fn pass_input(&mut self, message: AttachInput, attachment: &Attachment) {
         match &message {
             AttachInput::Stdin { offset, bytes } => self.pending.push_back((*offset, bytes.clone())),
             AttachInput::StdinEof => self.eof = true,
@@ -386,7 +399,7 @@ impl Follower {
             }
         }
         // If the attachment just ended the message is sent again with the next one.
-        let _ = attachment.input.send(message).await;
+        let _ = attachment.input.send(message);
     }
 }
 

@@ -59,18 +59,17 @@ async fn answer(node: &Arc<Node>, stream: UnixStream) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     tracing::trace!(?request, "control");
-    let connection = &mut connection;
     match request {
-        DaemonRequest::Status => reply(connection, status(node)).await,
-        DaemonRequest::Run(request) => reply(connection, launch::run(node, request).await).await,
-        DaemonRequest::Jobs { all } => reply(connection, Ok(locate::list(node, all).await)).await,
-        DaemonRequest::Nodes => reply(connection, Ok(members::list(node).await)).await,
-        DaemonRequest::Inspect { job } => reply(connection, inspect(node, &job).await).await,
+        DaemonRequest::Status => reply(&mut connection, status(node)).await,
+        DaemonRequest::Run(request) => reply(&mut connection, launch::run(node, request).await).await,
+        DaemonRequest::Jobs { all } => reply(&mut connection, Ok(locate::list(node, all).await)).await,
+        DaemonRequest::Nodes => reply(&mut connection, Ok(members::list(node).await)).await,
+        DaemonRequest::Inspect { job } => reply(&mut connection, inspect(node, &job).await).await,
         DaemonRequest::Kill { job, signal } => {
             let result = async { kill(node, &locate::find(node, &job).await?.id, signal).await };
-            reply(connection, result.await).await
+            reply(&mut connection, result.await).await
         }
-        DaemonRequest::Remove { job } => reply(connection, remove(node, &job).await).await,
+        DaemonRequest::Remove { job } => reply(&mut connection, remove(node, &job).await).await,
         DaemonRequest::Attach { job, from_offset, input } => {
             let begin = async {
                 let found = locate::find(node, &job).await?;
@@ -82,14 +81,14 @@ async fn answer(node: &Arc<Node>, stream: UnixStream) -> io::Result<()> {
         DaemonRequest::Logs { job, follow, tail } => {
             stream_job(node, connection, logs(node, &job, follow, tail).await).await
         }
-        DaemonRequest::Move { job, node: to } => move_job(node, connection, &job, &to).await,
+        DaemonRequest::Move { job, node: to } => move_job(node, &mut connection, &job, &to).await,
         DaemonRequest::Transfer { job, from_epoch, from_node, to_node } => {
             let from = Owner { node: from_node, epoch: from_epoch };
-            reply(connection, moves::transfer(node, &job, from, &to_node).await).await
+            reply(&mut connection, moves::transfer(node, &job, from, &to_node).await).await
         }
         DaemonRequest::JobExited { job, exit } => {
             tracing::debug!(job, %exit, "a shim says that its job ended");
-            reply(connection, Ok(())).await
+            reply(&mut connection, Ok(())).await
         }
     }
 }
@@ -289,7 +288,7 @@ async fn inspect_view(node: &Arc<Node>, id: &str) -> Result<JobView, ApiError> {
 /// Answers with the job, then streams its output until it ends or the other side goes.
 async fn stream_job(
     node: &Arc<Node>,
-    connection: &mut Connection,
+    mut connection: Connection,
     begin: Result<(Located, attach::Request), ApiError>,
 ) -> io::Result<()> {
     let begin = match begin {
@@ -298,22 +297,27 @@ async fn stream_job(
     };
     let (found, request, view) = match begin {
         Ok(begin) => begin,
-        Err(error) => return reply::<JobView>(connection, Err(error)).await,
+        Err(error) => return reply::<JobView>(&mut connection, Err(error)).await,
     };
-    reply(connection, Ok(view)).await?;
+    reply(&mut connection, Ok(view)).await?;
     let Attachment { mut events, input } = attach::following(Arc::clone(node), found.node, request);
-    loop {
-        tokio::select! {
-            event = events.recv() => match event {
-                Some(event) => connection.send(&event).await?,
-                None => return Ok(()),
-            },
-            message = connection.receive::<AttachInput>() => match message? {
-                // Ends only with the job's output: input beyond that has no reader.
-                Some(message) => drop(input.send(message).await),
-                None => return Ok(()),
-            },
+    let (mut receiver, mut sender) = connection.split();
+    let output = async {
+        while let Some(event) = events.recv().await {
+            sender.send(&event).await?;
         }
+        Ok(())
+    };
+    let input = async {
+        while let Some(message) = receiver.receive::<AttachInput>().await? {
+            // Ends only with the job's output: input beyond that has no reader.
+            let _ = input.send(message);
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = output => ended,
+        ended = input => ended,
     }
 }
 

@@ -175,8 +175,9 @@ pub type DirectoryReply = Result<DirectoryAnswer, DirectoryError>;
 /// As the stream's, or [`io::ErrorKind::InvalidData`].
 pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
     let Some(body) = frame::read_body(stream).await? else { return Ok(None) };
-    let message = rmp_serde::from_slice(&body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(Some(message))
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(&body).with_human_readable();
+    let message = T::deserialize(&mut deserializer);
+    Ok(Some(message.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?))
 }
 
 /// Writes one message.
@@ -184,7 +185,10 @@ pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) ->
 /// # Errors
 /// As the stream's.
 pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
-    let body = rmp_serde::to_vec_named(message).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let mut body = Vec::new();
+    // Addresses as text: what serde flattens is read back as if from a text format.
+    let mut serializer = rmp_serde::Serializer::new(&mut body).with_struct_map().with_human_readable();
+    message.serialize(&mut serializer).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     stream.write_all(&frame::enclose(&body)?).await?;
     stream.flush().await
 }
@@ -192,7 +196,7 @@ pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{AttachEvent, Output, Reply, Stream};
+    use crate::api::{AttachEvent, JobInspection, JobState, JobView, Output, Reply, Stream};
     use proptest::prelude::*;
 
     async fn round_trip<T: Serialize + DeserializeOwned>(message: &T) -> T {
@@ -214,6 +218,22 @@ mod tests {
         assert_eq!(round_trip(&request).await, request);
         let answer: DirectoryReply = Err(DirectoryError::Compacted(7));
         assert_eq!(round_trip(&answer).await, answer);
+        let job = JobView {
+            id: "ab".repeat(12),
+            name: "web".into(),
+            argv: vec!["prog".into()],
+            created_ms: 1,
+            address: [10, 77, 0, 5].into(),
+            node: "A".into(),
+            epoch: 1,
+            state: JobState::Running,
+            moving_to: None,
+            exit: None,
+            finished_ms: None,
+            pid: Some(7),
+        };
+        let inspection = JobInspection { job, spec: None, detail: Some(serde_json::json!({"sockets": [1, null]})) };
+        assert_eq!(round_trip(&inspection).await, inspection);
         assert_eq!(round_trip(&Reply::Ok(())).await, Reply::Ok(()));
         assert_eq!(round_trip(&MoveAnswer::Accepted).await, MoveAnswer::Accepted);
     }
