@@ -126,6 +126,12 @@ impl Session {
     /// Attaches at the offset reached; waits for a daemon that is being started again.
     async fn connect(&mut self, signals: &mut mpsc::Receiver<i32>) -> anyhow::Result<Connection> {
         let request = DaemonRequest::Attach { job: self.job.id.clone(), from_offset: self.next, input: true };
+        // A daemon that is there gets the signals; only one that is away can't.
+        match self.client.open::<JobView>(&request).await {
+            Ok((_, connection)) => return Ok(connection),
+            Err(error @ ClientError::Api(_)) => return Err(error.into()),
+            Err(_) => {}
+        }
         tokio::select! {
             opened = open_patiently(&self.client, &request) => Ok(opened?),
             Some(signal) = signals.recv() => {
