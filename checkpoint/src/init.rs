@@ -28,6 +28,12 @@ use crate::sandbox::ExitStatus;
 
 /// What `/proc/self/exe init` does. Must be called before the process has a second thread. Returns when the sandbox is over.
 pub fn main() -> ExitCode {
+    if std::process::id() != 1
+        && let Err(error) = process::close_inherited()
+    {
+        eprintln!("init: closing inherited descriptors: {error}");
+        return ExitCode::FAILURE;
+    }
     let result = match Channels::take() {
         Ok(channels) => {
             let result = if std::process::id() == 1 { run(&channels) } else { prepare(&channels) };
@@ -119,7 +125,8 @@ fn run(channels: &Channels) -> Result<(), Failure> {
         None => None,
     };
     let number = listener.as_ref().map(|listener| listener.as_fd().as_raw_fd());
-    send(&channels.requests, &Reply::Ready { listener: number }).map_err(during("reporting ready"))?;
+    send(&channels.requests, &Reply::Ready { listener: number, owner: owner.as_raw_fd() })
+        .map_err(during("reporting ready"))?;
     Init { channels, owner, ended: ended.into(), listener, root: None }.serve(&epoll)
 }
 

@@ -17,15 +17,20 @@
 //! thread that made it, and nothing else in the calling process may reap children with `waitpid(-1)`.
 
 pub mod descriptors;
+mod dump;
 pub mod error;
 pub mod external;
+mod freeze;
 pub mod image;
 pub mod init;
 pub mod memory;
 pub mod offer;
+mod restore;
 pub mod sandbox;
 pub mod source;
 pub mod stay;
+mod stubs;
+mod survey;
 pub mod target;
 
 pub use error::{Error, Result};

@@ -18,6 +18,10 @@ pub struct Clocks {
 pub struct ProcessSummary {
     /// As the job numbers it.
     pub process: u32,
+    /// Its parent.
+    pub parent: u32,
+    /// Its session.
+    pub session: u32,
     /// Its name.
     pub name: String,
     /// Number of threads.

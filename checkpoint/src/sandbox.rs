@@ -8,10 +8,11 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sys::Pid;
+use sys::proc::{Place, Proc};
 use sys::process::PidNamespace;
 
 use crate::error::{Error, Result};
@@ -104,26 +105,61 @@ pub enum Event {
 pub struct Sandbox {
     listener: Option<OwnedFd>,
     net: OwnedFd,
-    requests: File,
     events: UnixStream,
     init: Pid,
     init_handle: OwnedFd,
-    root: Option<(Pid, OwnedFd)>,
-    inside: Inside,
+    control: Arc<Control>,
     over: bool,
+}
+
+/// What a sandbox and a tree under construction in it both need.
+#[derive(Debug)]
+pub(crate) struct Control {
+    requests: File,
+    /// The job's first process.
+    root: Mutex<Option<(Pid, OwnedFd)>>,
+    inside: Inside,
 }
 
 /// Ways to see what is inside a sandbox. They work on when the job unmounts its /proc.
 #[derive(Debug, Clone)]
 pub(crate) struct Inside {
     /// The job's own /proc: its numbers are the job's.
-    pub proc: Arc<OwnedFd>,
+    pub proc: Arc<Proc>,
     /// Translates numbers.
     pub pids: Arc<PidNamespace>,
     /// Init, as the caller numbers it.
     pub init: Pid,
+    /// Number of init's descriptor for our process, which every stub inherits.
+    pub owner: i32,
     /// What the clocks are off by, inside.
     pub clock_offsets: ClockOffsets,
+}
+
+impl Inside {
+    /// Everything in the sandbox but init, ascending; ended ones that nobody has collected are there too.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let mut processes = self.proc.processes().map_err(|error| Error::system("listing the job", error))?;
+        processes.retain(|process| *process != 1);
+        Ok(processes)
+    }
+
+    /// The process that a thread belongs to.
+    pub fn process_of(&self, thread: u32) -> Option<u32> {
+        // A thread's directory is there too, though it isn't listed.
+        let text = self.proc.read_text(Place::Process(thread), "status").ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+    }
+
+    /// The job's clocks now.
+    pub fn clocks(&self) -> Clocks {
+        let read = sys::process::clock_ns;
+        Clocks {
+            monotonic_ns: read(sys::libc::CLOCK_MONOTONIC).saturating_add(self.clock_offsets.monotonic_ns),
+            boottime_ns: read(sys::libc::CLOCK_BOOTTIME).saturating_add(self.clock_offsets.boottime_ns),
+            realtime_ns: read(sys::libc::CLOCK_REALTIME),
+        }
+    }
 }
 
 impl Sandbox {
@@ -145,7 +181,7 @@ impl Sandbox {
 
         let begun = begin(&requests, spec.clone());
         let ended = preparer.wait().map_err(|error| Error::system("waiting for init's first half", error))?;
-        let (init, listener) = begun?;
+        let Begun { init, listener, owner } = begun?;
         if !ended.success() {
             return Err(Error::Init(format!("its first half ended with {ended}")));
         }
@@ -158,19 +194,22 @@ impl Sandbox {
         let mut sandbox = Sandbox {
             listener: None,
             net: open("ns/net")?,
-            requests,
             events,
             init,
             init_handle,
-            root: None,
-            inside: Inside {
-                proc: Arc::new(open("root/proc")?),
-                pids: Arc::new(
-                    PidNamespace::of(init).map_err(|error| Error::system("opening the PID namespace", error))?,
-                ),
-                init,
-                clock_offsets: spec.clock_offsets.unwrap_or_default(),
-            },
+            control: Arc::new(Control {
+                requests,
+                root: Mutex::new(None),
+                inside: Inside {
+                    proc: Arc::new(Proc::new(open("root/proc")?)),
+                    pids: Arc::new(
+                        PidNamespace::of(init).map_err(|error| Error::system("opening the PID namespace", error))?,
+                    ),
+                    init,
+                    owner,
+                    clock_offsets: spec.clock_offsets.unwrap_or_default(),
+                },
+            }),
             over: false,
         };
         if let Some(number) = listener {
@@ -198,12 +237,13 @@ impl Sandbox {
 
     /// Number of the job's first process as the caller sees it: started by [`Sandbox::spawn`] or restored.
     pub fn root_pid(&self) -> Option<Pid> {
-        self.root.as_ref().map(|(pid, _)| *pid)
+        self.control.root().as_ref().map(|(pid, _)| *pid)
     }
 
     /// Sends a signal to the job's first process.
     pub fn signal_root(&self, signal: i32) -> Result<()> {
-        let (_, handle) = self.root.as_ref().ok_or(Error::Gone)?;
+        let root = self.control.root();
+        let (_, handle) = root.as_ref().ok_or(Error::Gone)?;
         sys::process::pidfd_send_signal(handle.as_fd(), signal).map_err(|error| match error.raw_os_error() {
             Some(sys::libc::ESRCH) => Error::Gone,
             _ => Error::system("sending a signal", error),
@@ -225,8 +265,8 @@ impl Sandbox {
             stdio: [0, 1, 2].map(|index: usize| command.stdio[index].as_raw_fd()),
             rlimits: command.rlimits,
         }));
-        match self.ask(&request)? {
-            Reply::Spawned { pid } => self.know_root(pid),
+        match self.control.ask(&request)? {
+            Reply::Spawned { pid } => self.control.know_root(pid),
             Reply::Failed { errno: Some(errno), .. } => {
                 Err(Error::Program { program, source: io::Error::from_raw_os_error(errno) })
             }
@@ -234,38 +274,12 @@ impl Sandbox {
         }
     }
 
-    /// Tells init that a restored process is the job's first.
-    pub(crate) fn adopt(&mut self, root: u32) -> Result<Pid> {
-        let root = i32::try_from(root).map_err(|_| Error::Image("a process number is out of range".into()))?;
-        match self.ask(&Request::Adopt { root })? {
-            Reply::Adopted => self.know_root(root),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn ask(&mut self, request: &Request) -> Result<Reply> {
-        send(&self.requests, request).map_err(|_| Error::Gone)?;
-        receive(&self.requests).map_err(|_| Error::Gone)
-    }
-
-    fn know_root(&mut self, inside: i32) -> Result<Pid> {
-        let known = u32::try_from(inside)
-            .map_err(io::Error::other)
-            .and_then(|inside| self.inside.pids.outside(inside))
-            .and_then(|pid| Ok((pid, sys::process::pidfd_open(pid)?)));
-        match known {
-            Ok((pid, handle)) => {
-                self.root = Some((pid, handle));
-                Ok(pid)
-            }
-            // It has ended already, and init has collected it.
-            Err(error) if error.raw_os_error() == Some(sys::libc::ESRCH) => Ok(Pid::from_raw(0)),
-            Err(error) => Err(Error::system("finding the job's first process", error)),
-        }
-    }
-
     pub(crate) fn inside(&self) -> &Inside {
-        &self.inside
+        &self.control.inside
+    }
+
+    pub(crate) fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control)
     }
 
     /// Readable when [`Sandbox::next_event`] has something.
@@ -295,6 +309,43 @@ impl Sandbox {
     pub fn destroy(self) {}
 }
 
+impl Control {
+    fn root(&self) -> MutexGuard<'_, Option<(Pid, OwnedFd)>> {
+        // Nothing that holds it can fail half-way.
+        self.root.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells init that a restored process is the job's first.
+    pub(crate) fn adopt(&self, root: u32) -> Result<Pid> {
+        let root = i32::try_from(root).map_err(|_| Error::Image("a process number is out of range".into()))?;
+        match self.ask(&Request::Adopt { root })? {
+            Reply::Adopted => self.know_root(root),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Result<Reply> {
+        send(&self.requests, request).map_err(|_| Error::Gone)?;
+        receive(&self.requests).map_err(|_| Error::Gone)
+    }
+
+    fn know_root(&self, inside: i32) -> Result<Pid> {
+        let known = u32::try_from(inside)
+            .map_err(io::Error::other)
+            .and_then(|inside| self.inside.pids.outside(inside))
+            .and_then(|pid| Ok((pid, sys::process::pidfd_open(pid)?)));
+        match known {
+            Ok((pid, handle)) => {
+                *self.root() = Some((pid, handle));
+                Ok(pid)
+            }
+            // It has ended already, and init has collected it.
+            Err(error) if error.raw_os_error() == Some(sys::libc::ESRCH) => Ok(Pid::from_raw(0)),
+            Err(error) => Err(Error::system("finding the job's first process", error)),
+        }
+    }
+}
+
 impl Drop for Sandbox {
     fn drop(&mut self) {
         // Init may be gone already; either way it is a child that wants collecting, and the kernel lets PID 1 end only
@@ -306,20 +357,27 @@ impl Drop for Sandbox {
     }
 }
 
-/// Hands the settings to both halves of init. Returns PID 1 and the number of the filter's listener there.
-fn begin(requests: &File, spec: SandboxSpec) -> Result<(Pid, Option<i32>)> {
+/// PID 1, and numbers of descriptors there.
+struct Begun {
+    init: Pid,
+    listener: Option<i32>,
+    owner: i32,
+}
+
+/// Hands the settings to both halves of init.
+fn begin(requests: &File, spec: SandboxSpec) -> Result<Begun> {
     let lost = |error: io::Error| Error::Init(format!("it ended before it was set up ({error})"));
     send(requests, &Setup { clock_offsets: spec.clock_offsets }).map_err(lost)?;
     send(requests, &Begin { hostname: spec.hostname, filter: spec.filter }).map_err(lost)?;
     let mut init = None;
     let mut ready = None;
     let failure = loop {
-        if let (Some(init), Some(listener)) = (init, ready) {
-            return Ok((init, listener));
+        if let (Some(init), Some((listener, owner))) = (init, ready) {
+            return Ok(Begun { init, listener, owner });
         }
         match receive(requests) {
             Ok(Reply::Started { pid }) => init = Some(Pid::from_raw(pid)),
-            Ok(Reply::Ready { listener }) => ready = Some(listener),
+            Ok(Reply::Ready { listener, owner }) => ready = Some((listener, owner)),
             Ok(other) => break unexpected(&other),
             Err(error) => break lost(error),
         }

@@ -1,63 +1,276 @@
 //! A running tree that is to move: pre-copy, freeze, dump.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
+use sys::libc;
+use sys::proc::Place;
+use sys::tape::{Region, Results, Tape};
+
+use crate::descriptors::{self, Tapes};
+use crate::dump;
 use crate::error::{Error, Result};
 use crate::external::External;
-use crate::image::TreeImage;
-use crate::memory::{MemorySink, RoundStats};
+use crate::freeze::{self, Frozen};
+use crate::image::{ProcessState, TreeImage, VERSION};
+use crate::memory::{Layout, MemorySink, RoundStats, TrackedProcess, Tracker};
 use crate::offer::Offer;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Inside, Sandbox};
 use crate::stay::StayReason;
+use crate::survey;
+
+/// Where a region goes if nothing is there: below where programs are linked to.
+pub(crate) const REGION_AT: u64 = 0x10_0000;
 
 /// A running tree that is to move.
+///
+/// The order of calls is: `stay_reasons`, `offer`, then with pre-copy `start_tracking` and `copy_round` as often as it
+/// pays, then `freeze`, `dump`, and at last `resume` or `discard`. Dropping it at any moment is `resume`.
 #[derive(Debug)]
 pub struct Source {
+    inside: Inside,
+    root: u32,
+    // Declared before the tracker: the tree runs on before the protection of its memory is lifted.
+    frozen: Vec<Held>,
+    tracker: Option<Tracker>,
     // ptrace belongs to a thread, so a source does too.
     thread_bound: PhantomData<*const ()>,
 }
 
+/// A frozen process, with the region that has to go before it runs on.
+#[derive(Debug)]
+struct Held {
+    frozen: Frozen,
+    region: Option<Region>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(region) = self.region.take()
+            && let Ok(leader) = self.frozen.leader()
+            && let Err(error) = region.remove(leader)
+        {
+            // Only a process that has been killed can't do it.
+            tracing::debug!(process = self.frozen.process, %error, "a region stays behind");
+        }
+    }
+}
+
 impl Source {
     /// Takes hold of the tree in a sandbox; stops nothing.
-    pub fn attach(_sandbox: &Sandbox) -> Result<Source> {
-        Err(Error::Gone)
+    pub fn attach(sandbox: &Sandbox) -> Result<Source> {
+        let inside = sandbox.inside().clone();
+        let root = sandbox.root_pid().ok_or(Error::Gone)?;
+        let root = inside.pids.inside(root).map_err(|_| Error::Gone)?;
+        Ok(Source { inside, root, frozen: Vec::new(), tracker: None, thread_bound: PhantomData })
     }
 
     /// What keeps the tree here. Freezes nothing.
-    pub fn stay_reasons(&mut self, _external: &dyn External) -> Result<Vec<StayReason>> {
-        Err(Error::Gone)
+    pub fn stay_reasons(&mut self, external: &dyn External) -> Result<Vec<StayReason>> {
+        let processes = self.inside.living()?;
+        survey::stay_reasons(&self.inside, &processes, external)
     }
 
     /// What the tree needs of a target.
     pub fn offer(&mut self) -> Result<Offer> {
-        Err(Error::Gone)
+        let processes = self.inside.living()?;
+        if processes.is_empty() {
+            return Err(Error::Gone);
+        }
+        survey::offer(&self.inside, &processes)
     }
 
-    /// Starts to track which memory is written to. Each process stops for a moment.
+    /// Starts to track which memory is written to. Each process stops for a moment, at its first round.
     pub fn start_tracking(&mut self) -> Result<()> {
-        Err(Error::Gone)
+        self.tracker.get_or_insert_with(Tracker::new);
+        Ok(())
     }
 
     /// Sends what was written to since the last round (the first: everything), while the tree runs on.
-    pub fn copy_round(&mut self, _sink: &mut dyn MemorySink) -> Result<RoundStats> {
-        Err(Error::Gone)
+    pub fn copy_round(&mut self, sink: &mut dyn MemorySink) -> Result<RoundStats> {
+        let processes = self.inside.living()?;
+        if processes.is_empty() {
+            return Err(Error::Gone);
+        }
+        let inside = &self.inside;
+        let tracker = self.tracker.get_or_insert_with(Tracker::new);
+        let mut inject = |process: TrackedProcess| inject(inside, process).map_err(io::Error::other);
+        tracker
+            .round(&processes, &mut inject, sink)
+            .map_err(|error| Error::system("copying memory while the job runs", error))
     }
 
     /// Stops every thread.
     pub fn freeze(&mut self) -> Result<()> {
-        Err(Error::Gone)
+        if !self.frozen.is_empty() {
+            return Ok(());
+        }
+        let frozen = freeze::stop(&self.inside, None)?;
+        if frozen.is_empty() {
+            return Err(Error::Gone);
+        }
+        self.frozen = frozen.into_iter().map(|frozen| Held { frozen, region: None }).collect();
+        Ok(())
     }
 
     /// Dumps the frozen tree; memory that wasn't sent yet goes to the sink.
-    pub fn dump(&mut self, _external: &dyn External, _sink: &mut dyn MemorySink) -> Result<TreeImage> {
-        Err(Error::Gone)
+    pub fn dump(&mut self, external: &dyn External, sink: &mut dyn MemorySink) -> Result<TreeImage> {
+        if self.frozen.is_empty() {
+            self.freeze()?;
+        }
+        let clocks = self.inside.clocks();
+        let living = self.inside.living()?;
+        // Memory first: the pages that tapes run in aren't the job's.
+        let (layout, _) = self
+            .tracker
+            .get_or_insert_with(Tracker::new)
+            .finish(&living, sink)
+            .map_err(|error| Error::system("copying the rest of the memory", error))?;
+        let mut image = self.dump_processes(external, &living, &layout)?;
+        image.clocks = clocks;
+        image.layout = layout;
+        Ok(image)
+    }
+
+    fn dump_processes(
+        &mut self,
+        external: &dyn External,
+        living: &[TrackedProcess],
+        layout: &Layout,
+    ) -> Result<TreeImage> {
+        let mut by_number = BTreeMap::new();
+        for held in &mut self.frozen {
+            let number = held.frozen.process;
+            let leader = held.frozen.leader()?;
+            let region = match held.region {
+                Some(region) => region,
+                None => Region::install(leader, REGION_AT, true)
+                    .map_err(|error| Error::process(number, "mapping pages to run calls in", error))?,
+            };
+            held.region = Some(region);
+            by_number.insert(number, held);
+        }
+        let processes: Vec<descriptors::Process> =
+            living.iter().map(|p| descriptors::Process { process: p.process, pid: p.pid }).collect();
+        let job = descriptors::Job { init: self.inside.init, processes: &processes };
+        let descriptors = descriptors::dump(&job, external, layout, &mut SourceTapes(&mut by_number))?;
+
+        let mut images = Vec::new();
+        let mut last_pid = 1;
+        for process in self.inside.processes()? {
+            let image = match by_number.get_mut(&process) {
+                Some(held) => {
+                    let region = held.region.ok_or(Error::Gone)?;
+                    dump::process(&self.inside, &mut held.frozen, region)?
+                }
+                None => {
+                    let stat = self
+                        .inside
+                        .proc
+                        .stat(Place::Process(process))
+                        .map_err(|error| Error::process(process, "reading its stat", error))?;
+                    if !stat.is_zombie() {
+                        return Err(Error::Image(format!("process {process} appeared during the freeze")));
+                    }
+                    dump::zombie(process, &stat)
+                }
+            };
+            if let ProcessState::Alive(live) = &image.state {
+                last_pid = live.threads.iter().map(|thread| thread.thread).fold(last_pid, u32::max);
+            }
+            last_pid = last_pid.max(process);
+            images.push(image);
+        }
+        survey::sort_by_descent(&mut images, |image| (image.process, image.parent));
+        Ok(TreeImage {
+            version: VERSION,
+            clocks: self.inside.clocks(),
+            root: self.root,
+            last_pid,
+            layout: Layout::default(),
+            processes: images,
+            descriptors,
+        })
     }
 
     /// Lets the tree run on as if nothing had been.
-    pub fn resume(self) -> Result<()> {
+    pub fn resume(mut self) -> Result<()> {
+        for mut held in std::mem::take(&mut self.frozen) {
+            let process = held.frozen.process;
+            if let Some(region) = held.region.take() {
+                region
+                    .remove(held.frozen.leader()?)
+                    .map_err(|error| Error::process(process, "taking our pages away", error))?;
+            }
+            for (_, thread) in std::mem::take(&mut held.frozen.threads) {
+                thread.release().map_err(|error| Error::process(process, "letting a thread run on", error))?;
+            }
+        }
         Ok(())
     }
 
     /// Kills the tree without a trace, after it runs elsewhere.
-    pub fn discard(self) {}
+    pub fn discard(mut self) {
+        let frozen = std::mem::take(&mut self.frozen);
+        for held in &frozen {
+            // It can only be that it is dead already.
+            let _ = sys::process::kill(held.frozen.pid, libc::SIGKILL);
+        }
+        for mut held in frozen {
+            held.region = None;
+            // The first thread can be collected only after the others.
+            let process = held.frozen.process;
+            let first = held.frozen.threads.remove(&process);
+            for (_, thread) in std::mem::take(&mut held.frozen.threads) {
+                thread.bury();
+            }
+            if let Some(first) = first {
+                first.bury();
+            }
+        }
+    }
+}
+
+/// Runs tapes for the dump of descriptors.
+struct SourceTapes<'a, 'b>(&'a mut BTreeMap<u32, &'b mut Held>);
+
+impl Tapes for SourceTapes<'_, '_> {
+    fn run(&mut self, process: u32, tape: &Tape) -> io::Result<Results> {
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        let held = self.0.get_mut(&process).ok_or_else(gone)?;
+        let region = held.region.ok_or_else(gone)?;
+        Ok(tape.run(held.frozen.leader().map_err(io::Error::other)?, region)?)
+    }
+
+    /// Nothing is put into a process at the source.
+    fn import(&mut self, _: u32, _: BorrowedFd<'_>) -> io::Result<RawFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Makes a userfaultfd in a process and fetches it, with the process standing still meanwhile.
+fn inject(inside: &Inside, process: TrackedProcess) -> Result<OwnedFd> {
+    let number = process.process;
+    let failed = |what: &'static str| move |error: io::Error| Error::process(number, what, error);
+    // Everything that was stopped on the way is let go at the end.
+    let mut all = freeze::stop(inside, Some(number))?;
+    let frozen = all.iter_mut().find(|frozen| frozen.process == number).ok_or(Error::Gone)?;
+    let leader = frozen.leader()?;
+    let region = Region::install(leader, REGION_AT, true).map_err(failed("mapping pages to run calls in"))?;
+    let made = (|| {
+        let mut tape = Tape::new();
+        let fd = tape.require(libc::SYS_userfaultfd, &[sys::uffd::CREATE_FLAGS.into()]);
+        let results = tape.run(leader, region)?;
+        let there = i32::try_from(results.get(fd)?).map_err(io::Error::other)?;
+        let handle = sys::process::pidfd_open(process.pid)?;
+        let here = sys::process::pidfd_getfd(handle.as_fd(), there);
+        let mut tape = Tape::new();
+        tape.require(libc::SYS_close, &[there.into()]);
+        tape.run(leader, region)?;
+        here
+    })();
+    region.remove(leader).map_err(failed("taking our pages away"))?;
+    made.map_err(failed("making a userfaultfd in it"))
 }

@@ -1,50 +1,268 @@
 //! A tree built anew from what a source sent.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use sys::libc;
+use sys::proc::Place;
+use sys::tape::Tape;
+
+use crate::descriptors::{self, Restorer};
 use crate::error::{Error, Result};
 use crate::external::ExternalKey;
-use crate::image::TreeImage;
-use crate::memory::Layout;
+use crate::image::{ProcessImage, ProcessState, TreeImage, VERSION};
+use crate::memory::{Filler, Layout, ProcessLayout};
 use crate::offer::Offer;
-use crate::sandbox::Sandbox;
+use crate::restore;
+use crate::sandbox::{Control, Sandbox};
+use crate::stubs::Stubs;
+use crate::survey;
 
 /// A tree under construction.
+///
+/// While the job runs at the source, [`Target::layout`] and [`Target::pages`] build and fill its address spaces in the
+/// order in which the source's [`crate::MemorySink`] was called. [`Target::restore`] adds the rest, and [`Target::run`]
+/// lets it go. Dropping it before kills what was built; the sandbox is empty again.
 #[derive(Debug)]
 pub struct Target {
+    control: Arc<Control>,
+    stubs: Stubs,
+    filler: Filler,
+    /// Session of each process that the offer knew.
+    sessions: BTreeMap<u32, u32>,
+    ready: Option<Ready>,
     // ptrace belongs to a thread, so a target does too.
     thread_bound: PhantomData<*const ()>,
 }
 
+/// A tree that is complete.
+#[derive(Debug)]
+struct Ready {
+    image: TreeImage,
+    restorer: Restorer,
+}
+
+fn memory_error(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |error| Error::system(what, error)
+}
+
 impl Target {
     /// Checks whether this machine can take the tree, and prepares to build it in an empty sandbox.
-    pub fn create(_sandbox: &mut Sandbox, _offer: &Offer) -> Result<Target> {
-        Err(Error::Gone)
+    pub fn create(sandbox: &mut Sandbox, offer: &Offer) -> Result<Target> {
+        let inside = sandbox.inside().clone();
+        survey::check(&inside, offer)?;
+        if !inside.processes()?.is_empty() {
+            return Err(Error::Refused("its sandbox isn't empty".into()));
+        }
+        Ok(Target {
+            control: sandbox.control(),
+            stubs: Stubs::new(inside)?,
+            filler: Filler::new(),
+            sessions: offer.processes.iter().map(|summary| (summary.process, summary.session)).collect(),
+            ready: None,
+            thread_bound: PhantomData,
+        })
     }
 
     /// Makes the address spaces as they are at the source now.
-    pub fn layout(&mut self, _layout: Layout) -> Result<()> {
-        Err(Error::Gone)
+    pub fn layout(&mut self, layout: Layout) -> Result<()> {
+        for process in self.stubs.numbers() {
+            // Only processes of a layout; leaders of sessions that were made for others stay.
+            if self.sessions.contains_key(&process) && layout.process(process).is_none() {
+                self.stubs.kill(process);
+            }
+        }
+        for next in &layout.processes {
+            self.prepare(next)?;
+        }
+        let kernel_areas: Vec<ProcessLayout> = layout.processes.clone();
+        self.filler.layout(layout, &mut self.stubs).map_err(memory_error("mapping the job's memory"))?;
+        for next in &kernel_areas {
+            self.stubs.place_kernel_areas(next)?;
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, next: &ProcessLayout) -> Result<()> {
+        if !self.stubs.contains(next.process) {
+            // A process that appeared after the offer is in its parent's session, or the image will say otherwise.
+            let inherited = self.sessions.get(&next.parent).copied().unwrap_or(next.process);
+            let session = *self.sessions.entry(next.process).or_insert(inherited);
+            self.stubs.create(next.process, next.parent, session, libc::SIGCHLD)?;
+        }
+        self.stubs.make_room(next)
     }
 
     /// Fills in memory.
-    pub fn pages(&mut self, _process: u32, _address: u64, _data: &[u8]) -> Result<()> {
-        Err(Error::Gone)
+    pub fn pages(&mut self, process: u32, address: u64, data: &[u8]) -> Result<()> {
+        self.filler.pages(process, address, data).map_err(memory_error("filling in the job's memory"))
     }
 
     /// Everything else; after it the tree is complete and stands still.
     pub fn restore(
         &mut self,
-        _image: TreeImage,
-        _externals: &mut dyn FnMut(ExternalKey) -> io::Result<OwnedFd>,
+        image: TreeImage,
+        externals: &mut dyn FnMut(ExternalKey) -> io::Result<OwnedFd>,
     ) -> Result<()> {
-        Err(Error::Gone)
+        if image.version != VERSION {
+            return Err(Error::Image(format!("it has version {}, this program knows {VERSION}", image.version)));
+        }
+        self.filler.finish(&mut self.stubs).map_err(memory_error("finishing the job's memory"))?;
+        self.make_ended(&image)?;
+        self.set_sessions_and_groups(&image)?;
+
+        let listed: Vec<descriptors::Process> = alive(&image)
+            .map(|(process, _)| {
+                Ok(descriptors::Process { process: process.process, pid: self.stubs.get(process.process)?.pid })
+            })
+            .collect::<Result<_>>()?;
+        let job = descriptors::Job { init: self.stubs.inside.init, processes: &listed };
+        let mut restorer = Restorer::new(image.descriptors.clone(), &job)?;
+        let filler = &self.filler;
+        let mut objects = |device: (u32, u32), inode: u64| {
+            filler.object(device, inode).and_then(|object| object.try_clone_to_owned().ok())
+        };
+        restorer.place(&mut self.stubs, externals, &mut objects)?;
+
+        for (process, live) in alive(&image) {
+            restore::process(&mut self.stubs, process, live)?;
+        }
+        self.end_ended(&image)?;
+        self.set_last_pid(image.last_pid)?;
+        self.ready = Some(Ready { image, restorer });
+        Ok(())
+    }
+
+    /// Processes that ended before the dump have to be there for their parents, and for sessions and groups.
+    fn make_ended(&mut self, image: &TreeImage) -> Result<()> {
+        for process in &image.processes {
+            if self.stubs.contains(process.process) {
+                continue;
+            }
+            if matches!(process.state, ProcessState::Alive(_)) {
+                return Err(Error::Image(format!("process {} has no memory", process.process)));
+            }
+            self.stubs.create(process.process, process.parent, process.session, process.exit_signal)?;
+        }
+        // A group outlives its leader; it is made anew by somebody with the leader's number.
+        for process in &image.processes {
+            if !self.stubs.contains(process.group) {
+                self.stubs.create(process.group, 1, process.session, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_sessions_and_groups(&mut self, image: &TreeImage) -> Result<()> {
+        for process in &image.processes {
+            let stub = self.stubs.get(process.process)?;
+            if stub.session == process.session {
+                continue;
+            }
+            if process.session != process.process {
+                return Err(Error::Image(format!("process {} changed its session; try again", process.process)));
+            }
+            let mut tape = Tape::new();
+            tape.require(libc::SYS_setsid, &[]);
+            stub.run(&tape, "making its session")?;
+            stub.session = process.session;
+        }
+        // Leaders first: a group has to be there to be joined.
+        let leaders = self.stubs.numbers().into_iter().filter(|n| image.processes.iter().any(|p| p.group == *n));
+        for leader in leaders.collect::<Vec<_>>() {
+            self.join(leader, leader)?;
+        }
+        for process in &image.processes {
+            self.join(process.process, process.group)?;
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, process: u32, group: u32) -> Result<()> {
+        let stat = self
+            .stubs
+            .inside
+            .proc
+            .stat(Place::Process(process))
+            .map_err(|error| Error::process(process, "reading its stat", error))?;
+        if stat.group == group {
+            return Ok(());
+        }
+        let mut tape = Tape::new();
+        tape.require(libc::SYS_setpgid, &[0.into(), group.into()]);
+        self.stubs.get(process)?.run(&tape, "joining its process group")?;
+        Ok(())
+    }
+
+    /// Ends what had ended, and what was made for sessions and groups only.
+    fn end_ended(&mut self, image: &TreeImage) -> Result<()> {
+        // Children first, or they would be handed to another parent.
+        for process in image.processes.iter().rev() {
+            if let ProcessState::Zombie { status } = process.state
+                && let Some(stub) = self.stubs.remove(process.process)
+            {
+                restore::end(stub, &process.name, status)?;
+            }
+        }
+        for process in self.stubs.numbers() {
+            if !image.processes.iter().any(|wanted| wanted.process == process) {
+                self.stubs.kill(process);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next number given to a process is the one that would have been next at the source.
+    fn set_last_pid(&mut self, last: u32) -> Result<()> {
+        let mut tape = Tape::new();
+        let path = tape.string(b"/proc/sys/kernel/ns_last_pid");
+        let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+        let file = tape.syscall(libc::SYS_openat, &[libc::AT_FDCWD.into(), path.into(), flags.into()]);
+        let text = last.to_string();
+        let place = tape.data(text.as_bytes());
+        tape.syscall(libc::SYS_write, &[file.into(), place.into(), text.len().into()]);
+        tape.syscall(libc::SYS_close, &[file.into()]);
+        self.stubs.run_on_init(&tape)
     }
 
     /// Lets the tree run. From here on its instructions execute.
-    pub fn run(self) -> Result<()> {
-        Err(Error::Gone)
+    pub fn run(mut self) -> Result<()> {
+        let Some(Ready { image, mut restorer }) = self.ready.take() else {
+            return Err(Error::Image("it wasn't restored".into()));
+        };
+        restorer.finish(&mut self.stubs)?;
+        let now = self.stubs.inside.clocks();
+        for (process, live) in alive(&image) {
+            let stub = self.stubs.get(process.process)?;
+            restore::start_clocks(stub, live, image.clocks, now)?;
+            let failed = |error| Error::process(process.process, "taking our pages away", error);
+            stub.region.remove(&mut stub.leader).map_err(failed)?;
+            stub.leader.settle().map_err(failed)?;
+            if let Some(signal) = live.stopped_by {
+                sys::process::kill(stub.pid, signal)
+                    .map_err(|error| Error::process(process.process, "stopping it again", error))?;
+            }
+        }
+        for (process, _) in alive(&image) {
+            let Some(stub) = self.stubs.remove(process.process) else { continue };
+            let failed = |error| Error::process(process.process, "letting it run", error);
+            for (_, thread) in stub.threads {
+                thread.release().map_err(failed)?;
+            }
+            stub.leader.release().map_err(failed)?;
+        }
+        self.stubs.release_init()?;
+        self.control.adopt(image.root)?;
+        Ok(())
     }
+}
+
+fn alive(image: &TreeImage) -> impl Iterator<Item = (&ProcessImage, &crate::image::LiveProcess)> {
+    image.processes.iter().filter_map(|process| match &process.state {
+        ProcessState::Alive(live) => Some((process, &**live)),
+        ProcessState::Zombie { .. } => None,
+    })
 }

@@ -184,6 +184,32 @@ pub fn scheduling(thread: Pid) -> io::Result<SchedulingAttributes> {
     Ok(attributes)
 }
 
+/// Sets how a thread is scheduled.
+pub fn set_scheduling(thread: Pid, attributes: &SchedulingAttributes) -> io::Result<()> {
+    let attributes = SchedulingAttributes { size: 48, ..*attributes };
+    // SAFETY: the kernel reads as many bytes as the structure says, all of which are there.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, thread.as_raw(), &raw const attributes, 0) }).map(drop)
+}
+
+/// Sets the I/O priority of a thread.
+pub fn set_io_priority(thread: Pid, priority: i32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: ioprio_set takes three integers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, thread.as_raw(), priority) }).map(drop)
+}
+
+/// Sets the processors a thread may run on.
+pub fn set_affinity(thread: Pid, processors: &[u32]) -> io::Result<()> {
+    let mut mask = [0u8; 1024];
+    for processor in processors {
+        if let Some(byte) = mask.get_mut(*processor as usize / 8) {
+            *byte |= 1 << (processor % 8);
+        }
+    }
+    // SAFETY: the kernel reads the given number of bytes from the array.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, thread.as_raw(), mask.len(), mask.as_ptr()) }).map(drop)
+}
+
 /// I/O priority of a thread (ioprio_get(2)).
 pub fn io_priority(thread: Pid) -> io::Result<i32> {
     const IOPRIO_WHO_PROCESS: i32 = 1;
@@ -299,4 +325,31 @@ impl PidNamespace {
         let result = check(unsafe { libc::ioctl(self.0.as_raw_fd(), NS_GET_PID_IN_PIDNS, number) }.into())?;
         u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::ERANGE))
     }
+}
+
+/// State components that the processor saves for programs (XCR0); 0 when it has no XSAVE.
+pub fn xstate_features() -> u64 {
+    if !std::arch::is_x86_feature_detected!("xsave") {
+        return 0;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: the processor has XSAVE and the kernel uses it, or the feature wouldn't be reported; XGETBV of register 0
+    // then only reads.
+    unsafe {
+        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// The kernel's release.
+pub fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Closes every descriptor but standard input, output and error: what a program inherited by somebody's mistake. To be
+/// called before anything was opened.
+pub fn close_inherited() -> io::Result<()> {
+    let first: libc::c_uint = 3;
+    // SAFETY: the caller has opened nothing yet, so nobody owns one of these numbers.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) }).map(drop)
 }

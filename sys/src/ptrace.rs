@@ -102,6 +102,52 @@ impl Registers {
     }
 }
 
+/// Calls that report EINTR when something interrupts them, even if no handler runs (signal(7)): those with a time-out of
+/// their own that the kernel doesn't keep.
+const INTERRUPTIBLE: [i64; 20] = [
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_io_getevents,
+    333, // io_pgetevents
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+];
+
+/// The kernel's own error numbers for interrupted calls (linux/errno.h), which programs never see.
+pub mod restart {
+    /// Restart unless a handler runs; then EINTR.
+    pub const NO_HANDLER: i64 = -514;
+    /// Continue with restart_syscall(2), which knows the deadline.
+    pub const BLOCK: i64 = -516;
+}
+
+impl Registers {
+    /// Whether a call has failed with EINTR for no other reason than that we stopped the thread; if so, makes the kernel
+    /// restart it, unless a handler is to run.
+    fn hide_interruption(&mut self) -> bool {
+        let interrupted = self.result() == -i64::from(libc::EINTR)
+            && self.call().is_some_and(|number| INTERRUPTIBLE.contains(&number));
+        if interrupted {
+            self.set(Register::Rax, restart::NO_HANDLER.cast_unsigned());
+        }
+        interrupted
+    }
+}
+
 /// Configuration of restartable sequences of a thread (rseq(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RseqConfiguration {
@@ -378,6 +424,7 @@ impl Stopped {
         let mut mask = 0u64;
         request(PTRACE_GETSIGMASK, self.thread, 8, (&raw mut mask).addr())?;
         self.leave_critical_section(&mut registers)?;
+        registers.hide_interruption();
         // Only now that it stands still: a running thread must not get past its filter.
         request(libc::PTRACE_SETOPTIONS, self.thread, 0, (FOLLOW | SUSPEND_SECCOMP) as usize)?;
         // SIGTRAP stays open: it ends every run, and a forced one would reset the program's own handler if blocked.
@@ -586,18 +633,48 @@ impl Stopped {
         if std::mem::replace(&mut self.over, true) {
             return Ok(());
         }
+        // Whatever fails before, it isn't left stopped.
+        let restored = self.put_back();
+        request(libc::PTRACE_DETACH, self.thread, 0, 0)?;
+        restored
+    }
+
+    fn put_back(&mut self) -> io::Result<()> {
         if self.unsettled {
             self.settle()?;
         }
         if let Some(Saved { registers, mask }) = self.saved {
             set_raw_registers(self.thread, &registers)?;
             request(PTRACE_SETSIGMASK, self.thread, 8, (&raw const mask).addr())?;
+        } else if let Ok(mut registers) = raw_registers(self.thread)
+            && registers.hide_interruption()
+        {
+            set_raw_registers(self.thread, &registers)?;
         }
         for &signal in &self.deferred {
-            let process = thread_group(self.thread)?;
-            tgkill(process, self.thread, signal)?;
+            tgkill(thread_group(self.thread)?, self.thread, signal)?;
         }
-        request(libc::PTRACE_DETACH, self.thread, 0, 0).map(drop)
+        Ok(())
+    }
+
+    /// Lets it die of a signal whose action is the default. It must have run a tape last.
+    pub fn die_of(mut self, signal: i32) -> io::Result<()> {
+        self.over = true;
+        let open = 0u64;
+        request(PTRACE_SETSIGMASK, self.thread, 8, (&raw const open).addr())?;
+        // At a stop for a signal the tracer decides which one it is.
+        request(libc::PTRACE_CONT, self.thread, 0, signal.unsigned_abs() as usize)?;
+        loop {
+            match wait(self.thread, 0)? {
+                Some(Report::Stopped { .. }) => request(libc::PTRACE_CONT, self.thread, 0, 0).map(drop)?,
+                Some(Report::Ended) | None => return Ok(()),
+            }
+        }
+    }
+
+    /// Lets go of one that has ended by itself.
+    pub fn forget(mut self) {
+        self.over = true;
     }
 
     /// Collects it after it was killed; waits until it is gone.

@@ -15,6 +15,7 @@
 use std::arch::global_asm;
 use std::io;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crate::Pid;
 use crate::ptrace::{Register, Registers, Stopped};
@@ -167,6 +168,20 @@ impl Region {
             thread.call_at(instruction, libc::SYS_madvise, arguments).and_then(succeed)?;
         }
         Ok(())
+    }
+
+    /// Moves the region to where nothing is mapped. `EEXIST` when something is.
+    pub fn relocate(self, thread: &mut Stopped, at: u64) -> io::Result<Region> {
+        let instruction = self.start + call_offset();
+        let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        let arguments = [at, self.length, protection, flags, u64::MAX, 0];
+        let start = thread.call_at(instruction, libc::SYS_mmap, arguments).and_then(succeed)?;
+        let moved = Region { start, length: self.length };
+        moved.prepare(thread, instruction, false)?;
+        let arguments = [self.start, self.length, 0, 0, 0, 0];
+        thread.call_at(moved.start + call_offset(), libc::SYS_munmap, arguments).and_then(succeed)?;
+        Ok(moved)
     }
 
     /// Whether the region is still there: a process that executed another program has lost it.
@@ -518,7 +533,7 @@ fn read(pid: Pid, address: u64, bytes: &mut [u8]) -> io::Result<()> {
 }
 
 /// What a run brought.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Results {
     values: Vec<i64>,
     data: Vec<u8>,
@@ -549,4 +564,35 @@ impl Results {
     pub fn word(&self, address: Address) -> u64 {
         self.data(address, 8).try_into().map(u64::from_ne_bytes).unwrap_or_default()
     }
+}
+
+/// Lets a thread run into a call that blocks, with data for one of its arguments to point to, and takes it out of it
+/// again. The kernel then remembers how to continue the call, exactly as if the program had made it.
+///
+/// Returns the call's result: [`crate::ptrace::restart::BLOCK`] when it was interrupted so, and its real result when it
+/// didn't block.
+pub fn enter_call(
+    thread: &mut Stopped,
+    region: Region,
+    number: i64,
+    arguments: [u64; 6],
+    pointed: Option<(usize, &[u8])>,
+) -> io::Result<i64> {
+    let mut registers = start_registers(thread, region, 0)?;
+    registers.set(Register::Rip, region.start + call_offset());
+    registers.set(Register::Rax, number.cast_unsigned());
+    let places = [Register::Rdi, Register::Rsi, Register::Rdx, Register::R10, Register::R8, Register::R9];
+    for (register, value) in places.into_iter().zip(arguments) {
+        registers.set(register, value);
+    }
+    if let Some((index, bytes)) = pointed {
+        write(thread.thread(), region.data(), bytes)?;
+        if let Some(place) = places.get(index) {
+            registers.set(*place, region.data());
+        }
+    }
+    // The entry of the interrupted run's last result: it is never looked at.
+    registers.set(Register::Rbx, region.data() + PAGE);
+    let after = thread.start_and_interrupt(&registers, Duration::from_secs(2))?;
+    Ok(after.result())
 }

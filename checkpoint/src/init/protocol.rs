@@ -56,9 +56,10 @@ pub(crate) enum Reply {
     Started {
         pid: i32,
     },
-    /// PID 1 is ready; the listener of its filter has this number there.
+    /// PID 1 is ready; there, the listener of its filter and the descriptor for the owner's process have these numbers.
     Ready {
         listener: Option<i32>,
+        owner: i32,
     },
     /// A program runs, with this number inside.
     Spawned {

@@ -3,9 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use checkpoint::{CommandSpec, Event, Sandbox};
+use checkpoint::{
+    ClockOffsets, CommandSpec, Event, External, ExternalKey, FdKind, Layout, MemoryChunk, MemorySink, Sandbox,
+    SandboxSpec, Source, Target,
+};
 
 /// The result of a trial.
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -61,4 +65,106 @@ pub fn read_all(mut output: File) -> io::Result<String> {
     let mut text = String::new();
     output.read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// How to copy memory ahead of the freeze.
+#[derive(Clone, Copy, Debug)]
+pub enum Precopy {
+    /// Everything in the freeze.
+    None,
+    /// So many rounds while the job runs.
+    Rounds(u32),
+}
+
+/// A job that can be moved from sandbox to sandbox.
+pub struct Job {
+    pub sandbox: Sandbox,
+    pub output: File,
+    streams: Streams,
+}
+
+/// Our ends of the job's standard streams, with which they are known and made again.
+struct Streams {
+    input: File,
+    output: OwnedFd,
+}
+
+impl External for Streams {
+    fn key(&self, kind: FdKind, inode: u64) -> Option<ExternalKey> {
+        let same = |file: io::Result<std::fs::Metadata>| file.is_ok_and(|metadata| metadata.ino() == inode);
+        if kind == FdKind::Pipe && same(self.output.try_clone().map(File::from).and_then(|file| file.metadata())) {
+            return Some(ExternalKey::Stdio(1));
+        }
+        None
+    }
+}
+
+/// Hands what a source sends straight to a target.
+struct Wire<'a>(&'a mut Target);
+
+impl MemorySink for Wire<'_> {
+    fn layout(&mut self, layout: Layout) -> io::Result<()> {
+        self.0.layout(layout).map_err(io::Error::other)
+    }
+
+    fn pages(&mut self, chunk: MemoryChunk<'_>) -> io::Result<()> {
+        self.0.pages(chunk.process, chunk.address, chunk.data).map_err(io::Error::other)
+    }
+}
+
+/// How long a hop stopped the job.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop {
+    pub freeze: Duration,
+    pub dump: Duration,
+    pub restore: Duration,
+    pub run: Duration,
+}
+
+impl Job {
+    pub fn start(argv: &[&str]) -> Result<Job, Box<dyn std::error::Error>> {
+        let mut sandbox =
+            Sandbox::create(SandboxSpec { clock_offsets: Some(ClockOffsets::default()), ..Default::default() })?;
+        let (command, output) = command(argv)?;
+        let streams = Streams { input: File::open("/dev/null")?, output: command.stdio[1].try_clone()? };
+        sandbox.spawn(command)?;
+        Ok(Job { sandbox, output, streams })
+    }
+
+    /// Moves the job into a new sandbox; the old one is gone afterwards.
+    pub fn hop(&mut self, precopy: Precopy) -> Result<Hop, Box<dyn std::error::Error>> {
+        let mut source = Source::attach(&self.sandbox)?;
+        let reasons = source.stay_reasons(&self.streams)?;
+        if !reasons.is_empty() {
+            return Err(checkpoint::Error::Stays(reasons).into());
+        }
+        let offer = source.offer()?;
+        let spec = SandboxSpec { clock_offsets: Some(ClockOffsets::continuing(offer.clocks)), ..Default::default() };
+        let mut next = Sandbox::create(spec)?;
+        let mut target = Target::create(&mut next, &offer)?;
+        if let Precopy::Rounds(rounds) = precopy {
+            source.start_tracking()?;
+            for _ in 0..rounds {
+                source.copy_round(&mut Wire(&mut target))?;
+            }
+        }
+        let start = Instant::now();
+        source.freeze()?;
+        let freeze = start.elapsed();
+        let image = source.dump(&self.streams, &mut Wire(&mut target))?;
+        let dump = start.elapsed() - freeze;
+        let streams = &self.streams;
+        target.restore(image, &mut |key| match key {
+            ExternalKey::Stdio(0) => streams.input.try_clone().map(OwnedFd::from),
+            ExternalKey::Stdio(_) => streams.output.try_clone(),
+            ExternalKey::Socket(_) => Err(io::ErrorKind::NotFound.into()),
+        })?;
+        let restore = start.elapsed() - freeze - dump;
+        source.discard();
+        let before_run = start.elapsed();
+        target.run()?;
+        let run = start.elapsed() - before_run;
+        self.sandbox = next;
+        Ok(Hop { freeze, dump, restore, run })
+    }
 }

@@ -1,0 +1,129 @@
+//! A frozen thread as an image.
+
+use serde_bytes::ByteBuf;
+use sys::libc;
+use sys::proc::Place;
+use sys::ptrace::{Register, Registers, Stopped, restart};
+use sys::tape::{Region, Tape};
+use sys::vm::{self, Remote};
+
+use crate::error::{Error, Result};
+use crate::image::{Credentials, InterruptedCall, Rseq, Scheduling, ThreadImage};
+use crate::sandbox::Inside;
+
+const PR_GET_TID_ADDRESS: i32 = 40;
+
+/// A thread that stands still.
+pub(super) fn thread(
+    inside: &Inside,
+    process: u32,
+    thread: u32,
+    stopped: &mut Stopped,
+    region: Region,
+) -> Result<ThreadImage> {
+    let failed = |what: &'static str| move |error: std::io::Error| Error::process(process, what, error);
+    let here = Place::Thread(process, thread);
+    let tid = stopped.thread();
+    let registers = stopped.registers().map_err(failed("reading registers"))?;
+    let blocked = stopped.signal_mask().map_err(failed("reading a signal mask"))?;
+    let pending = stopped.pending_signals(false).map_err(failed("reading pending signals"))?;
+    let rseq = stopped.rseq().map_err(failed("reading its restartable sequences"))?;
+    let xstate = stopped.xstate().map_err(failed("reading vector registers"))?;
+    let interrupted = interrupted_call(stopped, &registers);
+
+    let mut tape = Tape::new();
+    let stack = tape.room(24);
+    tape.require(libc::SYS_sigaltstack, &[0.into(), stack.into()]);
+    let tid_address = tape.room(8);
+    tape.require(libc::SYS_prctl, &[PR_GET_TID_ADDRESS.into(), tid_address.into()]);
+    let death_signal = tape.room(8);
+    tape.require(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG.into(), death_signal.into()]);
+    let slack = tape.require(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK.into()]);
+    let secure_bits = tape.require(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
+    let results = tape.run(stopped, region).map_err(|error| Error::process(process, "asking a thread", error))?;
+    let low = |word: u64| i32::try_from(word & 0xffff_ffff).unwrap_or_default();
+
+    let status = inside.proc.status(here).map_err(failed("reading a thread's status"))?;
+    let name = inside.proc.read(here, "comm").map_err(failed("reading a thread's name"))?;
+    let name = name.strip_suffix(b"\n").unwrap_or(&name).to_vec();
+    let attributes = sys::process::scheduling(tid).map_err(failed("reading how it is scheduled"))?;
+    let affinity = sys::process::affinity(tid).map_err(failed("reading its processors"))?;
+    Ok(ThreadImage {
+        thread,
+        name: ByteBuf::from(name),
+        registers: registers.0.to_vec(),
+        xstate: ByteBuf::from(xstate),
+        interrupted,
+        blocked,
+        pending: pending.into_iter().map(|info| ByteBuf::from(info.to_vec())).collect(),
+        alternate_stack: (results.word(stack), low(results.word(stack.plus(8))), results.word(stack.plus(16))),
+        rseq: rseq.map(|rseq| Rseq { address: rseq.address, size: rseq.size, signature: rseq.signature }),
+        robust_list: sys::process::robust_list(tid).map_err(failed("reading its robust futexes"))?,
+        clear_child_tid: results.word(tid_address),
+        credentials: Credentials {
+            uids: status.uids,
+            gids: status.gids,
+            groups: status.groups,
+            inheritable: status.inheritable,
+            permitted: status.permitted,
+            effective: status.effective,
+            bounding: status.bounding,
+            ambient: status.ambient,
+            secure_bits: u32::try_from(results.get(secure_bits).unwrap_or_default()).unwrap_or_default(),
+            no_new_privileges: status.no_new_privileges,
+        },
+        scheduling: Scheduling {
+            policy: attributes.policy,
+            flags: attributes.flags,
+            nice: attributes.nice,
+            priority: attributes.priority,
+            io_priority: sys::process::io_priority(tid).map_err(failed("reading its I/O priority"))?,
+            affinity: restricted(&affinity),
+        },
+        parent_death_signal: low(results.word(death_signal)),
+        timer_slack_ns: results.get(slack).unwrap_or_default(),
+    })
+}
+
+/// The processors of a mask, unless it is all that this program may use as well.
+fn restricted(mask: &[u8]) -> Option<Vec<u32>> {
+    let own = sys::process::affinity(sys::Pid::from_raw(0)).unwrap_or_default();
+    if own == mask {
+        return None;
+    }
+    let bits = mask.iter().enumerate().flat_map(|(index, byte)| {
+        (0..8u32).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| u32::try_from(index).unwrap_or(0) * 8 + bit)
+    });
+    Some(bits.collect())
+}
+
+/// A call whose deadline only the kernel knows, with the time left of it as far as it can be found.
+///
+/// nanosleep writes the time left to the program's memory when it was given an address for it. Otherwise the whole
+/// time-out counts again: too late is allowed, too early isn't.
+fn interrupted_call(stopped: &Stopped, registers: &Registers) -> Option<InterruptedCall> {
+    if registers.result() != restart::BLOCK {
+        return None;
+    }
+    let number = registers.call()?;
+    let arguments = registers.call_arguments();
+    let duration = |address: u64| -> Option<u64> {
+        let mut bytes = [0; 16];
+        let remote = [Remote { address, length: 16 }];
+        if address == 0 || vm::read_vectored(stopped.thread(), &mut bytes, &remote).ok()? != 16 {
+            return None;
+        }
+        let (seconds, rest) = bytes.split_at(8);
+        let seconds = u64::from_ne_bytes(seconds.try_into().ok()?);
+        Some(seconds.saturating_mul(1_000_000_000).saturating_add(u64::from_ne_bytes(rest.try_into().ok()?)))
+    };
+    let left_ns = match number {
+        libc::SYS_nanosleep => duration(arguments[1]).or_else(|| duration(arguments[0])),
+        libc::SYS_clock_nanosleep => duration(arguments[3]).or_else(|| duration(arguments[2])),
+        libc::SYS_poll => u64::try_from(arguments[2].cast_signed() as i32).ok().map(|ms| ms * 1_000_000),
+        libc::SYS_futex => duration(arguments[3]),
+        _ => None,
+    };
+    debug_assert!(registers.get(Register::OrigRax) < u64::MAX);
+    Some(InterruptedCall { number, arguments, left_ns })
+}
