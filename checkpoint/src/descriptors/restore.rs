@@ -18,9 +18,9 @@ use sys::{fds, libc};
 
 use self::tables::Channel;
 use super::image::{Kind, LockImage, TreeDescriptors};
-use super::kinds::locks;
 use super::kinds::unix::make::Scratch;
-use super::{Job, Process, Tapes};
+use super::kinds::{inotify, locks};
+use super::{Job, Process, Tapes, namespace};
 use crate::error::{Error, Result};
 use crate::external::ExternalKey;
 
@@ -76,14 +76,15 @@ impl Restorer {
             channel.close(tapes)?;
         }
         for (index, file) in self.files.iter_mut().enumerate() {
-            if own_locks(&self.image.files[index].kind).is_empty() {
+            if !is_unfinished(&self.image.files[index].kind) {
                 *file = None;
             }
         }
         Ok(())
     }
 
-    /// Takes what source and target can't both have: locks, and the names of Unix sockets in the file system. To be called
+    /// Takes what source and target can't both have: locks, and the names of Unix sockets in the file system; and lets inotify
+    /// watch. To be called
     /// when the job's owner has changed and before it runs.
     ///
     /// A lock that somebody else has by now is reported in the log: the job is ours, and has to run.
@@ -95,6 +96,9 @@ impl Restorer {
             if let Err(error) = scratch.publish() {
                 tracing::error!(%error, "a unix socket of the job doesn't have its name in the file system");
             }
+        }
+        if let Err(error) = self.watch() {
+            tracing::error!(%error, "an inotify of the job doesn't watch what it should");
         }
         let deadline = Instant::now() + LOCK_PATIENCE;
         for (index, file) in self.image.files.iter().enumerate() {
@@ -115,6 +119,19 @@ impl Restorer {
         Ok(())
     }
 
+    /// Adds the watches of inotify descriptors.
+    fn watch(&self) -> io::Result<()> {
+        let watching = self.image.files.iter().zip(&self.files).filter_map(|(file, fd)| match &file.kind {
+            Kind::Inotify { watches } => Some((fd.as_ref()?, watches)),
+            _ => None,
+        });
+        let watching: Vec<_> = watching.collect();
+        if watching.is_empty() {
+            return Ok(());
+        }
+        namespace::enter(self.init, || watching.into_iter().try_for_each(|(fd, watches)| inotify::watch(fd, watches)))
+    }
+
     /// In how many slots and watches each file is needed.
     fn count_uses(&self) -> Vec<u32> {
         let mut uses = vec![0; self.image.files.len()];
@@ -122,7 +139,7 @@ impl Restorer {
             uses[slot.file as usize] += 1;
         }
         for (index, file) in self.image.files.iter().enumerate() {
-            if !own_locks(&file.kind).is_empty() {
+            if is_unfinished(&file.kind) {
                 uses[index] += 1;
             }
         }
@@ -131,6 +148,11 @@ impl Restorer {
         }
         uses
     }
+}
+
+/// Whether something is left for [`Restorer::finish`].
+fn is_unfinished(kind: &Kind) -> bool {
+    matches!(kind, Kind::Inotify { .. }) || !own_locks(kind).is_empty()
 }
 
 fn own_locks(kind: &Kind) -> &[LockImage] {

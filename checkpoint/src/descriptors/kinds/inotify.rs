@@ -106,9 +106,19 @@ impl Handler for Inotify {
     }
 }
 
-/// Makes it anew; to be called inside the job's mount namespace.
-pub(in super::super) fn make(watches: &[InotifyWatch]) -> io::Result<OwnedFd> {
-    let fd = events::inotify()?;
+/// Checks that what it watches is there; to be called inside the job's mount namespace.
+pub(in super::super) fn check(watches: &[InotifyWatch]) -> io::Result<()> {
+    for watch in watches {
+        let path = std::ffi::OsStr::from_bytes(&watch.path);
+        fds::open_at(None, path, libc::O_PATH | libc::O_NOFOLLOW, 0)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.to_string_lossy())))?;
+    }
+    Ok(())
+}
+
+/// Watches what it watched; to be called inside the job's mount namespace, as the last thing: what we do ourselves in a watched
+/// directory is no news to the program.
+pub(in super::super) fn watch(fd: &OwnedFd, watches: &[InotifyWatch]) -> io::Result<()> {
     // The kernel shows flags of the event too; only what inotify_add_watch(2) takes is kept.
     const SETTABLE: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
     let mut watches: Vec<&InotifyWatch> = watches.iter().collect();
@@ -118,5 +128,5 @@ pub(in super::super) fn make(watches: &[InotifyWatch]) -> io::Result<OwnedFd> {
         let path = std::ffi::OsStr::from_bytes(&watch.path);
         events::inotify_watch(fd.as_fd(), path, watch.mask & SETTABLE, watch.number)?;
     }
-    Ok(fd)
+    Ok(())
 }

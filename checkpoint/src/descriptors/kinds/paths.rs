@@ -158,9 +158,8 @@ pub(in super::super) fn open_flags(flags: i32) -> i32 {
 /// Opens it; to be called inside the job's mount namespace.
 pub(in super::super) fn open(image: &PathImage, flags: i32) -> io::Result<OwnedFd> {
     let path = OsStr::from_bytes(&image.path);
-    // Without O_NOFOLLOW an O_PATH descriptor of a symbolic link would become one of its target; for all else the path
-    // has no symbolic link at its end.
-    let flags = open_flags(flags) | libc::O_NOFOLLOW | libc::O_NOCTTY;
+    // An O_PATH descriptor of a symbolic link has O_NOFOLLOW among its flags, or it would be one of the link's target.
+    let flags = open_flags(flags) | libc::O_NOCTTY;
     let fd = fds::open_at(None, path, flags, 0)?;
     let status = fds::status(fd.as_fd())?;
     let differs = match image.what {

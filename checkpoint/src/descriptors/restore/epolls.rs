@@ -38,10 +38,17 @@ fn slot_of(slots: &[Slot], number: RawFd) -> Option<&Slot> {
     slots.binary_search_by_key(&number, |slot| slot.number).ok().map(|at| &slots[at])
 }
 
-/// Watches by the table whose process adds them: with numbers that mean their file there, and others.
-fn assign(image: &TreeDescriptors) -> (BTreeMap<usize, Vec<Addition>>, Vec<(usize, Addition)>) {
-    let mut straight: BTreeMap<usize, Vec<Addition>> = BTreeMap::new();
-    let mut displaced = Vec::new();
+/// Watches by the process that adds them.
+#[derive(Default)]
+struct Assignment {
+    /// With numbers that mean their file there, by index of the table.
+    straight: BTreeMap<usize, Vec<Addition>>,
+    /// Others, each with the index of its table.
+    displaced: Vec<(usize, Addition)>,
+}
+
+fn assign(image: &TreeDescriptors) -> Assignment {
+    let Assignment { mut straight, mut displaced } = Assignment::default();
     for (index, file) in image.files.iter().enumerate() {
         let Kind::Epoll { watches } = &file.kind else { continue };
         let places = places(image, index);
@@ -56,12 +63,12 @@ fn assign(image: &TreeDescriptors) -> (BTreeMap<usize, Vec<Addition>>, Vec<(usiz
             }
         }
     }
-    (straight, displaced)
+    Assignment { straight, displaced }
 }
 
 /// Watches with numbers that mean something else, with the index of the table whose process adds them.
 pub(super) fn displaced(image: &TreeDescriptors) -> Vec<(usize, EpollWatch)> {
-    assign(image).1.into_iter().map(|(table, addition)| (table, addition.watch)).collect()
+    assign(image).displaced.into_iter().map(|(table, addition)| (table, addition.watch)).collect()
 }
 
 /// Fills all epolls. Every table is complete by now.
@@ -71,7 +78,7 @@ pub(super) fn fill(
     tapes: &mut dyn Tapes,
     externals: &mut Externals<'_>,
 ) -> Result<()> {
-    let (straight, displaced) = assign(&restorer.image);
+    let Assignment { straight, displaced } = assign(&restorer.image);
     for (table, additions) in straight {
         let process = channels[table].process;
         add_all(process, &additions, tapes).map_err(|error| failed(process, error))?;

@@ -90,7 +90,10 @@ fn make_inside(restorer: &Restorer) -> io::Result<Inside> {
                 Kind::Path(path) => paths::open(path, file.flags).map_err(|error| {
                     io::Error::new(error.kind(), format!("{}: {error}", String::from_utf8_lossy(&path.path)))
                 })?,
-                Kind::Inotify { watches } => inotify::make(watches)?,
+                Kind::Inotify { watches } => {
+                    inotify::check(watches)?;
+                    fds::events::inotify()?
+                }
                 Kind::Socket(socket) => sockets::make(socket)?,
                 _ => continue,
             };
