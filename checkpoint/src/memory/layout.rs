@@ -224,15 +224,6 @@ impl Area {
         matches!(self.backing, Backing::Anonymous | Backing::HugePages { .. })
     }
 
-    /// Page size in bytes.
-    #[must_use]
-    pub fn page_size(&self) -> u64 {
-        match self.backing {
-            Backing::HugePages { page_size } => page_size,
-            _ => 4096,
-        }
-    }
-
     /// Whether content written into `self` stays right when the mapping becomes `other`: the same backing at the same place,
     /// so that mprotect and madvise are enough.
     ///
@@ -276,7 +267,7 @@ impl Area {
         part.start = self.start.max(span.start);
         part.end = self.end.min(span.end);
         if let Backing::File { offset, .. } | Backing::Object { offset, .. } = &mut part.backing {
-            *offset += part.start - self.start;
+            *offset = offset.wrapping_add(part.start - self.start);
         }
         part
     }
@@ -308,6 +299,14 @@ impl ProcessLayout {
             }
         }
         kept
+    }
+
+    /// The shared objects that are mapped.
+    pub(super) fn objects(&self) -> impl Iterator<Item = u32> {
+        self.areas.iter().filter_map(|area| match area.backing {
+            Backing::Object { id, .. } => Some(id),
+            _ => None,
+        })
     }
 
     /// The area that has the address.

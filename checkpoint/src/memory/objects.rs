@@ -5,7 +5,7 @@
 //! object and sends what differs. That costs a reading of the whole object in the freeze (about 0.2 ms a megabyte), which is
 //! fine for the few megabytes that most servers share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -34,6 +34,8 @@ pub(super) struct Objects {
 struct Object {
     description: SharedObject,
     file: File,
+    /// Some process maps it now. One that nobody maps stays in the books, because the target keeps what it got.
+    is_mapped: bool,
     /// Hashes of the pages that the target has, 0 for none, by block of [`BLOCK_PAGES`] pages.
     hashes: HashMap<u64, Vec<u64>>,
     sent: SpanSet,
@@ -60,14 +62,21 @@ impl Objects {
             seals: memfd::seals(&file)?,
             discards: SpanSet::new(),
         };
-        self.objects.push(Object { description, file, hashes: HashMap::new(), sent: SpanSet::new() });
+        self.objects.push(Object { description, file, is_mapped: true, hashes: HashMap::new(), sent: SpanSet::new() });
         Ok(id)
     }
 
-    /// What the layout says about the objects, as of now. The discards are those of the last round.
+    /// Takes note of which objects are mapped.
+    pub fn note_mapped(&mut self, ids: &HashSet<u32>) {
+        for object in &mut self.objects {
+            object.is_mapped = ids.contains(&object.description.id);
+        }
+    }
+
+    /// What the layout says about the mapped objects, as of now. The discards are those of the last round.
     pub fn describe(&mut self, with_discards: bool) -> io::Result<Vec<SharedObject>> {
         let mut descriptions = Vec::with_capacity(self.objects.len());
-        for object in &mut self.objects {
+        for object in self.objects.iter_mut().filter(|object| object.is_mapped) {
             object.description.size = object.file.metadata()?.len();
             object.description.seals = memfd::seals(&object.file)?;
             let mut description = object.description.clone();
@@ -83,7 +92,7 @@ impl Objects {
     pub fn round(&mut self, sink: &mut dyn MemorySink) -> io::Result<u64> {
         self.buffer.resize(READ_BYTES, 0);
         let mut bytes = 0;
-        for object in &mut self.objects {
+        for object in self.objects.iter_mut().filter(|object| object.is_mapped) {
             bytes += object.round(&mut self.buffer, sink)?;
         }
         Ok(bytes)

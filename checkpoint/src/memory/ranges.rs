@@ -28,8 +28,9 @@ impl Span {
     }
 }
 
-/// A set of addresses.
+/// A set of addresses. One that comes from a peer is checked when it's decoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Span>", into = "Vec<Span>")]
 pub struct SpanSet {
     spans: Vec<Span>,
 }
@@ -143,6 +144,22 @@ impl SpanSet {
     }
 }
 
+impl From<SpanSet> for Vec<Span> {
+    fn from(set: SpanSet) -> Vec<Span> {
+        set.spans
+    }
+}
+
+impl TryFrom<Vec<Span>> for SpanSet {
+    type Error = &'static str;
+
+    fn try_from(spans: Vec<Span>) -> Result<SpanSet, &'static str> {
+        let ordered = spans.windows(2).all(|pair| pair[0].end < pair[1].start);
+        let sound = spans.iter().all(|span| span.start < span.end);
+        if ordered && sound { Ok(SpanSet { spans }) } else { Err("spans that aren't sorted and apart") }
+    }
+}
+
 impl FromIterator<Span> for SpanSet {
     fn from_iter<I: IntoIterator<Item = Span>>(spans: I) -> SpanSet {
         let mut spans: Vec<Span> = spans.into_iter().collect();
@@ -176,6 +193,15 @@ mod tests {
             }
         }
         result
+    }
+
+    #[test]
+    fn only_sound_lists_become_sets() {
+        let span = |start, end| Span { start, end };
+        assert!(SpanSet::try_from(vec![span(0, 1), span(2, 5)]).is_ok());
+        for bad in [vec![span(1, 1)], vec![span(2, 1)], vec![span(0, 2), span(2, 3)], vec![span(4, 5), span(0, 1)]] {
+            assert!(SpanSet::try_from(bad).is_err());
+        }
     }
 
     proptest! {

@@ -207,6 +207,8 @@ impl Tracker {
         sink: &mut dyn MemorySink,
         is_last: bool,
     ) -> io::Result<Layout> {
+        let mapped = self.spaces.values().flat_map(|space| space.layout().objects()).collect();
+        self.objects.note_mapped(&mapped);
         let layout = Layout {
             processes: processes
                 .iter()

@@ -9,7 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use checkpoint::memory::{Budget, Layout, MemoryChunk, MemorySink, Next, Policy, TrackedProcess, Tracker};
+use checkpoint::memory::{
+    Budget, Layout, MemoryChunk, MemorySink, Next, ObjectKind, Policy, Stubs, TrackedProcess, Tracker, obstacles,
+};
 use support::{Group, Scratch, Target, difference, inject};
 
 fn processes(group: &Group) -> Vec<TrackedProcess> {
@@ -47,7 +49,7 @@ fn churn(seed: u64, rounds: u32) {
     eprintln!("seed {seed} freeze: {} processes, {stats:?}", frozen.len());
     target.filler.finish(&mut target.stubs).unwrap();
     for process in &frozen {
-        let stub = checkpoint::memory::Stubs::pid(&target.stubs, process.process).unwrap();
+        let stub = Stubs::pid(&target.stubs, process.process).unwrap();
         if let Some(difference) = difference(process.pid, stub) {
             panic!("seed {seed}, process {}: {difference}", process.process);
         }
@@ -76,18 +78,27 @@ impl MemorySink for Nowhere {
     }
 }
 
-struct Hoard {
+/// A program that has written a newline when it was ready.
+struct Source {
     group: Group,
     mailbox: UnixStream,
+    /// What it wrote before the newline.
+    said: Vec<u8>,
 }
 
-impl Hoard {
-    fn start(scratch: &Scratch, arguments: [&str; 3]) -> Hoard {
-        let program = scratch.compile("hoard", &[]);
+impl Source {
+    fn start(scratch: &Scratch, name: &str, arguments: &[&str]) -> Source {
+        let program = scratch.compile(name, &[]);
         let (mut mailbox, theirs) = UnixStream::pair().unwrap();
-        let group = Group::start(&program, &arguments.map(AsRef::as_ref), Stdio::from(OwnedFd::from(theirs)));
-        mailbox.read_exact(&mut [0]).unwrap();
-        Hoard { group, mailbox }
+        let arguments: Vec<_> = arguments.iter().map(AsRef::as_ref).collect();
+        let group = Group::start(&program, &arguments, Stdio::from(OwnedFd::from(theirs)));
+        let mut said = Vec::new();
+        while said.last() != Some(&b'\n') {
+            let mut byte = [0];
+            mailbox.read_exact(&mut byte).unwrap();
+            said.push(byte[0]);
+        }
+        Source { group, mailbox, said }
     }
 
     fn round(&mut self, tracker: &mut Tracker, sink: &mut dyn MemorySink) -> checkpoint::RoundStats {
@@ -106,7 +117,7 @@ fn rate(bytes: u64, time: Duration) -> f64 {
 fn speed() {
     let scratch = Scratch::new();
     for megabytes in ["1024"] {
-        let mut hoard = Hoard::start(&scratch, [megabytes, "64", "100000"]);
+        let mut hoard = Source::start(&scratch, "hoard", &[megabytes, "64", "100000"]);
         let mut tracker = Tracker::new();
         let started = Instant::now();
         let stats = hoard.round(&mut tracker, &mut Nowhere);
@@ -159,7 +170,7 @@ fn largest_area(target: &Target) -> (u64, u64, u32) {
 #[test]
 fn a_bursty_writer_is_frozen_in_a_pause() {
     let scratch = Scratch::new();
-    let mut hoard = Hoard::start(&scratch, ["128", "32", "150"]);
+    let mut hoard = Source::start(&scratch, "hoard", &["128", "32", "150"]);
     let mut tracker = Tracker::new();
     let mut policy = Policy::new(Budget::default());
     let started = Instant::now();
@@ -171,4 +182,109 @@ fn a_bursty_writer_is_frozen_in_a_pause() {
     };
     // Most moments of this program have 32 MiB dirty.
     assert!(left.0 <= 8 << 20, "{left:?} after {:?}", started.elapsed());
+}
+
+/// Compares every process of a stopped program with its stub.
+fn assert_same(source: &Source, target: &Target) {
+    for process in processes(&source.group) {
+        let stub = Stubs::pid(&target.stubs, process.process).unwrap();
+        if let Some(difference) = difference(process.pid, stub) {
+            panic!("process {}: {difference}", process.process);
+        }
+    }
+}
+
+#[test]
+fn special_mappings_arrive() {
+    let scratch = Scratch::new();
+    let _pages = HugePages::reserve(8);
+    let mut source = Source::start(&scratch, "special", &[scratch.path().to_str().unwrap()]);
+    // At once, and after a round.
+    for rounds in 0..2 {
+        let (mut target, mut tracker) = (Target::new(&scratch), Tracker::new());
+        for _ in 0..rounds {
+            source.round(&mut tracker, &mut target);
+        }
+        source.group.freeze();
+        let (layout, _) = tracker.finish(&processes(&source.group), &mut target).unwrap();
+        target.filler.finish(&mut target.stubs).unwrap();
+        assert_same(&source, &target);
+        let objects: Vec<_> = layout.objects.iter().map(|object| &object.kind).collect();
+        assert_eq!(objects.len(), 4, "{objects:?}");
+        let memfd = layout.objects.iter().find(|object| object.kind == ObjectKind::Memfd(b"special".to_vec())).unwrap();
+        assert_eq!((memfd.seals, memfd.size), (6, (2 << 20) + 50));
+        assert!(target.filler.object(memfd.device, memfd.inode).is_some());
+        source.group.thaw();
+    }
+}
+
+#[test]
+fn tracking_leaves_no_trace() {
+    let scratch = Scratch::new();
+    let mut source = Source::start(&scratch, "special", &[scratch.path().to_str().unwrap()]);
+    let pid = processes(&source.group)[0].pid;
+    let state = || {
+        let mappings: Vec<_> = sys::vm::detailed_maps(pid).unwrap();
+        let lines: Vec<_> =
+            mappings.iter().map(|detailed| (detailed.mapping.clone(), detailed.flags.clone())).collect();
+        let mut descriptors: Vec<_> =
+            fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        descriptors.sort();
+        (lines, descriptors)
+    };
+    let before = state();
+    let mut tracker = Tracker::new();
+    for _ in 0..3 {
+        source.round(&mut tracker, &mut Nowhere);
+    }
+    let during = state();
+    assert!(during.0.iter().any(|(_, flags)| flags.contains(b"uw")));
+    assert_eq!(before.1, during.1, "descriptors of the program while it is tracked");
+    source.group.freeze();
+    tracker.finish(&processes(&source.group), &mut Nowhere).unwrap();
+    source.group.thaw();
+    tracker.stop();
+    assert_eq!(before, state());
+}
+
+#[test]
+fn memory_that_cannot_move_is_named() {
+    let scratch = Scratch::new();
+    let path = scratch.path().to_str().unwrap();
+    for (what, expected) in [("", None), ("secret", Some("secret memory")), ("own-userfaultfd", Some("userfaultfd"))] {
+        let source = Source::start(&scratch, "special", &[path, what]);
+        if source.said != b"\n" {
+            eprintln!("this kernel has no {what}: not tested");
+            continue;
+        }
+        let obstacles = obstacles(processes(&source.group)[0].pid).unwrap();
+        match expected {
+            None => assert_eq!(obstacles, []),
+            Some(expected) => {
+                assert!(obstacles.len() == 1 && obstacles[0].why.contains(expected), "{what}: {obstacles:?}")
+            }
+        }
+    }
+}
+
+/// Huge pages that the kernel keeps ready for the time of a test.
+struct HugePages {
+    before: String,
+}
+
+impl HugePages {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn reserve(pages: u32) -> HugePages {
+        let before = fs::read_to_string(HugePages::FILE).unwrap_or_default();
+        // Without them the program simply has none.
+        let _ = fs::write(HugePages::FILE, pages.to_string());
+        HugePages { before }
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(HugePages::FILE, self.before.trim());
+    }
 }
