@@ -1,10 +1,18 @@
 //! Runs one program under the net plane, without daemon, shim or move: for tests and measurements of the plane alone.
 //!
-//! `netplane ADDRESS TUN PROGRAM ARGS...`, in a network namespace made for it. A SIGINT or SIGTERM reaches the program.
+//! `netplane ADDRESS TUN PROGRAM ARGS...`, in a network namespace made for it.
+//!
+//! With `NETPLANE_SWAP` set, the program's standard input is a Unix socket on which it can ask for a freeze: for every byte `f`
+//! the plane is frozen, its image encoded, the plane retired, a new one thawed from the image, and the program gets the new
+//! descriptors (`{"number": index}` as JSON, with the descriptors beside it), which it puts in place of its old ones. It answers `k`, and the
+//! new plane runs. So everything about sockets is tested that a move does, without the move.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -53,14 +61,22 @@ fn run() -> Result<u8, Failure> {
     let listener = sandbox.take_listener().ok_or("the sandbox has no listener")?;
     let namespace = format!("/proc/{}/ns/net", sandbox.init_pid());
     run_in(&namespace, &["ip", "link", "set", "lo", "up"])?;
-    let config = NetConfig {
+    let net = Net {
         addresses,
-        namespace: Some(sandbox.net_namespace().try_clone_to_owned()?),
-        init_pid: Some(sandbox.init_pid().as_raw()),
-        ..NetConfig::default()
+        namespace: sandbox.net_namespace().try_clone_to_owned()?,
+        init_pid: sandbox.init_pid().as_raw(),
+        listener: listener.try_clone()?,
     };
-    let plane = NetPlane::start(config, tun.into(), listener)?;
-    let started = sandbox.spawn(CommandSpec {
+    let mut plane = NetPlane::start(net.config()?, tun.into(), listener)?;
+    let mut control = None;
+    let mut stdin = std::io::stdin().as_fd().try_clone_to_owned()?;
+    if std::env::var_os("NETPLANE_SWAP").is_some() {
+        let (ours, theirs) = UnixStream::pair()?;
+        control = Some(ours);
+        stdin = theirs.into();
+    }
+    let output = || std::io::stdout().as_fd().try_clone_to_owned();
+    let pid = sandbox.spawn(CommandSpec {
         argv,
         env: std::env::vars_os().collect(),
         cwd: std::env::current_dir()?,
@@ -68,15 +84,13 @@ fn run() -> Result<u8, Failure> {
         gid: 0,
         groups: Vec::new(),
         umask: 0o022,
-        stdio: [std::io::stdin().as_fd(), std::io::stdout().as_fd(), std::io::stderr().as_fd()]
-            .map(|fd| fd.try_clone_to_owned())
-            .into_iter()
-            .collect::<Result<Vec<OwnedFd>, _>>()?
-            .try_into()
-            .map_err(|_| "three descriptors")?,
+        stdio: [stdin, output()?, std::io::stderr().as_fd().try_clone_to_owned()?],
         rlimits: Vec::new(),
     })?;
-    eprintln!("netplane: program is process {started}, init {}", sandbox.init_pid());
+    if let Some(control) = &mut control {
+        // Ends with the program, which holds the other end alone.
+        plane = swap_on_demand(plane, &net, control, pid.as_raw())?;
+    }
     let code = wait(&mut sandbox)?;
     let deadline = Instant::now() + Duration::from_secs(5);
     while !plane.is_quiet() && Instant::now() < deadline {
@@ -84,6 +98,61 @@ fn run() -> Result<u8, Failure> {
     }
     sandbox.destroy();
     Ok(code)
+}
+
+/// What every plane of the job is made with.
+struct Net {
+    addresses: Vec<IpAddr>,
+    namespace: OwnedFd,
+    init_pid: i32,
+    listener: OwnedFd,
+}
+
+impl Net {
+    fn config(&self) -> Result<NetConfig, Failure> {
+        Ok(NetConfig {
+            addresses: self.addresses.clone(),
+            namespace: Some(self.namespace.try_clone()?),
+            init_pid: Some(self.init_pid),
+            ..NetConfig::default()
+        })
+    }
+}
+
+fn swap_on_demand(mut plane: NetPlane, net: &Net, control: &mut UnixStream, pid: i32) -> Result<NetPlane, Failure> {
+    let mut byte = [0u8; 1];
+    while control.read(&mut byte)? == 1 {
+        let keys = plane.descriptor_keys();
+        let encoded = rmp_serde::to_vec_named(&plane.freeze()?)?;
+        let tun = plane.retire()?;
+        let image = rmp_serde::from_slice(&encoded)?;
+        let (thawed, ends) = NetPlane::thaw(net.config()?, image, tun, net.listener.try_clone()?)?;
+        plane = thawed;
+        let mut placed = BTreeMap::new();
+        let mut descriptors: Vec<BorrowedFd<'_>> = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+            let path = entry?.path();
+            let number = path.file_name().map(|name| name.to_string_lossy().into_owned()).ok_or("a name")?;
+            let target = std::fs::read_link(&path).map(|target| target.to_string_lossy().into_owned());
+            let inode = target.ok().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            let Some(key) = inode.and_then(|inode: u64| keys.get(&inode)) else {
+                continue;
+            };
+            let end = ends.get(key).ok_or_else(|| format!("socket {key} has no end"))?;
+            placed.insert(number, descriptors.len());
+            descriptors.push(end.as_fd());
+        }
+        let text = serde_json::to_vec(&placed)?;
+        if descriptors.len() > sys::unix::MAX_DESCRIPTORS {
+            return Err("too many descriptors for one message".into());
+        }
+        sys::unix::send_descriptors(control.as_fd(), &text, &descriptors)?;
+        control.read_exact(&mut byte)?;
+        drop(ends);
+        plane.resume();
+        control.write_all(b"g")?;
+    }
+    Ok(plane)
 }
 
 fn wait(sandbox: &mut Sandbox) -> Result<u8, Failure> {

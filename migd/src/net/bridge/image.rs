@@ -1,8 +1,11 @@
 //! Freeze and thaw of the programs' sockets.
 //!
-//! While the job stands still, what its programs wrote goes into the stack, beyond its limits if it must, and what they
-//! haven't read yet is copied without being taken away. So a freeze that leads to nothing needs no undoing. Held calls are forgotten:
-//! they were cancelled when their threads were stopped, and come again.
+//! While the job stands still, what waits in the pairs is copied, in both directions, without being taken away. So a freeze
+//! that leads to nothing needs no undoing, and a stack that is full stays within its limits however often the job moves. Held calls
+//! are forgotten: they were cancelled when their threads were stopped, and come again.
+//!
+//! A socket whose program closed it with bytes still on their way to the stack has no program's end to go back to; the end
+//! that its thaw makes is dropped, which closes it again behind those bytes.
 //!
 //! A thaw builds each pair anew with the same content and in the same state, so that a program that goes on sees what
 //! it would have seen.
@@ -14,7 +17,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use netstack::{Shutdown, SocketId, Stack, State};
+use netstack::{SocketId, Stack};
 use serde::{Deserialize, Serialize};
 use sys::epoll::Epoll;
 use sys::seccomp::Listener;
@@ -68,7 +71,7 @@ enum PhaseImage {
 struct Places(OnceCell<HashMap<u64, (i32, i32)>>);
 
 impl Bridge {
-    /// Settles everything that waits between the programs and the stack, and takes the bridge's image. The job stands still.
+    /// Works off what has happened so far and takes the bridge's image. The job stands still.
     pub(in crate::net) fn freeze(&mut self) -> Result<BridgeImage, NetError> {
         let keys: Vec<SocketKey> = self.sockets.keys().copied().collect();
         for &key in &keys {
@@ -80,7 +83,6 @@ impl Bridge {
         self.finish_resets();
         for &key in &keys {
             self.forget_calls(key);
-            self.take_in(key);
         }
         self.deadlines.clear();
         let places = Places::default();
@@ -96,56 +98,6 @@ impl Bridge {
             Some(Phase::Listening { listener, .. }) => listener.waiters.clear(),
             Some(Phase::Connecting { connecting, .. }) => connecting.waiters.clear(),
             _ => {}
-        }
-    }
-
-    /// Takes what the program wrote, to its end, into the stack.
-    fn take_in(&mut self, key: SocketKey) {
-        let Some(socket) = self.sockets.get_mut(&key) else {
-            return;
-        };
-        let shut_write = socket.shut_write;
-        let Phase::Connected { id, end, connected } = &mut socket.phase else {
-            return;
-        };
-        let id = *id;
-        let status = self.stack.status(id);
-        if connected.finished || status.error.is_some() || status.state == State::Closed {
-            return;
-        }
-        let mut block = vec![0u8; 64 << 10];
-        let mut reset = false;
-        loop {
-            match unix::receive(end.fd.as_fd(), &mut [IoSliceMut::new(&mut block)], Receive::empty()) {
-                Ok(0) => break,
-                Ok(count) => {
-                    if self.stack.tcp_send_over(self.now, id, &block[..count]).is_err() {
-                        // The connection has just broken; the program learns of that as always.
-                        return;
-                    }
-                }
-                Err(error) => match error.kind() {
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::ConnectionReset => {
-                        reset = true;
-                        break;
-                    }
-                    _ => return,
-                },
-            }
-        }
-        if shut_write && !reset {
-            connected.finished = true;
-            let _ = self.stack.tcp_shutdown(self.now, id, Shutdown::Write);
-            return;
-        }
-        // The program's last descriptor was closed just before it was stopped.
-        let reset = reset || socket.options.linger == Some(0) || status.readable > 0;
-        self.remove(key);
-        if reset {
-            self.stack.tcp_abort(self.now, id);
-        } else {
-            self.stack.tcp_close(self.now, id);
         }
     }
 
@@ -195,6 +147,7 @@ impl Bridge {
         };
         let written = match &socket.phase {
             Phase::Connecting { end, connecting, .. } if connecting.fill == 0 => peek(end.fd.as_fd())?,
+            Phase::Connected { end, connected, .. } if !connected.finished => peek(end.fd.as_fd())?,
             _ => Vec::new(),
         };
         Ok(Some(SocketImage {
