@@ -171,11 +171,16 @@ impl Wire {
     }
 
     fn write(&mut self, id: SocketId, bytes: &[u8]) -> Vec<Seen> {
-        let written = self.stack.tcp_send_with(self.now, id, |[room, _]| {
-            room[..bytes.len()].copy_from_slice(bytes);
-            bytes.len()
-        });
-        assert_eq!(written, Ok(bytes.len()));
+        let mut written = 0;
+        while written < bytes.len() {
+            let rest = &bytes[written..];
+            let step = self.stack.tcp_send_with(self.now, id, |[room, _]| {
+                let len = rest.len().min(room.len());
+                room[..len].copy_from_slice(&rest[..len]);
+                len
+            });
+            written += step.expect("it can send");
+        }
         self.take()
     }
 }

@@ -59,6 +59,8 @@ pub(crate) struct Sender {
     highest_sacked: Seq,
     /// Nothing before it waits to be sent again.
     lost_from: Seq,
+    /// How much was queued at most since the ring was last given back: what to make room for the next time.
+    peak: usize,
 }
 
 impl Sender {
@@ -76,6 +78,7 @@ impl Sender {
             retransmitted: 0,
             highest_sacked: iss,
             lost_from: iss,
+            peak: 0,
         }
     }
 
@@ -164,7 +167,7 @@ impl Sender {
         let free = self.ring.capacity() - self.ring.len();
         if free < bytes {
             // Grow by what is there: a stream that fills its room gets twice as much the next time.
-            let step = bytes.min(self.ring.capacity().max(16 << 10));
+            let step = bytes.min(self.ring.capacity().max(4 << 10).max(self.peak.min(64 << 10)));
             self.ring.reserve(self.ring.len() + step);
         }
         self.ring.room(bytes)
@@ -172,6 +175,7 @@ impl Sender {
 
     pub(crate) fn commit(&mut self, bytes: usize) {
         self.ring.commit(bytes);
+        self.peak = self.peak.max(self.ring.len());
     }
 
     pub(crate) fn append(&mut self, bytes: &[u8]) {
@@ -428,6 +432,8 @@ impl Sender {
     pub(crate) fn release_small(&mut self, keep: usize) {
         if self.ring.is_empty() && self.ring.capacity() <= keep {
             self.ring.release();
+            // It fades, so that one large message isn't made room for ever after.
+            self.peak -= self.peak / 8;
         }
     }
 
