@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn the_best_of_varying_moments_is_taken() {
         // Never little, but sometimes much less than at other times.
-        let left = |from: u64, _| if from % 7 == 0 { 20 * MIB } else { (60 + from % 50) * MIB };
+        let left = |from: u64, _| if from.is_multiple_of(7) { 20 * MIB } else { (60 + from % 50) * MIB };
         let (left, rounds, ..) = run(100 * MIB, left);
         assert!(left <= 80 * MIB && rounds < 40, "{left} after {rounds}");
     }

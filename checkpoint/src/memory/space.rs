@@ -18,10 +18,10 @@ use super::reader::{Reader, RunTraits};
 use super::{MemorySink, PAGE, TrackedProcess};
 
 /// The properties of mappings (`VmFlags`: what madvise and mlock have set) are found in smaps only, for which the kernel looks
-/// at every page: 20 ms a gigabyte. In a process larger than this they are read once in [`DETAILS_AGE`] while it runs and not
-/// again in the freeze: what was set in between on a mapping whose bounds have stayed is missed, and a mapping that is newer
-/// is taken to have none.
-const EXACT_DETAILS_BYTES: u64 = 128 << 20;
+/// at every page: 20 ms a gigabyte. In a process larger than this they are read once in [`DETAILS_AGE`] while it runs. Of all
+/// processes together no more than this is looked at in the freeze: for the others, what was set in between on a mapping whose
+/// bounds have stayed is missed, and a mapping that is newer is taken to have none.
+pub(super) const EXACT_DETAILS_BYTES: u64 = 128 << 20;
 const DETAILS_AGE: Duration = Duration::from_millis(500);
 
 /// What is known of one process.
@@ -120,12 +120,13 @@ impl Space {
     }
 
     /// Reads the mappings of a process that stands still, without the properties that are slow to read: those are as last
-    /// read, or assumed for new mappings, until [`Space::correct`]. Returns whether that is to follow.
-    pub fn survey_frozen(&mut self, objects: &mut Objects) -> io::Result<bool> {
+    /// read, or assumed for new mappings, until [`Space::correct`]. Returns what reading them would cost, in bytes that the
+    /// kernel looks at: 0 when it has to be done.
+    pub fn survey_frozen(&mut self, objects: &mut Objects) -> io::Result<u64> {
         let mappings = vm::maps(self.process.pid)?;
         self.assume_details(&mappings);
         self.take_mappings(mappings, objects, true)?;
-        Ok(self.details_read.is_none() || self.resident_bytes() <= EXACT_DETAILS_BYTES)
+        Ok(if self.details_read.is_none() { 0 } else { self.resident_bytes().max(1) })
     }
 
     fn assume_details(&mut self, mappings: &[Mapping]) {

@@ -13,7 +13,7 @@ use super::layout::{Layout, ProcessLayout};
 use super::objects::Objects;
 use super::ranges::SpanSet;
 use super::reader::Reader;
-use super::space::Space;
+use super::space::{EXACT_DETAILS_BYTES, Space};
 use super::{MemorySink, PAGE, RoundStats};
 
 /// A round waits at most this long for a pause in writing.
@@ -137,10 +137,13 @@ impl Tracker {
     ) -> io::Result<(Layout, RoundStats)> {
         self.follow(processes, None)?;
         let mut pids = Vec::new();
+        let mut cost = 0;
         for (number, space) in &mut self.spaces {
             let process = space.process();
             let surveyed = space.survey_frozen(&mut self.objects);
-            if surveyed.map_err(|error| explain(process, "list its mappings", &error))? {
+            let own = surveyed.map_err(|error| explain(process, "list its mappings", &error))?;
+            if own == 0 || cost + own <= EXACT_DETAILS_BYTES {
+                cost += own;
                 pids.push((*number, process.pid));
             }
         }
