@@ -12,12 +12,12 @@
 //! What it leaves out on purpose, and where its limits are:
 //! - Shared mappings of files that have a path: their content is the file's, and the file is at the target already.
 //! - NUMA policies, and accounting against the overcommit limit of mappings that aren't writable any more.
-//! - A page that a device writes into while a round protects it (a read with `O_DIRECT` in flight) can be missed: the kernel
-//!   sees no fault then. The freeze itself is safe, since it waits for such reads to end.
+//! - Programs that read with `O_DIRECT` are copied in the freeze as a whole: a device's writes into memory cause no faults.
 //! - Pages that a forked process still shares with its parent are sent once for each, and aren't shared at the target.
 //! - While tracked, mappings that the kernel would join stay apart; mremap of a range that spans two of them fails.
 
 mod areas;
+mod direct;
 mod filler;
 mod layout;
 mod mapping;

@@ -11,6 +11,7 @@ use sys::uffd::WriteTracker;
 use sys::vm::{self, DetailedMapping, Mapping, Memory};
 
 use super::areas::{Files, Unmovable, classify, describe, push_merged};
+use super::direct;
 use super::layout::{Area, Backing, ProcessLayout, Protection};
 use super::objects::Objects;
 use super::ranges::{Span, SpanSet};
@@ -41,6 +42,8 @@ pub(super) struct Space {
     mappings: Vec<Area>,
     /// The same as the target sees them.
     layout: ProcessLayout,
+    /// It reads with `O_DIRECT`: see [`super::direct`].
+    bypasses_faults: bool,
     /// Pages of which the target has content from here.
     sent: SpanSet,
     /// Pages that were zeros when last looked at. Of those that are in `sent` as well the target learns at the end.
@@ -66,6 +69,7 @@ impl Space {
             details_read: None,
             mappings: Vec::new(),
             layout: ProcessLayout { process: process.process, parent: process.parent, ..ProcessLayout::default() },
+            bypasses_faults: false,
             sent: SpanSet::new(),
             zeros: SpanSet::new(),
         })
@@ -197,6 +201,9 @@ impl Space {
 
     /// Sends every page that was written since the last pass, while the process may go on writing.
     pub fn copy(&mut self, reader: &mut Reader, sink: &mut dyn MemorySink) -> io::Result<Pass> {
+        if self.bypasses_faults {
+            return Ok(Pass::default());
+        }
         let mut reading = reader.start(sink, self.process.process, self.process.pid, &self.memory, false);
         let mut runs: Vec<Region> = Vec::new();
         for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
@@ -213,6 +220,8 @@ impl Space {
         let (sent, zeros) = reading.finish()?;
         self.zeros = self.zeros.union(&zeros).difference(&sent);
         self.sent = self.sent.union(&sent);
+        // Looked at after the scan: a read that was in flight then had its descriptor open.
+        self.bypasses_faults = direct::is_used_by(self.process.pid);
         Ok(Pass { bytes: sent.length() })
     }
 
@@ -235,7 +244,7 @@ impl Space {
             let mut runs: Vec<Region> = Vec::new();
             let tracked = Query { require_tracked: true, ..query };
             let is_fresh = match self.pagemap.scan(area.start, area.end, &tracked, |run| runs.push(run)) {
-                Ok(()) => self.tracker.is_none(),
+                Ok(()) => self.tracker.is_none() || self.bypasses_faults,
                 Err(error) if error.raw_os_error() == Some(NOT_TRACKED) => {
                     runs.clear();
                     self.pagemap.scan(area.start, area.end, &query, |run| runs.push(run))?;
