@@ -1,15 +1,27 @@
 //! Trees dumped in one sandbox and restored in another.
 
-use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use checkpoint::{Event, ExitStatus, Sandbox, SandboxSpec};
+use checkpoint::{Event, ExitStatus};
 use libtest_mimic::Trial;
 
 use crate::ensure;
 use crate::support::{Job, Outcome, Precopy, trial, wait_event};
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial("moves::sleep_goes_on_and_exits", sleep), trial("moves::counter_in_threads_goes_on", threads)]
+    vec![
+        trial("moves::sleep_goes_on_and_exits", sleep),
+        trial("moves::counter_in_threads_goes_on", threads),
+        trial("moves::redis_twenty_times_with_precopy", redis),
+        trial("moves::python_threads_twenty_times_with_precopy", python_twenty),
+        trial("moves::everything_the_kernel_keeps_is_the_same", || keeper(Precopy::None)),
+        trial("moves::everything_the_kernel_keeps_is_the_same_with_precopy", || keeper(Precopy::Rounds(2))),
+        trial("moves::tree_with_sessions_groups_and_zombies", tree),
+        trial("moves::blocking_calls_end_as_they_would", blocking),
+        trial("moves::stopped_job_stays_stopped", stopped),
+        trial("moves::abort_leaves_the_job_running", abort),
+    ]
 }
 
 fn sleep() -> Outcome {
@@ -47,13 +59,10 @@ while True:
 
 fn threads() -> Outcome {
     let mut job = Job::start(&["python3", "-c", COUNTER])?;
-    let mut output = BufReader::new(job.output.try_clone()?);
-    let mut line = String::new();
     let mut expected = 1;
     for precopy in [Precopy::None, Precopy::Rounds(2), Precopy::None, Precopy::Rounds(3)] {
         for _ in 0..10 {
-            line.clear();
-            output.read_line(&mut line)?;
+            let line = job.line()?;
             let words: Vec<i64> = line.split_whitespace().map(|word| word.parse().unwrap_or(-1)).collect();
             ensure!(words.len() == 4, "line {line:?}");
             ensure!(words[0] == expected, "line {expected} is {line:?}");
@@ -63,15 +72,362 @@ fn threads() -> Outcome {
         job.hop(precopy)?;
     }
     for _ in 0..10 {
-        line.clear();
-        output.read_line(&mut line)?;
+        let line = job.line()?;
         ensure!(line.starts_with(&format!("{expected} ")), "line {expected} is {line:?}");
         expected += 1;
     }
     Ok(())
 }
 
-#[allow(dead_code)]
-fn fresh() -> checkpoint::Result<Sandbox> {
-    Sandbox::create(SandboxSpec::default())
+/// A directory that is gone at the end of a trial.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> std::io::Result<Scratch> {
+        let path = std::env::temp_dir().join(format!("checkpoint-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn redis() -> Outcome {
+    let scratch = Scratch::new("redis")?;
+    let socket = scratch.0.join("redis.sock");
+    let socket = socket.to_str().ok_or("a path that isn't UTF-8")?;
+    let directory = scratch.0.to_str().ok_or("a path that isn't UTF-8")?;
+    let arguments =
+        ["redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--dir", directory, "--enable-debug-command", "yes"];
+    let mut job = Job::start(&arguments)?;
+    let ask = |arguments: &[&str]| -> Result<String, Box<dyn std::error::Error>> {
+        let output = std::process::Command::new("redis-cli").args(["-s", socket]).args(arguments).output()?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    let start = Instant::now();
+    while ask(&["ping"])? != "PONG" {
+        ensure!(start.elapsed() < Duration::from_secs(10), "redis doesn't answer");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ask(&["debug", "populate", "200000", "key", "100"])?;
+    let digest = ask(&["debug", "digest"])?;
+    for round in 1..=20 {
+        // redis may not have closed its end of the last client's connection yet, which reaches out of the job.
+        let hop = loop {
+            match job.hop(Precopy::Rounds(2)) {
+                Err(error) if error.to_string().contains("unix socket") && start.elapsed() < Duration::from_secs(60) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => break result?,
+            }
+        };
+        println!("redis hop {round}: {hop:?}");
+        ensure!(ask(&["incr", "hops"])? == round.to_string(), "a hop was lost");
+        ask(&["del", "other"])?;
+    }
+    ask(&["del", "hops"])?;
+    ensure!(ask(&["debug", "digest"])? == digest, "the data changed");
+    Ok(())
+}
+
+fn python_twenty() -> Outcome {
+    let mut job = Job::start(&["python3", "-c", COUNTER])?;
+    let mut expected = 1;
+    for round in 1..=20 {
+        for _ in 0..5 {
+            let line = job.line()?;
+            ensure!(line.starts_with(&format!("{expected} ")), "line {expected} is {line:?}");
+            expected += 1;
+        }
+        let hop = job.hop(Precopy::Rounds(2))?;
+        println!("python hop {round}: {hop:?}");
+    }
+    Ok(())
+}
+
+/// What one process has of everything the kernel keeps for it; it says so before and after a hop.
+const KEEPER: &str = r#"
+import ctypes, os, resource, signal, sys, time, threading
+libc = ctypes.CDLL(None, use_errno=True)
+got = []
+for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN + 3, signal.SIGALRM):
+    signal.signal(number, lambda number, frame: got.append(number))
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGRTMIN + 3])
+os.kill(os.getpid(), signal.SIGUSR1)
+signal.pthread_kill(threading.get_ident(), signal.SIGRTMIN + 3)
+signal.pthread_kill(threading.get_ident(), signal.SIGRTMIN + 3)
+libc.prctl(15, b"keeper", 0, 0, 0)
+libc.prctl(36, 1, 0, 0, 0)
+libc.prctl(29, 77777, 0, 0, 0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (123, 456))
+os.umask(0o31)
+os.chdir("/usr")
+os.nice(3)
+read, write = os.pipe()
+os.write(write, b"still in the pipe")
+signal.setitimer(signal.ITIMER_REAL, 1.5, 10)
+start = time.monotonic()
+def state():
+    names = ("Umask", "Uid", "Gid", "Groups", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff",
+             "CapBnd", "CapAmb", "NoNewPrivs", "Threads", "Name", "Pid", "PPid", "NSpgid", "NSsid")
+    lines = [line for line in open("/proc/self/status") if line.split(":")[0] in names]
+    stat = open("/proc/self/stat").read().rsplit(")", 1)[1].split()
+    lines += [str(stat[number - 3]) for number in (26, 27, 28, 38, 45, 46, 47, 48, 49, 50, 51)]
+    lines += [os.getcwd(), str(resource.getrlimit(resource.RLIMIT_NOFILE)), str(os.nice(0)), os.readlink("/proc/self/exe")]
+    lines += [open("/proc/self/cmdline").read(), open("/proc/self/timerslack_ns").read(), open("/proc/self/auxv", "rb").read().hex()]
+    lines += [str(libc.prctl(30, 0, 0, 0, 0)), str(os.getppid()), str(os.getsid(0)), str(os.getpgrp())]
+    return "".join(str(line).strip() + "
+" for line in lines)
+before = state()
+print("ready", flush=True)
+sys.stdin.readline()
+after = state()
+if before != after:
+    for old, new in zip(before.split("
+"), after.split("
+")):
+        if old != new:
+            print("differs:", old, "|", new, flush=True)
+print("same" if before == after else "different", flush=True)
+print(os.read(read, 100).decode(), flush=True)
+while signal.SIGALRM not in got:
+    signal.pause()
+print(1.4 < time.monotonic() - start < 3.0, flush=True)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1, signal.SIGRTMIN + 3])
+got.sort()
+print([int(number) for number in got], flush=True)
+"#;
+
+fn keeper(precopy: Precopy) -> Outcome {
+    let mut job = Job::start(&["python3", "-c", KEEPER])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    job.hop(precopy)?;
+    job.say("go")?;
+    let mut lines = Vec::new();
+    for _ in 0..4 {
+        lines.push(job.line()?);
+    }
+    ensure!(lines == ["same", "still in the pipe", "True", "[10, 14, 37, 37]"], "{lines:?}");
+    let event = wait_event(&mut job.sandbox, |event| matches!(event, Event::RootExited { .. }))?;
+    ensure!(event == Event::RootExited { status: ExitStatus::Code(0) }, "ended with {event:?}");
+    Ok(())
+}
+
+/// A tree: workers, a daemon with a session of its own, an orphan in a group without a leader, and zombies.
+const TREE: &str = r#"
+import os, signal, sys, time
+def fork(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(0)
+    return pid
+requests, replies = os.pipe(), os.pipe()
+def worker():
+    while True:
+        word = os.read(requests[0], 1)
+        os.write(replies[1], b"%s from %d child of %d\n" % (word, os.getpid(), os.getppid()))
+workers = [fork(worker) for _ in range(3)]
+exited = fork(lambda: os._exit(7))
+killed = fork(signal.pause)
+os.kill(killed, signal.SIGKILL)
+facts = os.pipe()
+def leave():
+    # Its own session, then an orphan in it, in a group whose leader is gone.
+    os.setsid()
+    def leader():
+        os.setpgid(0, 0)
+        def orphan():
+            time.sleep(0.05)
+            line = lambda: b"%d %d %d %d\n" % (os.getpid(), os.getppid(), os.getpgrp(), os.getsid(0))
+            os.write(facts[1], line())
+            signal.signal(signal.SIGUSR1, lambda *_: os.write(facts[1], line()))
+            while True:
+                signal.pause()
+        os.write(facts[1], b"%d\n" % fork(orphan))
+    os.waitpid(fork(leader), 0)
+    while True:
+        signal.pause()
+daemon = fork(leave)
+stream = os.fdopen(facts[0])
+orphan = int(stream.readline())
+before = stream.readline()
+time.sleep(0.1)
+answers = os.fdopen(replies[0])
+print("ready", flush=True)
+sys.stdin.readline()
+os.kill(orphan, signal.SIGUSR1)
+print(before == stream.readline(), before.strip(), flush=True)
+os.write(requests[1], b"abc")
+seen = sorted(answers.readline().split()[0] for _ in range(3))
+print(seen, flush=True)
+print(os.waitstatus_to_exitcode(os.waitpid(exited, 0)[1]), os.waitstatus_to_exitcode(os.waitpid(killed, 0)[1]), flush=True)
+print(os.getsid(daemon) == daemon, os.getpgid(workers[0]) == os.getpgrp(), flush=True)
+for pid in workers + [daemon]:
+    os.kill(pid, signal.SIGTERM)
+    os.waitpid(pid, 0)
+os.kill(orphan, signal.SIGTERM)
+try:
+    os.waitpid(-1, 0)
+    print("a child too many")
+except ChildProcessError:
+    print("done", flush=True)
+"#;
+
+fn tree() -> Outcome {
+    for precopy in [Precopy::None, Precopy::Rounds(2)] {
+        let mut job = Job::start(&["python3", "-c", TREE])?;
+        ensure!(job.line()? == "ready", "it doesn't start");
+        job.hop(precopy)?;
+        job.hop(precopy)?;
+        job.say("go")?;
+        let facts = job.line()?;
+        ensure!(facts.starts_with("True "), "the orphan's numbers changed: {facts}");
+        let mut lines = Vec::new();
+        for _ in 0..4 {
+            lines.push(job.line()?);
+        }
+        ensure!(lines == ["['a', 'b', 'c']", "7 -9", "True True", "done"], "{lines:?}");
+        wait_event(&mut job.sandbox, |event| *event == Event::JobEmpty)?;
+    }
+    Ok(())
+}
+
+/// Each call waits in a thread of its own while the job hops.
+const BLOCKING: &str = r#"
+import ctypes, os, select, signal, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+class Timespec(ctypes.Structure):
+    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
+results = {}
+word = ctypes.c_int(5)
+empty = os.pipe()
+later = os.pipe()
+def nanosleep():
+    return libc.syscall(35, ctypes.byref(Timespec(2, 0)), None)
+def nanosleep_with_rest():
+    return libc.syscall(35, ctypes.byref(Timespec(2, 0)), ctypes.byref(Timespec()))
+def futex():
+    libc.syscall(202, ctypes.byref(word), 128, 5, ctypes.byref(Timespec(2, 0)), None, 0)
+    return ctypes.get_errno()
+def poll():
+    return len(select.poll().poll(2000)), 0
+def select_():
+    return len(select.select([empty[0]], [], [], 2)[0])
+def epoll():
+    libc.epoll_create1(0)
+    events = ctypes.create_string_buffer(64)
+    result = libc.epoll_wait(libc.epoll_create1(0), events, 1, 2000)
+    return result if result >= 0 else -ctypes.get_errno()
+def event():
+    return threading.Event().wait(2)
+def reader():
+    return os.read(later[0], 10)
+def signal_wait():
+    return signal.sigtimedwait([signal.SIGUSR2], 2)
+def work(call):
+    start = time.monotonic()
+    result = call()
+    results[call.__name__] = (result, time.monotonic() - start)
+calls = [nanosleep, nanosleep_with_rest, futex, poll, select_, epoll, event, reader, signal_wait]
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+threads = [threading.Thread(target=work, args=(call,)) for call in calls]
+for thread in threads:
+    thread.start()
+time.sleep(0.2)
+print("ready", flush=True)
+sys.stdin.readline()
+os.write(later[1], b"here")
+for thread in threads:
+    thread.join()
+for name, (result, took) in results.items():
+    fine = 1.95 < took < 4.5 or name == "reader"
+    print(name, result, "fine" if fine else took, flush=True)
+print("end", flush=True)
+"#;
+
+fn blocking() -> Outcome {
+    let mut job = Job::start(&["python3", "-c", BLOCKING])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    job.hop(Precopy::Rounds(1))?;
+    job.hop(Precopy::None)?;
+    job.say("go")?;
+    let mut lines = Vec::new();
+    loop {
+        let line = job.line()?;
+        if line == "end" || line.is_empty() {
+            break;
+        }
+        lines.push(line);
+    }
+    lines.sort();
+    let expected = [
+        "epoll 0 fine",
+        "event False fine",
+        "futex 110 fine",
+        "nanosleep 0 fine",
+        "nanosleep_with_rest 0 fine",
+        "poll (0, 0) fine",
+        "reader b'here' fine",
+        "select_ 0 fine",
+        "signal_wait None fine",
+    ];
+    ensure!(lines == expected, "{lines:#?}");
+    Ok(())
+}
+
+fn stopped() -> Outcome {
+    let mut job = Job::start(&["sh", "-c", "echo ready; read line; echo got $line; read line"])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    job.sandbox.signal_root(sys::libc::SIGSTOP)?;
+    let state = |job: &Job| -> Option<u8> {
+        let pid = job.sandbox.root_pid()?.as_raw().unsigned_abs();
+        Some(sys::proc::Proc::own().stat(sys::proc::Place::Process(pid)).ok()?.state)
+    };
+    let wait_stopped = |job: &Job| {
+        let start = Instant::now();
+        while state(job) != Some(b'T') && start.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        state(job)
+    };
+    ensure!(wait_stopped(&job) == Some(b'T'), "it doesn't stop");
+    job.hop(Precopy::None)?;
+    job.say("word")?;
+    ensure!(wait_stopped(&job) == Some(b'T'), "it isn't stopped any more: {:?}", state(&job));
+    job.sandbox.signal_root(sys::libc::SIGCONT)?;
+    ensure!(job.line()? == "got word", "it doesn't go on");
+    Ok(())
+}
+
+fn abort() -> Outcome {
+    let mut job = Job::start(&["python3", "-c", COUNTER])?;
+    let mut expected = 1;
+    for precopy in [Precopy::None, Precopy::Rounds(2), Precopy::None, Precopy::Rounds(1)] {
+        for _ in 0..5 {
+            let line = job.line()?;
+            ensure!(line.starts_with(&format!("{expected} ")), "line {expected} is {line:?}");
+            expected += 1;
+        }
+        job.hop_in_vain(precopy)?;
+    }
+    // Nothing of ours is left in it.
+    let root = job.sandbox.root_pid().ok_or("it has no root")?;
+    let maps = std::fs::read_to_string(format!("/proc/{root}/maps"))?;
+    ensure!(!maps.starts_with("00100000-"), "pages of ours are left:\n{maps}");
+    let status = std::fs::read_to_string(format!("/proc/{root}/status"))?;
+    ensure!(status.contains("TracerPid:\t0\n"), "it is still traced");
+    for _ in 0..5 {
+        let line = job.line()?;
+        ensure!(line.starts_with(&format!("{expected} ")), "line {expected} is {line:?}");
+        expected += 1;
+    }
+    job.hop(Precopy::Rounds(2))?;
+    ensure!(job.line()?.starts_with(&format!("{expected} ")), "it doesn't go on");
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! What the trials share.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -79,23 +79,37 @@ pub enum Precopy {
 /// A job that can be moved from sandbox to sandbox.
 pub struct Job {
     pub sandbox: Sandbox,
-    pub output: File,
+    pub output: BufReader<File>,
+    pub input: File,
     streams: Streams,
 }
 
 /// Our ends of the job's standard streams, with which they are known and made again.
 struct Streams {
     input: File,
-    output: OwnedFd,
+    output: File,
 }
 
 impl External for Streams {
     fn key(&self, kind: FdKind, inode: u64) -> Option<ExternalKey> {
-        let same = |file: io::Result<std::fs::Metadata>| file.is_ok_and(|metadata| metadata.ino() == inode);
-        if kind == FdKind::Pipe && same(self.output.try_clone().map(File::from).and_then(|file| file.metadata())) {
+        let is = |file: &File| kind == FdKind::Pipe && file.metadata().is_ok_and(|metadata| metadata.ino() == inode);
+        if is(&self.input) {
+            return Some(ExternalKey::Stdio(0));
+        }
+        if is(&self.output) {
             return Some(ExternalKey::Stdio(1));
         }
         None
+    }
+}
+
+impl Streams {
+    fn open(&self, key: ExternalKey) -> io::Result<OwnedFd> {
+        match key {
+            ExternalKey::Stdio(0) => self.input.try_clone().map(OwnedFd::from),
+            ExternalKey::Stdio(_) => self.output.try_clone().map(OwnedFd::from),
+            ExternalKey::Socket(_) => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 }
 
@@ -125,10 +139,46 @@ impl Job {
     pub fn start(argv: &[&str]) -> Result<Job, Box<dyn std::error::Error>> {
         let mut sandbox =
             Sandbox::create(SandboxSpec { clock_offsets: Some(ClockOffsets::default()), ..Default::default() })?;
-        let (command, output) = command(argv)?;
-        let streams = Streams { input: File::open("/dev/null")?, output: command.stdio[1].try_clone()? };
+        let (mut command, output) = command(argv)?;
+        let (reader, input) = io::pipe()?;
+        let reader = OwnedFd::from(reader);
+        let streams = Streams { input: File::from(reader.try_clone()?), output: File::from(command.stdio[1].try_clone()?) };
+        command.stdio[0] = reader;
         sandbox.spawn(command)?;
-        Ok(Job { sandbox, output, streams })
+        Ok(Job { sandbox, output: BufReader::new(output), input: File::from(OwnedFd::from(input)), streams })
+    }
+
+    /// The next line of the job's output.
+    pub fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Sends the job a line.
+    pub fn say(&mut self, line: &str) -> io::Result<()> {
+        self.input.write_all(format!("{line}\n").as_bytes())
+    }
+
+    /// Everything up to the commit, and then the source goes on after all.
+    pub fn hop_in_vain(&mut self, precopy: Precopy) -> Result<(), Box<dyn std::error::Error>> {
+        let mut source = Source::attach(&self.sandbox)?;
+        let offer = source.offer()?;
+        let mut next = Sandbox::create(SandboxSpec { clock_offsets: Some(ClockOffsets::default()), ..Default::default() })?;
+        let mut target = Target::create(&mut next, &offer)?;
+        if let Precopy::Rounds(rounds) = precopy {
+            source.start_tracking()?;
+            for _ in 0..rounds {
+                source.copy_round(&mut Wire(&mut target))?;
+            }
+        }
+        source.freeze()?;
+        let image = source.dump(&self.streams, &mut Wire(&mut target))?;
+        let streams = &self.streams;
+        target.restore(image, &mut |key| streams.open(key))?;
+        drop(target);
+        source.resume()?;
+        Ok(())
     }
 
     /// Moves the job into a new sandbox; the old one is gone afterwards.
@@ -154,11 +204,7 @@ impl Job {
         let image = source.dump(&self.streams, &mut Wire(&mut target))?;
         let dump = start.elapsed() - freeze;
         let streams = &self.streams;
-        target.restore(image, &mut |key| match key {
-            ExternalKey::Stdio(0) => streams.input.try_clone().map(OwnedFd::from),
-            ExternalKey::Stdio(_) => streams.output.try_clone(),
-            ExternalKey::Socket(_) => Err(io::ErrorKind::NotFound.into()),
-        })?;
+        target.restore(image, &mut |key| streams.open(key))?;
         let restore = start.elapsed() - freeze - dump;
         source.discard();
         let before_run = start.elapsed();
