@@ -150,13 +150,18 @@ fn stuck(inside: &Inside, seized: &Seized) -> Error {
 /// Sorts threads into their processes.
 fn collect(inside: &Inside, stopped: Vec<Stopped>) -> Result<Vec<Frozen>> {
     let mut by_thread: BTreeMap<Pid, Stopped> = stopped.into_iter().map(|thread| (thread.thread(), thread)).collect();
+    let now_ns = inside.clocks().monotonic_ns;
     let mut all = Vec::new();
     for process in inside.processes()? {
         let Ok(numbers) = inside.proc.threads(process) else { continue };
         let mut threads = BTreeMap::new();
         for number in numbers {
             let tid = inside.pids.outside(number).ok();
-            if let Some(thread) = tid.and_then(|tid| by_thread.remove(&tid)) {
+            if let Some(mut thread) = tid.and_then(|tid| by_thread.remove(&tid)) {
+                inside
+                    .calls
+                    .note(number, &mut thread, now_ns)
+                    .map_err(|error| Error::process(process, "reading registers", error))?;
                 threads.insert(number, thread);
             }
         }

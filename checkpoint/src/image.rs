@@ -18,7 +18,7 @@ pub const VERSION: u32 = 1;
 pub struct TreeImage {
     /// [`VERSION`].
     pub version: u32,
-    /// The job's clocks at the freeze.
+    /// The job's clocks when the dump was complete.
     pub clocks: Clocks,
     /// The process whose end is the job's end.
     pub root: u32,

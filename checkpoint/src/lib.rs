@@ -16,6 +16,7 @@
 //! ptrace belongs to a thread: every call on one [`Source`] or one [`Target`], including its drop, must come from the
 //! thread that made it, and nothing else in the calling process may reap children with `waitpid(-1)`.
 
+mod calls;
 pub mod descriptors;
 mod dump;
 pub mod error;

@@ -25,20 +25,23 @@ const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 const BIRTH: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Everything but what must wait until the process is about to run.
-pub(crate) fn process(stubs: &mut Stubs, image: &ProcessImage, live: &LiveProcess) -> Result<()> {
-    let proc = stubs.inside.proc.clone();
-    let pids = stubs.inside.pids.clone();
+pub(crate) fn process(stubs: &mut Stubs, image: &ProcessImage, live: &LiveProcess, frozen_at: Clocks) -> Result<()> {
+    let inside = stubs.inside.clone();
     let stub = stubs.get(image.process)?;
     set_program(stub, live)?;
     set_process(stub, live)?;
-    make_threads(stub, live, &pids)?;
+    make_threads(stub, live, &inside.pids)?;
     for thread in &live.threads {
-        thread::restore(stub, thread)?;
+        let now_ns = inside.clocks().monotonic_ns;
+        let passed_ns = u64::try_from(now_ns - frozen_at.monotonic_ns).unwrap_or_default();
+        thread::restore(stub, thread, &inside.calls, (now_ns, passed_ns))?;
     }
     set_after_identity(stub, live)?;
     let here = Place::Process(image.process);
     let write = |file: &str, content: String| {
-        proc.write(here, file, content.as_bytes())
+        inside
+            .proc
+            .write(here, file, content.as_bytes())
             .map_err(|error| Error::process(image.process, format!("setting its {file}"), error))
     };
     write("oom_score_adj", live.oom_score_adjust.to_string())?;

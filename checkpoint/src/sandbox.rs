@@ -15,6 +15,7 @@ use sys::Pid;
 use sys::proc::{Place, Proc};
 use sys::process::PidNamespace;
 
+use crate::calls::Calls;
 use crate::error::{Error, Result};
 use crate::init::protocol::{Begin, Notice, Reply, Request, Setup, Spawn, receive, send};
 use crate::offer::Clocks;
@@ -132,6 +133,8 @@ pub(crate) struct Inside {
     pub init: Pid,
     /// Number of init's descriptor for our process, which every stub inherits.
     pub owner: i32,
+    /// What its threads' calls are known to wait for.
+    pub calls: Calls,
     /// What the clocks are off by, inside.
     pub clock_offsets: ClockOffsets,
 }
@@ -207,6 +210,7 @@ impl Sandbox {
                     ),
                     init,
                     owner,
+                    calls: Calls::default(),
                     clock_offsets: spec.clock_offsets.unwrap_or_default(),
                 },
             }),

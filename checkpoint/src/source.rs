@@ -120,7 +120,6 @@ impl Source {
         if self.frozen.is_empty() {
             self.freeze()?;
         }
-        let clocks = self.inside.clocks();
         let living = self.inside.living()?;
         // Memory first: the pages that tapes run in aren't the job's.
         let (layout, _) = self
@@ -129,7 +128,6 @@ impl Source {
             .finish(&living, sink)
             .map_err(|error| Error::system("copying the rest of the memory", error))?;
         let mut image = self.dump_processes(external, &living, &layout)?;
-        image.clocks = clocks;
         image.layout = layout;
         Ok(image)
     }
@@ -184,6 +182,7 @@ impl Source {
             images.push(image);
         }
         survey::sort_by_descent(&mut images, |image| (image.process, image.parent));
+        // Read last: time that is counted twice makes a timer late, which is allowed, and never early.
         Ok(TreeImage {
             version: VERSION,
             clocks: self.inside.clocks(),

@@ -85,24 +85,24 @@ impl Stubs {
 
     /// Makes a process with this number, parent and session. A parent must be there already.
     pub fn create(&mut self, process: u32, parent: u32, session: u32, exit_signal: i32) -> Result<()> {
-        let mut flags = 0;
         let mut creator = parent;
+        let mut helper = None;
         if session != process && self.session_of(parent) != Some(session) {
-            // Somebody who was born in a session whose leader isn't its parent any more: the leader makes it and leaves
-            // it to its own parent, init.
+            // Somebody born in a session in which its parent isn't: its real parent has ended. A member of the session
+            // takes that part, and leaves its child to init by ending.
             if parent != INIT {
-                return Err(Error::Image(format!(
-                    "process {process} is in a session of neither its parent nor its own"
-                )));
+                let what = format!("process {process} is in a session of neither its parent nor its own");
+                return Err(Error::Image(what));
             }
             if !self.contains(session) {
                 self.create(session, INIT, session, 0)?;
             }
-            flags = libc::CLONE_PARENT.unsigned_abs().into();
-            creator = session;
+            let number = self.unused();
+            self.create(number, session, session, 0)?;
+            helper = Some(number);
+            creator = number;
         }
-        let exit_signal = if flags == 0 { u64::from(exit_signal.unsigned_abs()) } else { 0 };
-        let child = self.fork(process, creator, flags, exit_signal)?;
+        let child = self.fork(process, creator, u64::from(exit_signal.unsigned_abs()))?;
         let mut stub = Stub {
             process,
             pid: child.thread(),
@@ -114,7 +114,15 @@ impl Stubs {
         };
         stub.empty(self.inside.owner, session == process)?;
         self.stubs.insert(process, stub);
+        if let Some(helper) = helper {
+            self.kill(helper);
+        }
         Ok(())
+    }
+
+    /// A number for a process that is there for a moment only.
+    fn unused(&self) -> u32 {
+        (2..30_000).rev().find(|number| !self.contains(*number)).unwrap_or(30_000)
     }
 
     fn session_of(&self, process: u32) -> Option<u32> {
@@ -127,14 +135,14 @@ impl Stubs {
             .ok_or_else(|| Error::Image(format!("process {process}, a parent, isn't there")))
     }
 
-    fn fork(&mut self, process: u32, creator: u32, flags: u64, exit_signal: u64) -> Result<Stopped> {
+    fn fork(&mut self, process: u32, creator: u32, exit_signal: u64) -> Result<Stopped> {
         let region = self.region_of(creator)?;
         let thread = match (&mut self.init, creator) {
             (Some((init, _)), INIT) => init,
             _ => &mut self.get(creator)?.leader,
         };
         let mut tape = Tape::new();
-        clone(&mut tape, CloneArguments { flags, exit_signal, ..CloneArguments::default() }, process);
+        clone(&mut tape, CloneArguments { exit_signal, ..CloneArguments::default() }, process);
         tape.run(thread, region).map_err(|error| Error::process(process, "making the process", error))?;
         let child = thread.take_children().pop().ok_or(Error::Gone)?;
         Seized::born(child).wait_stop(BIRTH).map_err(step(process, "waiting for the new process"))?.ok_or(Error::Gone)

@@ -3,12 +3,11 @@
 use serde_bytes::ByteBuf;
 use sys::libc;
 use sys::proc::Place;
-use sys::ptrace::{Register, Registers, Stopped, restart};
+use sys::ptrace::Stopped;
 use sys::tape::{Region, Tape};
-use sys::vm::{self, Remote};
 
 use crate::error::{Error, Result};
-use crate::image::{Credentials, InterruptedCall, Rseq, Scheduling, ThreadImage};
+use crate::image::{Credentials, Rseq, Scheduling, ThreadImage};
 use crate::sandbox::Inside;
 
 const PR_GET_TID_ADDRESS: i32 = 40;
@@ -29,7 +28,7 @@ pub(super) fn thread(
     let pending = stopped.pending_signals(false).map_err(failed("reading pending signals"))?;
     let rseq = stopped.rseq().map_err(failed("reading its restartable sequences"))?;
     let xstate = stopped.xstate().map_err(failed("reading vector registers"))?;
-    let interrupted = interrupted_call(stopped, &registers);
+    let interrupted = inside.calls.interrupted(thread, &registers, inside.clocks().monotonic_ns);
 
     let mut tape = Tape::new();
     let stack = tape.room(24);
@@ -95,35 +94,4 @@ fn restricted(mask: &[u8]) -> Option<Vec<u32>> {
         (0..8u32).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| u32::try_from(index).unwrap_or(0) * 8 + bit)
     });
     Some(bits.collect())
-}
-
-/// A call whose deadline only the kernel knows, with the time left of it as far as it can be found.
-///
-/// nanosleep writes the time left to the program's memory when it was given an address for it. Otherwise the whole
-/// time-out counts again: too late is allowed, too early isn't.
-fn interrupted_call(stopped: &Stopped, registers: &Registers) -> Option<InterruptedCall> {
-    if registers.result() != restart::BLOCK {
-        return None;
-    }
-    let number = registers.call()?;
-    let arguments = registers.call_arguments();
-    let duration = |address: u64| -> Option<u64> {
-        let mut bytes = [0; 16];
-        let remote = [Remote { address, length: 16 }];
-        if address == 0 || vm::read_vectored(stopped.thread(), &mut bytes, &remote).ok()? != 16 {
-            return None;
-        }
-        let (seconds, rest) = bytes.split_at(8);
-        let seconds = u64::from_ne_bytes(seconds.try_into().ok()?);
-        Some(seconds.saturating_mul(1_000_000_000).saturating_add(u64::from_ne_bytes(rest.try_into().ok()?)))
-    };
-    let left_ns = match number {
-        libc::SYS_nanosleep => duration(arguments[1]).or_else(|| duration(arguments[0])),
-        libc::SYS_clock_nanosleep => duration(arguments[3]).or_else(|| duration(arguments[2])),
-        libc::SYS_poll => u64::try_from(arguments[2].cast_signed() as i32).ok().map(|ms| ms * 1_000_000),
-        libc::SYS_futex => duration(arguments[3]),
-        _ => None,
-    };
-    debug_assert!(registers.get(Register::OrigRax) < u64::MAX);
-    Some(InterruptedCall { number, arguments, left_ns })
 }

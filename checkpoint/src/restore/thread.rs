@@ -2,15 +2,16 @@
 
 use sys::libc;
 use sys::process::SchedulingAttributes;
-use sys::ptrace::{Register, Registers, Stopped, restart};
-use sys::tape::{Region, Tape};
+use sys::ptrace::{Registers, restart};
+use sys::tape::Tape;
 
+use crate::calls::{self, Calls};
 use crate::error::{Error, Result};
-use crate::image::{Credentials, InterruptedCall, Scheduling, ThreadImage};
+use crate::image::{Credentials, Scheduling, ThreadImage};
 use crate::stubs::Stub;
 
 /// Everything of one thread.
-pub(super) fn restore(stub: &mut Stub, image: &ThreadImage) -> Result<()> {
+pub(super) fn restore(stub: &mut Stub, image: &ThreadImage, known: &Calls, times: (i64, u64)) -> Result<()> {
     let process = stub.process;
     let region = stub.region;
     let stopped = match stub.threads.get_mut(&image.thread) {
@@ -42,51 +43,14 @@ pub(super) fn restore(stub: &mut Stub, image: &ThreadImage) -> Result<()> {
         .map_err(|_| Error::Image(format!("thread {} has {} registers", image.thread, image.registers.len())))?;
     let mut registers = Registers(registers);
     match &image.interrupted {
-        Some(call) => continue_call(stopped, region, call, &mut registers).map_err(failed("continuing a call"))?,
+        Some(call) => known
+            .continue_call(stopped, region, image.thread, call, &mut registers, times)
+            .map_err(failed("continuing a call"))?,
         // A call whose deadline is lost: all that can be said of it is that it was interrupted.
-        None if registers.result() == restart::BLOCK => finish_with(&mut registers, -i64::from(libc::EINTR)),
+        None if registers.result() == restart::BLOCK => calls::finish_with(&mut registers, -i64::from(libc::EINTR)),
         None => {}
     }
     stopped.set_state(registers, image.blocked).map_err(failed("setting registers"))
-}
-
-fn finish_with(registers: &mut Registers, result: i64) {
-    registers.set(Register::Rax, result.cast_unsigned());
-    registers.set(Register::OrigRax, u64::MAX);
-}
-
-/// Makes the kernel remember the call as it did at the source, so that it goes on with the time that was left.
-fn continue_call(
-    stopped: &mut Stopped,
-    region: Region,
-    call: &InterruptedCall,
-    registers: &mut Registers,
-) -> std::io::Result<()> {
-    let InterruptedCall { number, mut arguments, left_ns } = *call;
-    const SECOND: u64 = 1_000_000_000;
-    let time: Option<Vec<u8>> = left_ns.map(|left| [left / SECOND, left % SECOND].map(u64::to_ne_bytes).concat());
-    let pointed = match (number, &time) {
-        (libc::SYS_nanosleep, Some(time)) => Some((0, time.as_slice())),
-        (libc::SYS_clock_nanosleep, Some(time)) => Some((2, time.as_slice())),
-        (libc::SYS_futex, Some(time)) => Some((3, time.as_slice())),
-        (libc::SYS_poll, _) => {
-            if let Some(left) = left_ns {
-                arguments[2] = left.div_ceil(1_000_000);
-            }
-            None
-        }
-        // Without its time-out the call would never end.
-        _ => {
-            finish_with(registers, -i64::from(libc::EINTR));
-            return Ok(());
-        }
-    };
-    match sys::tape::enter_call(stopped, region, number, arguments, pointed)? {
-        restart::BLOCK => registers.set(Register::Rax, restart::BLOCK.cast_unsigned()),
-        // It had something to report at once.
-        result => finish_with(registers, result),
-    }
-    Ok(())
 }
 
 /// What the kernel keeps of a thread at the thread's own word.

@@ -142,7 +142,8 @@ impl Job {
         let (mut command, output) = command(argv)?;
         let (reader, input) = io::pipe()?;
         let reader = OwnedFd::from(reader);
-        let streams = Streams { input: File::from(reader.try_clone()?), output: File::from(command.stdio[1].try_clone()?) };
+        let streams =
+            Streams { input: File::from(reader.try_clone()?), output: File::from(command.stdio[1].try_clone()?) };
         command.stdio[0] = reader;
         sandbox.spawn(command)?;
         Ok(Job { sandbox, output: BufReader::new(output), input: File::from(OwnedFd::from(input)), streams })
@@ -164,7 +165,8 @@ impl Job {
     pub fn hop_in_vain(&mut self, precopy: Precopy) -> Result<(), Box<dyn std::error::Error>> {
         let mut source = Source::attach(&self.sandbox)?;
         let offer = source.offer()?;
-        let mut next = Sandbox::create(SandboxSpec { clock_offsets: Some(ClockOffsets::default()), ..Default::default() })?;
+        let mut next =
+            Sandbox::create(SandboxSpec { clock_offsets: Some(ClockOffsets::default()), ..Default::default() })?;
         let mut target = Target::create(&mut next, &offer)?;
         if let Precopy::Rounds(rounds) = precopy {
             source.start_tracking()?;
