@@ -35,6 +35,15 @@ struct Known {
     place: (u64, u64),
 }
 
+/// Bytes of a `syscall` instruction.
+const CALL_BYTES: u64 = 2;
+
+/// Whether the thread stands right before the instruction that makes the kernel continue this call.
+fn is_about_to_continue(registers: &Registers, call: &Known) -> bool {
+    let (rip, rsp) = place(registers);
+    registers.result() == libc::SYS_restart_syscall && (rip.wrapping_add(CALL_BYTES), rsp) == call.place
+}
+
 fn place(registers: &Registers) -> (u64, u64) {
     (registers.get(Register::Rip), registers.get(Register::Rsp))
 }
@@ -47,8 +56,16 @@ impl Calls {
 
     /// Notes what a thread that was just stopped was doing. `now_ns` is the job's CLOCK_MONOTONIC.
     pub fn note(&self, thread: u32, stopped: &mut Stopped, now_ns: i64) -> io::Result<()> {
-        let registers = stopped.registers()?;
+        let mut registers = stopped.registers()?;
         let mut known = self.known();
+        if known.get(&thread).is_some_and(|call| is_about_to_continue(&registers, call)) {
+            // The same as a step earlier, when the kernel hadn't decided yet to restart it.
+            registers.set(Register::Rip, registers.get(Register::Rip) + CALL_BYTES);
+            registers.set(Register::Rax, restart::BLOCK.cast_unsigned());
+            registers.set(Register::OrigRax, libc::SYS_restart_syscall.cast_unsigned());
+            let mask = stopped.signal_mask()?;
+            return stopped.set_state(registers, mask);
+        }
         if registers.result() != restart::BLOCK {
             known.remove(&thread);
             return Ok(());
