@@ -82,10 +82,10 @@ fn bulk_fills_the_pipe() {
         let link = Link { rate: Some(1_000_000_000), queue: 2 << 20, cut, ..Link::default() };
         let mut pair = Pair::new(3, link);
         let (client, server, listener) = pair.establish();
-        let data = stream(64 << 20, 0);
+        let data = stream(24 << 20, 0);
         let time = transfer(&mut pair, Side::A, client, server, &data, 60 * SECOND);
         let rate = data.len() as f64 * 8.0 / time.as_secs_f64() / 1e6;
-        assert!(rate > 800.0, "{rate:.0} Mbit/s (cut: {cut})");
+        assert!(rate > 700.0, "{rate:.0} Mbit/s (cut: {cut})");
         close_all(&mut pair, client, server, listener);
     }
 }
@@ -444,4 +444,47 @@ fn idle_connections_hold_no_buffers() {
     let image = rmp_serde::to_vec_named(&pair.a.freeze(pair.now)).expect("encodes");
     assert!(image.len() < 8192, "{} bytes", image.len());
     assert_eq!(pair.next_event(), None, "an idle connection needs no timer");
+}
+
+#[test]
+fn an_outage_leaves_no_trace() {
+    let mut pair = Pair::new(23, Link::default());
+    let (client, server, _) = pair.establish();
+    transfer(&mut pair, Side::A, client, server, &stream(1 << 20, 0), 60 * SECOND);
+    pair.link.loss = 1.0;
+    let sent = pair.write(Side::A, client, &stream(100_000, 0));
+    pair.run_for(20 * SECOND);
+    pair.link.loss = 0.0;
+    let mut received = 0;
+    let done = pair.run_until(60 * SECOND, |pair| {
+        received += pair.read(Side::B, server).len();
+        received == sent
+    });
+    assert!(done);
+    pair.run_for(20 * SECOND);
+    transfer(&mut pair, Side::A, client, server, &stream(1 << 20, 0), 60 * SECOND);
+    let info = pair.a.tcp_info(pair.now, client);
+    assert_eq!((info.snd_mss, info.pmtu), (1448, 1500));
+}
+
+#[test]
+fn options_of_zero_do_not_spin() {
+    let mut pair = Pair::new(24, Link::default());
+    let (client, _, _) = pair.establish();
+    let now = pair.now;
+    for option in [
+        TcpOption::KeepIdle(Duration::ZERO),
+        TcpOption::KeepInterval(Duration::ZERO),
+        TcpOption::KeepAlive(true),
+        TcpOption::Linger2(Some(Duration::ZERO)),
+        TcpOption::WindowClamp(1),
+        TcpOption::ReceiveBuffer(0),
+        TcpOption::SendBuffer(0),
+        TcpOption::NotSentLowat(0),
+        TcpOption::MaxSegment(1),
+    ] {
+        pair.a.tcp_set(now, client, option).expect("a socket");
+    }
+    pair.run_for(SECOND);
+    assert_eq!(pair.a.status(client).state, State::Established);
 }

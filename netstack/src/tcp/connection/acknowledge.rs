@@ -11,7 +11,7 @@ use super::super::send::Chunk;
 use super::super::seq::{Seq, wire_before};
 use super::super::timers::Timer;
 use super::super::timestamp;
-use super::{Connection, Verdict};
+use super::{Connection, Verdict, path_mtu};
 use crate::Instant;
 
 /// Room a delayed ACK of the peer needs (RFC 8985: `WCDelAckT`; Linux: `TCP_RTO_MIN`).
@@ -99,6 +99,10 @@ impl Connection {
             self.recovery.timeouts = 0;
             self.recovery.retransmitting_since = None;
             self.rtt.reset_backoff();
+            if self.size.raise_at.is_some_and(|at| at <= env.now) {
+                self.size.raise_at = None;
+                self.size.path_mtu = u32::try_from(path_mtu(env.config, self.looped)).unwrap_or(u32::MAX);
+            }
         }
         if !had_outstanding {
             return None;

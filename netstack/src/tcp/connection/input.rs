@@ -10,10 +10,13 @@ use super::super::seq::{Seq, wire_before};
 use super::super::timers::Timer;
 use super::super::{Agreed, Env, MSS_MIN, TIMESTAMP_AGE_MAX, default_mss};
 use super::{Connection, DELAYED_ACK_MAX, QUICK_ACKS, RELEASE_AFTER};
-use crate::{SocketError, State};
+use crate::{Instant, SocketError, State};
 
 /// Least time between two challenge ACKs of one connection (Linux: `tcp_invalid_ratelimit`).
 const CHALLENGE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long the path is believed to be narrow (RFC 1191, 6.3; Linux: `route/mtu_expires`).
+const PATH_MTU_AGE: Duration = Duration::from_secs(600);
 
 /// What a segment did to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,14 +373,14 @@ impl Connection {
         if mtu >= self.size.path_mtu {
             return;
         }
-        self.lower_path_mtu(env, mtu);
+        self.lower_path_mtu(mtu, env.now + PATH_MTU_AGE);
     }
 
     /// Packets of the path's former size are gone: send what they carried again, smaller, at once.
-    pub(super) fn lower_path_mtu(&mut self, env: &Env<'_>, mtu: u32) {
+    pub(super) fn lower_path_mtu(&mut self, mtu: u32, raise_at: Instant) {
         let before = self.mss();
         self.size.path_mtu = mtu;
-        self.size.path_learned_at = Some(env.now);
+        self.size.raise_at = Some(raise_at);
         let after = self.mss();
         self.congestion.rescale(before, after);
         self.snd.mark_lost(|chunk| chunk.len() > after);

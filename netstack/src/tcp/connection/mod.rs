@@ -64,8 +64,10 @@ struct SegmentSize {
     own: u16,
     /// Largest packet the path carries.
     path_mtu: u32,
-    /// When the path's was last lowered by ICMP.
-    path_learned_at: Option<Instant>,
+    /// When to try again what the link itself carries (RFC 1191, 6.3).
+    raise_at: Option<Instant>,
+    /// How often packets seemed to vanish for their size.
+    black_holes: u8,
     /// Largest segment seen from the peer.
     received: u16,
 }
@@ -260,7 +262,8 @@ impl Connection {
                 peer: default_mss(tuple.local),
                 own,
                 path_mtu: u32::try_from(path_mtu(env.config, looped)).unwrap_or(65_535),
-                path_learned_at: None,
+                raise_at: None,
+                black_holes: 0,
                 received: default_mss(tuple.local),
             },
             agreed: Agreed::default(),

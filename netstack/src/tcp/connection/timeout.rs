@@ -14,6 +14,9 @@ const RETRIES_MAX: u32 = 15;
 /// The same for an orphan (`tcp_orphan_retries`).
 const ORPHAN_RETRIES_MAX: u32 = 8;
 
+/// Least time between two looks at a silent peer: the unit of the options that set it.
+const KEEPALIVE_LEAST: Duration = Duration::from_secs(1);
+
 /// How long `retries` time-outs take from a first RTO of 200 ms on (Linux: `tcp_model_timeout`).
 fn patience(retries: u32) -> Duration {
     // 2^9 times 200 ms is the last doubling below two minutes.
@@ -122,15 +125,17 @@ impl Connection {
         self.snd.mark_lost(|chunk| chunk.start == head || rack.is_expired(now, chunk));
     }
 
-    /// RFC 4821 in little: full-sized packets vanish and no ICMP says why. Try with smaller ones.
+    /// RFC 4821 in little: full-sized packets vanish and no ICMP says why. Try with smaller ones for a while; the next time
+    /// for longer, since it may as well have been an outage.
     fn suspect_black_hole(&mut self, env: &Env<'_>) {
         /// Linux: `tcp_base_mss`, with headers.
         const BASE: u32 = 1064;
-        if !self.looped
-            && self.size.path_mtu > BASE
-            && self.snd.first_chunk().is_some_and(|chunk| chunk.len() >= self.mss())
-        {
-            self.lower_path_mtu(env, BASE);
+        const FIRST: Duration = Duration::from_secs(10);
+        let full = self.snd.first_chunk().is_some_and(|chunk| chunk.len() >= self.mss());
+        if !self.looped && self.size.path_mtu > BASE && full {
+            let patience = FIRST * (1 << self.size.black_holes.min(6));
+            self.size.black_holes = self.size.black_holes.saturating_add(1);
+            self.lower_path_mtu(BASE, env.now + patience);
         }
     }
 
@@ -201,7 +206,7 @@ impl Connection {
         let busy = self.snd.outstanding() > 0 || self.snd.unsent() > 0;
         if busy || (idle < options.keep_idle && self.probing.keepalives == 0) {
             let again = if busy { env.now + options.keep_idle } else { self.last_received + options.keep_idle };
-            self.timers.set(Timer::KeepAlive, again);
+            self.timers.set(Timer::KeepAlive, again.max(env.now + KEEPALIVE_LEAST));
             return Ok(());
         }
         let user = options.user_timeout;
@@ -215,7 +220,7 @@ impl Connection {
         }
         self.probing.keepalives += 1;
         self.probing.due = Some(ProbeKind::Empty);
-        self.timers.set(Timer::KeepAlive, env.now + options.keep_interval);
+        self.timers.set(Timer::KeepAlive, env.now + options.keep_interval.max(KEEPALIVE_LEAST));
         Ok(())
     }
 
