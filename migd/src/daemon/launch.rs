@@ -2,16 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster_addr::{JobId, JobRecord, NewJob};
-use tokio::process::{Child, Command};
 
 use super::jobs::{LocalJob, Phase, write_json};
 use super::node::Node;
@@ -108,7 +105,7 @@ pub fn start(node: &Arc<Node>, spec: JobSpec, record: &JobRecord, receive: bool)
             format!("job {} is on node {} already", job.label(), node.name),
         ));
     }
-    match spawn_shim(&job) {
+    match prepare(&job).and_then(|listener| node.machine.start_shim(&job.paths, listener)) {
         Ok(shim) => {
             supervise::spawn(Arc::clone(node), Arc::clone(&job), Some(shim));
             Ok(job)
@@ -122,8 +119,8 @@ pub fn start(node: &Arc<Node>, spec: JobSpec, record: &JobRecord, receive: bool)
     }
 }
 
-/// The shim gets its listening socket as standard input, is its own session, and outlives the daemon.
-fn spawn_shim(job: &LocalJob) -> io::Result<Child> {
+/// The job's directory with its listening socket in it.
+fn prepare(job: &LocalJob) -> io::Result<UnixListener> {
     fs::DirBuilder::new().mode(0o700).recursive(true).create(job.paths.root())?;
     write_json(&job.paths.spec(), &job.file)?;
     let socket = job.paths.socket();
@@ -131,20 +128,7 @@ fn spawn_shim(job: &LocalJob) -> io::Result<Child> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&socket)?;
-    let log = fs::OpenOptions::new().create(true).append(true).open(job.paths.shim_log())?;
-    // The very program that runs here, even if the file was replaced since: both ends must speak the same protocol.
-    Command::new("/proc/self/exe")
-        .arg0("migd")
-        .arg("shim")
-        .arg("--dir")
-        .arg(job.paths.root())
-        .current_dir("/")
-        .stdin(Stdio::from(OwnedFd::from(listener)))
-        .stdout(Stdio::null())
-        .stderr(Stdio::from(log))
-        .kill_on_drop(false)
-        .spawn()
+    UnixListener::bind(&socket)
 }
 
 fn new_id() -> Result<JobId, ApiError> {

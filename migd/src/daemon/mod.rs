@@ -2,7 +2,7 @@
 //!
 //! It starts shims and follows them ([`launch`], [`supervise`], [`jobs`]), answers the command line ([`control`], [`locate`],
 //! [`attach`]), talks to the other daemons ([`peer`], [`members`], [`directory`], [`join`]), brings shims together for a
-//! move ([`moves`]) and keeps the routes to the jobs of other nodes ([`routes`]).
+//! move ([`moves`]) and keeps the routes to the jobs of other nodes ([`routes`]). What it does to the machine is in [`machine`].
 //!
 //! Invariants: jobs never depend on it (it may be stopped, killed and upgraded while they run); it holds nothing that is
 //! not also on disk or in the directory; it never changes a job's owner but by the directory's compare-and-swap.
@@ -14,6 +14,7 @@ mod jobs;
 mod join;
 mod launch;
 mod locate;
+mod machine;
 mod members;
 mod moves;
 mod node;
@@ -36,6 +37,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::api::StatePaths;
 use join::Way;
+use machine::Machine;
 use node::Node;
 
 /// Arguments of `migd daemon`.
@@ -106,6 +108,34 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let root = std::path::absolute(&args.state).context("the state directory")?;
     let paths = StatePaths::new(root);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let settings = Settings { name, paths: paths.clone(), listen: args.listen, uplinks: args.uplinks, way };
+    let result = tokio::select! {
+        result = serve(settings, Arc::new(machine::Linux)) => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    if result.is_ok() {
+        tracing::info!("stops; jobs run on");
+        // So that clients learn at once that nobody serves it.
+        let _ = fs::remove_file(paths.control());
+    }
+    result
+}
+
+/// What a daemon is told.
+struct Settings {
+    name: String,
+    paths: StatePaths,
+    listen: SocketAddr,
+    uplinks: Vec<String>,
+    way: Way,
+}
+
+/// Is a node's daemon; returns only with an error.
+async fn serve(settings: Settings, machine: Arc<dyn Machine>) -> anyhow::Result<()> {
+    let Settings { name, paths, listen, uplinks, way } = settings;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -113,32 +143,19 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .with_context(|| format!("can't make the state directory {}", paths.root().display()))?;
     let _lock = lock(&paths)?;
     let control = listen_control(&paths)?;
-    let peers = TcpListener::bind(args.listen).await.with_context(|| {
-        format!("can't listen at {}; is it an address of this node, and the port free?", args.listen)
-    })?;
+    let peers = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("can't listen at {listen}; is it an address of this node, and the port free?"))?;
     // With port 0 the kernel chose one.
     let peer = peers.local_addr()?;
-    let node = Arc::new(Node::new(name, peer, paths, args.uplinks));
+    let node = Arc::new(Node::new(name, peer, paths, uplinks, machine));
     tracing::info!(node = node.name, %peer, state = %node.paths.root().display(), "started");
     supervise::adopt(&node).context("can't read the jobs of the state directory")?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let work = async {
-        tokio::spawn(control::serve(Arc::clone(&node), control));
-        tokio::spawn(peer::server::serve(Arc::clone(&node), peers));
-        join::join(&node, way).await?;
-        tokio::join!(routes::follow(Arc::clone(&node)), members::heartbeat(Arc::clone(&node)));
-        Ok::<_, anyhow::Error>(())
-    };
-    let result = tokio::select! {
-        result = work => result,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    };
-    tracing::info!("stops; jobs run on");
-    // So that clients learn at once that nobody serves it.
-    let _ = fs::remove_file(node.paths.control());
-    result
+    tokio::spawn(control::serve(Arc::clone(&node), control));
+    tokio::spawn(peer::server::serve(Arc::clone(&node), peers));
+    join::join(&node, way).await?;
+    tokio::join!(routes::follow(Arc::clone(&node)), members::heartbeat(Arc::clone(&node)));
+    Ok(())
 }
 
 /// One daemon for one state directory.

@@ -9,6 +9,7 @@ use cluster_addr::{Cluster, ClusterError, DirectoryError, JobRecord, NodeRecord}
 
 use super::directory::Place;
 use super::jobs::Registry;
+use super::machine::Machine;
 use super::peer::Peers;
 use crate::api::{ApiError, DirectoryHealth, ErrorKind, NodeAddress, StatePaths};
 
@@ -22,6 +23,8 @@ pub struct Node {
     pub paths: StatePaths,
     /// Devices on which jobs' addresses are announced.
     pub uplinks: Vec<String>,
+    /// The machine.
+    pub machine: Arc<dyn Machine>,
     /// Other daemons.
     pub peers: Arc<Peers>,
     /// The jobs of this node.
@@ -51,13 +54,20 @@ pub struct Member {
 
 impl Node {
     /// A daemon that has not joined yet.
-    pub fn new(name: String, peer: SocketAddr, paths: StatePaths, uplinks: Vec<String>) -> Self {
+    pub fn new(
+        name: String,
+        peer: SocketAddr,
+        paths: StatePaths,
+        uplinks: Vec<String>,
+        machine: Arc<dyn Machine>,
+    ) -> Self {
         let peers = Arc::new(Peers::new(&name));
         Self {
             name,
             peer,
             paths,
             uplinks,
+            machine,
             peers,
             jobs: Registry::default(),
             place: OnceLock::new(),

@@ -1,7 +1,7 @@
 //! Following the directory: what jobs there are, and routes to those on other nodes.
 //!
 //! Each foreign job's address is routed via its owner's node, at a metric at which a shim's own route to a TUN device is
-//! preferred ([`links::FOLLOW_METRIC`]); so following is right at every moment, whatever the shims of this node do meanwhile.
+//! preferred ([`crate::shim::links::FOLLOW_METRIC`]); so following is right at every moment, whatever the shims of this node do meanwhile.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -12,7 +12,6 @@ use cluster_addr::directory::{Change, DirectoryError};
 use cluster_addr::{Cluster, ClusterError, JobRecord};
 
 use super::node::Node;
-use crate::shim::links;
 
 /// Pause before following again after the watch ended.
 const RETRY: Duration = Duration::from_millis(500);
@@ -42,7 +41,7 @@ async fn follow_once(node: &Arc<Node>, cluster: &Cluster) -> Result<(), ClusterE
     for record in &records {
         apply(node, record).await;
     }
-    remove_strays(cluster, &records);
+    remove_strays(node, cluster, &records);
     let mut watch = cluster.watch_jobs(revision).await?;
     while let Some(change) = watch.next().await {
         revision = change.revision;
@@ -73,12 +72,12 @@ fn forget(node: &Arc<Node>, cluster: &Cluster, gone: &JobRecord) {
     if gone.owner.node != node.name {
         cluster.note_released(gone.address);
     }
-    unroute(gone.address);
+    unroute(node, gone.address);
 }
 
 async fn apply(node: &Arc<Node>, record: &JobRecord) {
     if record.owner.node == node.name {
-        unroute(record.address);
+        unroute(node, record.address);
         return;
     }
     let owner = match node.find_node(&record.owner.node).await {
@@ -88,54 +87,25 @@ async fn apply(node: &Arc<Node>, record: &JobRecord) {
             return;
         }
     };
-    if let Err(error) = links::follow(record.address, owner.peer.ip()) {
+    if let Err(error) = node.machine.follow(record.address, owner.peer.ip()) {
         tracing::warn!(job = %record.id, address = %record.address, via = %owner.peer.ip(), %error, "can't route to the job");
     }
 }
 
-fn unroute(address: Ipv4Addr) {
-    if let Err(error) = links::unfollow(address) {
+fn unroute(node: &Node, address: Ipv4Addr) {
+    if let Err(error) = node.machine.unfollow(address) {
         tracing::warn!(%address, %error, "can't remove a route");
     }
 }
 
 /// Removes routes that a former daemon made for jobs that are gone.
-fn remove_strays(cluster: &Cluster, records: &[JobRecord]) {
+fn remove_strays(node: &Node, cluster: &Cluster, records: &[JobRecord]) {
     let wanted: BTreeSet<Ipv4Addr> = records.iter().map(|record| record.address).collect();
     let prefix = cluster.record().prefix;
-    let table = std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
-    for address in followed(&table).filter(|address| prefix.contains(address) && !wanted.contains(address)) {
-        tracing::info!(%address, "removing the route of a job that is gone");
-        unroute(address);
-    }
-}
-
-/// Addresses with host routes at our metric in the format of proc_net_route: numbers in hexadecimal, addresses as the
-/// machine's words.
-fn followed(table: &str) -> impl Iterator<Item = Ipv4Addr> {
-    table.lines().skip(1).filter_map(|line| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        let destination = u32::from_str_radix(fields.get(1)?, 16).ok()?;
-        let metric: u32 = fields.get(6)?.parse().ok()?;
-        let mask = *fields.get(7)?;
-        let ours = mask.eq_ignore_ascii_case("FFFFFFFF") && metric == links::FOLLOW_METRIC;
-        ours.then(|| Ipv4Addr::from(destination.to_ne_bytes()))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_host_routes_of_our_metric_are_ours() {
-        let [a, b, c] = [[10, 77, 0, 5], [10, 77, 0, 6], [10, 77, 0, 0]].map(u32::from_ne_bytes);
-        let table = format!(
-            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
-             eth0\t{a:08X}\t0263630A\t0007\t0\t0\t100\tFFFFFFFF\t0\t0\t0\n\
-             mig0\t{b:08X}\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n\
-             eth0\t{c:08X}\t00000000\t0001\t0\t0\t100\t0000FFFF\t0\t0\t0\nnonsense\n"
-        );
-        assert_eq!(followed(&table).collect::<Vec<_>>(), [Ipv4Addr::new(10, 77, 0, 5)]);
+    for address in node.machine.followed() {
+        if prefix.contains(&address) && !wanted.contains(&address) {
+            tracing::info!(%address, "removing the route of a job that is gone");
+            unroute(node, address);
+        }
     }
 }

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster_addr::JobRecord;
-use tokio::process::Child;
 
 use super::jobs::{LocalJob, Phase, lost_now, read_exit, write_json};
+use super::machine::ShimEnd;
 use super::node::Node;
 use crate::api::{ApiError, Connection, ErrorKind, ExitFile, ShimEvent, ShimRequest};
-use crate::shim::links;
 
 /// Pause before asking a shim or the directory again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -24,16 +23,12 @@ const RETRY_MAX: Duration = Duration::from_secs(3);
 const ENDED_MAX: usize = 200;
 
 /// Supervises a job whose shim was just started (`shim`), or one that was found.
-pub fn spawn(node: Arc<Node>, job: Arc<LocalJob>, shim: Option<Child>) {
+pub fn spawn(node: Arc<Node>, job: Arc<LocalJob>, shim: Option<ShimEnd>) {
     tokio::spawn(async move {
         let fresh = shim.is_some();
         let last = watch(&node, &job).await;
-        if let Some(mut shim) = shim {
-            // Takes the exit status, so that no zombie stays.
-            match shim.wait().await {
-                Ok(status) => tracing::debug!(job = job.label(), %status, "the shim ended"),
-                Err(error) => tracing::warn!(job = job.label(), %error, "can't wait for the shim"),
-            }
+        if let Some(shim) = shim {
+            shim.await;
         }
         conclude(&node, &job, last, fresh).await;
     });
@@ -97,7 +92,8 @@ async fn watch(node: &Arc<Node>, job: &LocalJob) -> Option<ShimEvent> {
     }
 }
 
-fn is_final(event: &ShimEvent) -> bool {
+/// Whether a shim says nothing more after this.
+pub fn is_final(event: &ShimEvent) -> bool {
     matches!(event, ShimEvent::Failed(_) | ShimEvent::Exited(_) | ShimEvent::Moved { .. })
 }
 
@@ -151,7 +147,7 @@ fn clean_up(node: &Arc<Node>, job: &LocalJob) {
     if node.jobs.all().iter().any(taken) {
         return;
     }
-    if let Err(error) = links::clean_up(job.file.address, &node.uplinks) {
+    if let Err(error) = node.machine.clean_up(job.file.address, &node.uplinks) {
         tracing::warn!(job = job.label(), %error, "can't clean up after the shim");
     }
 }
@@ -200,8 +196,13 @@ fn end(node: &Arc<Node>, job: &LocalJob, ended: ExitFile) {
 }
 
 async fn fail(node: &Arc<Node>, job: &Arc<LocalJob>, error: ApiError) {
-    tracing::warn!(job = job.label(), %error, "could not be started");
-    release_if_owned(node, job.id()).await;
+    if job.file.receive {
+        // It stayed where it was, and the source tells whoever asked for the move.
+        tracing::info!(job = job.label(), %error, "did not arrive");
+    } else {
+        tracing::warn!(job = job.label(), %error, "could not be started");
+        release_if_owned(node, job.id()).await;
+    }
     node.jobs.remove(job.id());
     remove_directory(job);
     job.set(Phase::Failed(error), None);

@@ -1,0 +1,124 @@
+//! What a daemon does to its machine: starting shims and setting routes. Behind a trait, so that tests can run several
+//! daemons in one process without touching the machine.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::pin::Pin;
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use crate::api::JobPaths;
+use crate::shim::links;
+
+/// Completes when a shim has ended.
+pub type ShimEnd = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The machine under a daemon.
+pub trait Machine: Send + Sync + 'static {
+    /// Starts a shim for the job in this directory, which serves `listener`.
+    ///
+    /// # Errors
+    /// When it can't be executed.
+    fn start_shim(&self, job: &JobPaths, listener: UnixListener) -> io::Result<ShimEnd>;
+
+    /// Routes an address via another node, unless the job is here.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn follow(&self, address: Ipv4Addr, via: IpAddr) -> io::Result<()>;
+
+    /// Ends [`Machine::follow`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn unfollow(&self, address: Ipv4Addr) -> io::Result<()>;
+
+    /// The addresses that are followed at present, also by a former daemon.
+    fn followed(&self) -> Vec<Ipv4Addr>;
+
+    /// Removes what a shim that died left behind.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn clean_up(&self, address: Ipv4Addr, uplinks: &[String]) -> io::Result<()>;
+}
+
+/// This machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Linux;
+
+impl Machine for Linux {
+    /// The shim gets its listening socket as standard input, makes a session of its own, and outlives the daemon.
+    fn start_shim(&self, job: &JobPaths, listener: UnixListener) -> io::Result<ShimEnd> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(job.shim_log())?;
+        // The very program that runs here, even if the file was replaced since: both must speak the same protocol.
+        let mut shim = Command::new("/proc/self/exe")
+            .arg0("migd")
+            .arg("shim")
+            .arg("--dir")
+            .arg(job.root())
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(listener)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log))
+            .kill_on_drop(false)
+            .spawn()?;
+        Ok(Box::pin(async move {
+            // Takes the exit status, so that no zombie stays.
+            match shim.wait().await {
+                Ok(status) => tracing::debug!(%status, "a shim ended"),
+                Err(error) => tracing::warn!(%error, "can't wait for a shim"),
+            }
+        }))
+    }
+
+    fn follow(&self, address: Ipv4Addr, via: IpAddr) -> io::Result<()> {
+        links::follow(address, via)
+    }
+
+    fn unfollow(&self, address: Ipv4Addr) -> io::Result<()> {
+        links::unfollow(address)
+    }
+
+    fn followed(&self) -> Vec<Ipv4Addr> {
+        let table = std::fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
+        followed_in(&table).collect()
+    }
+
+    fn clean_up(&self, address: Ipv4Addr, uplinks: &[String]) -> io::Result<()> {
+        links::clean_up(address, uplinks)
+    }
+}
+
+/// Addresses with host routes at our metric in the format of proc_net_route: numbers in hexadecimal, addresses as the
+/// machine's words.
+fn followed_in(table: &str) -> impl Iterator<Item = Ipv4Addr> {
+    table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let destination = u32::from_str_radix(fields.get(1)?, 16).ok()?;
+        let metric: u32 = fields.get(6)?.parse().ok()?;
+        let mask = *fields.get(7)?;
+        let ours = mask.eq_ignore_ascii_case("FFFFFFFF") && metric == links::FOLLOW_METRIC;
+        ours.then(|| Ipv4Addr::from(destination.to_ne_bytes()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_host_routes_of_our_metric_are_ours() {
+        let [a, b, c] = [[10, 77, 0, 5], [10, 77, 0, 6], [10, 77, 0, 0]].map(u32::from_ne_bytes);
+        let table = format!(
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+             eth0\t{a:08X}\t0263630A\t0007\t0\t0\t100\tFFFFFFFF\t0\t0\t0\n\
+             mig0\t{b:08X}\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n\
+             eth0\t{c:08X}\t00000000\t0001\t0\t0\t100\t0000FFFF\t0\t0\t0\nnonsense\n"
+        );
+        assert_eq!(followed_in(&table).collect::<Vec<_>>(), [Ipv4Addr::new(10, 77, 0, 5)]);
+    }
+}
