@@ -48,8 +48,12 @@ impl Machine for PlayedMachine {
     fn start_shim(&self, job: &JobPaths, listener: StdListener) -> io::Result<ShimEnd> {
         listener.set_nonblocking(true)?;
         let job = job.clone();
-        let shim =
-            self.stage.runtime.spawn(async move { Shim::play(job, UnixListener::from_std(listener).unwrap()).await });
+        let shim = self
+            .stage
+            .runtime
+            .as_ref()
+            .unwrap()
+            .spawn(async move { Shim::play(job, UnixListener::from_std(listener).unwrap()).await });
         Ok(Box::pin(async move { drop(shim.await) }))
     }
 

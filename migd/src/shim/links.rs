@@ -20,8 +20,9 @@ use sys::netlink::{Hop, Link, Netlink, Route};
 use sys::packet::PacketSocket;
 use sys::tun::{Tun, create_tap};
 
-/// Metric of the route out of a job's TUN device on the node where it runs.
-pub const OWN_METRIC: u32 = 0;
+/// Metric of the route out of a job's TUN device on the node where it runs. Not 0: to the kernel a deletion with metric 0 means
+/// a route of any metric, and so would take the one that follows the job.
+pub const OWN_METRIC: u32 = 50;
 /// Metric of the route via the owner's node, kept by every node's daemon.
 pub const FOLLOW_METRIC: u32 = 100;
 
