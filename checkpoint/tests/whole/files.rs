@@ -1,0 +1,111 @@
+//! Open files of trees that hop from sandbox to sandbox.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+
+use crate::ensure;
+use crate::support::{Job, Outcome, Precopy, trial};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("files::one_of_every_kind_moves_twice", everything),
+        trial("files::redis_and_its_client_move_with_their_unix_socket", redis),
+    ]
+}
+
+/// A directory that goes away.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> std::io::Result<Directory> {
+        let path = std::env::temp_dir().join(format!("migd-C3-whole-{name}-{}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        Ok(Directory(path))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn everything() -> Outcome {
+    let directory = Directory::new("everything")?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/descriptors/everything.py");
+    let script = script.to_str().unwrap_or_default();
+    let mut job = Job::start(&["python3", "-S", script, "open", directory.path()])?;
+    let mut line = String::new();
+    BufReader::new(job.output.try_clone()?).read_line(&mut line)?;
+    ensure!(line == "ready\n", "it says {line:?}");
+    job.hop(Precopy::None)?;
+    job.hop(Precopy::Rounds(1))?;
+    job.sandbox.signal_root(sys::libc::SIGUSR1)?;
+    let verdict = directory.0.join("verdict");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !verdict.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let verdict = std::fs::read_to_string(verdict)?;
+    ensure!(verdict == "fine", "{verdict}");
+    Ok(())
+}
+
+/// Starts a redis that listens on a Unix socket only, and counts in it over that socket.
+const CLIENT: &str = "
+import socket, subprocess, sys, time
+path = sys.argv[1] + '/redis.sock'
+server = subprocess.Popen(['redis-server', '--port', '0', '--unixsocket', path, '--save', '', '--dir', sys.argv[1]],
+                          stdout=subprocess.DEVNULL)
+while True:
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.connect(path)
+        break
+    except OSError:
+        time.sleep(0.02)
+stream = client.makefile('rwb')
+for count in range(1, 1 << 30):
+    stream.write(b'INCR counter\\r\\n')
+    stream.flush()
+    answer = stream.readline()
+    assert answer == b':%d\\r\\n' % count, answer
+    if count % 50 == 0:
+        assert server.poll() is None
+        fresh = socket.socket(socket.AF_UNIX)
+        fresh.connect(path)
+        fresh.send(b'PING\\r\\n')
+        assert fresh.recv(10) == b'+PONG\\r\\n'
+        fresh.close()
+        print(count, flush=True)
+        time.sleep(0.005)
+";
+
+fn redis() -> Outcome {
+    let directory = Directory::new("redis")?;
+    let mut job = Job::start(&["python3", "-S", "-c", CLIENT, directory.path()])?;
+    let mut output = BufReader::new(job.output.try_clone()?);
+    let mut next = 50;
+    let mut read_on = |lines: u32| -> Outcome {
+        for _ in 0..lines {
+            let mut line = String::new();
+            output.read_line(&mut line)?;
+            ensure!(line.trim() == next.to_string(), "{next} expected, read {line:?}");
+            next += 50;
+        }
+        Ok(())
+    };
+    read_on(5)?;
+    for precopy in [Precopy::None, Precopy::Rounds(2), Precopy::Rounds(1), Precopy::None] {
+        job.hop(precopy)?;
+        read_on(20)?;
+    }
+    Ok(())
+}
