@@ -128,9 +128,14 @@ impl Shim {
         if let ShimEvent::Exited(exit) = last {
             write_json(&shim.paths.exit(), &ExitFile { exit, finished_ms: unix_ms() }).unwrap();
         }
-        // Those who listen hear the end.
-        let _ = tokio::time::timeout(Duration::from_millis(100), async { while tasks.join_next().await.is_some() {} })
-            .await;
+        // Those who listen, or are about to, hear the end.
+        let farewell = async {
+            while let Ok((stream, _)) = listener.accept().await {
+                let shim = Arc::clone(&shim);
+                tasks.spawn(async move { shim.answer(stream.into()).await });
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(200), farewell).await;
     }
 
     async fn answer(self: Arc<Self>, mut connection: Connection) {
