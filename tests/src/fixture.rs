@@ -182,6 +182,22 @@ impl Fixture {
         }
     }
 
+    /// Waits until a job has written something that contains `words`.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_for_log(&self, node: &str, job: &str, words: &str) {
+        let deadline = Instant::now() + SERVING;
+        loop {
+            let logs = self.logs(node, job);
+            if logs.contains(words) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{job} did not write {words:?}: {logs}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The ends of the logs of all daemons and shims, for the message of a failed test.
     #[must_use]
     pub fn state_logs(&self) -> String {

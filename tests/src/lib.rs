@@ -8,6 +8,7 @@ pub mod load;
 pub mod pattern;
 pub mod programs;
 pub mod remote;
+pub mod wire;
 
 pub use fixture::Fixture;
 pub use load::Load;

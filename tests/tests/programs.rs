@@ -110,7 +110,10 @@ fn nginx_in_a_single_process() {
 #[test]
 fn iperf3_server_in_the_middle_of_a_run_in_each_direction() {
     let fixture = Fixture::new();
-    let server = fixture.serve("iperf", &["iperf3", "-s", "-p", &PORT.to_string()], PORT);
+    // A connection that only looks whether it serves would be taken for a test that fails.
+    let job = fixture.run("A", "iperf", &["iperf3", "-s", "-p", &PORT.to_string()]);
+    let server = SocketAddr::new(job.address.into(), PORT);
+    fixture.wait_for_log("A", "iperf", "Server listening");
     for reverse in [false, true] {
         let (address, port) = (server.ip().to_string(), PORT.to_string());
         let mut argv = vec!["iperf3", "-c", &address, "-p", &port, "-t", "6", "-J"];
