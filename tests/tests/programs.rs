@@ -111,7 +111,7 @@ fn nginx_in_a_single_process() {
 fn iperf3_server_in_the_middle_of_a_run_in_each_direction() {
     let fixture = Fixture::new();
     // A connection that only looks whether it serves would be taken for a test that fails.
-    let job = fixture.run("A", "iperf", &["iperf3", "-s", "-p", &PORT.to_string()]);
+    let job = fixture.run("A", "iperf", &["iperf3", "-s", "-p", &PORT.to_string(), "--forceflush"]);
     let server = SocketAddr::new(job.address.into(), PORT);
     fixture.wait_for_log("A", "iperf", "Server listening");
     for reverse in [false, true] {
