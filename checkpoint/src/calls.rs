@@ -72,11 +72,10 @@ impl Calls {
         }
         let place = place(&registers);
         match registers.call() {
+            // Somebody else (a stop signal) may have stopped it in another call before we came.
             Some(libc::SYS_restart_syscall) => {
-                // Somebody else (a stop signal) may have stopped it before we came.
-                if known.get(&thread).is_some_and(|call| call.place != place) {
-                    known.remove(&thread);
-                }
+                let is_other = known.get(&thread).is_some_and(|call| call.place != place);
+                let _ = is_other.then(|| known.remove(&thread));
             }
             Some(number) => {
                 let arguments = registers.call_arguments();

@@ -203,6 +203,7 @@ pub enum Cause {
 
 /// What [`Seized::poll_stop`] found.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "it is taken apart where it is returned")]
 pub enum Progress {
     /// It still runs.
     Running(Seized),

@@ -124,7 +124,8 @@ fn redis() -> Outcome {
         ensure!(start.elapsed() < Duration::from_secs(10), "redis doesn't answer");
         std::thread::sleep(Duration::from_millis(20));
     }
-    ask(&["debug", "populate", "200000", "key", "100"])?;
+    let size = std::env::var("CHECKPOINT_REDIS_KEYS").unwrap_or_else(|_| "200000".into());
+    ask(&["debug", "populate", &size, "key", "100"])?;
     let digest = ask(&["debug", "digest"])?;
     for round in 1..=20 {
         // redis may not have closed its end of the last client's connection yet, which reaches out of the job.
