@@ -43,7 +43,7 @@ fn everything() -> Outcome {
     let script = script.to_str().unwrap_or_default();
     let mut job = Job::start(&["python3", "-S", script, "open", directory.path()])?;
     let mut line = String::new();
-    BufReader::new(job.output.try_clone()?).read_line(&mut line)?;
+    BufReader::new(job.output.get_ref().try_clone()?).read_line(&mut line)?;
     ensure!(line == "ready\n", "it says {line:?}");
     job.hop(Precopy::None)?;
     job.hop(Precopy::Rounds(1))?;
@@ -91,7 +91,7 @@ for count in range(1, 1 << 30):
 fn redis() -> Outcome {
     let directory = Directory::new("redis")?;
     let mut job = Job::start(&["python3", "-S", "-c", CLIENT, directory.path()])?;
-    let mut output = BufReader::new(job.output.try_clone()?);
+    let mut output = BufReader::new(job.output.get_ref().try_clone()?);
     let mut next = 50;
     let mut read_on = |lines: u32| -> Outcome {
         for _ in 0..lines {
