@@ -10,8 +10,8 @@ use sys::{Pid, libc};
 
 use super::image::{Kind, OpenFile, ProcessLock, SignalTarget, Slot, Table, TargetKind, TreeDescriptors};
 use super::kinds::{self, Dumping, Problem, View, index32, locks};
-use super::scan::{Scan, Seen, is_gone, scan};
-use super::{Job, Tapes};
+use super::scan::{self, Scan, Seen, is_gone};
+use super::{Job, Process, Tapes};
 use crate::error::{Error, Result};
 use crate::external::{External, ExternalKey};
 use crate::memory::Layout;
@@ -23,7 +23,7 @@ fn stay_reason(seen: &Seen, why: impl Into<String>) -> StayReason {
 }
 
 fn look(job: &Job<'_>) -> Result<Scan> {
-    scan(job).map_err(|error| Error::system("reading the job's descriptors", error))
+    scan::scan(job).map_err(|error| Error::system("reading the job's descriptors", error))
 }
 
 /// What among the descriptors keeps the job here. The job runs on; descriptors that it closes meanwhile are left out.
@@ -83,8 +83,7 @@ pub fn required_files(job: &Job<'_>) -> Result<Vec<RequiredFile>> {
 /// # Errors
 /// [`Error::Stays`] when something can't move after all; the job may simply go on.
 pub fn dump(job: &Job<'_>, external: &dyn External, layout: &Layout, tapes: &mut dyn Tapes) -> Result<TreeDescriptors> {
-    let mut scan = look(job)?;
-    let flags = read_flags(&mut scan, tapes)?;
+    let (scan, flags) = look_into(job, tapes)?;
     let view = View::new(job, external, &scan);
     let mut dump = Dumping {
         view: &view,
@@ -132,41 +131,56 @@ pub fn dump(job: &Job<'_>, external: &dyn External, layout: &Layout, tapes: &mut
     Ok(image)
 }
 
-/// Reads the flags of every number and every open file, in the processes themselves: an open, read and close of fdinfo costs
-/// ten times as much. The flags of the files come back; those of the numbers are put into the scan.
-fn read_flags(scan: &mut Scan, tapes: &mut dyn Tapes) -> Result<Vec<i32>> {
-    let mut of_files = vec![None; scan.files.len()];
-    for table in &mut scan.tables {
-        let Some(first) = table.processes.first().copied() else { continue };
-        let mut tape = Tape::new();
-        for entry in &table.entries {
-            tape.syscall(libc::SYS_fcntl, &[entry.number.into(), libc::F_GETFD.into()]);
+/// Looks at a frozen job: what there is, and the flags of each open file.
+///
+/// Links are read by a thread of ours while the processes themselves tell their flags: reading fdinfo, which has both, costs
+/// ten times as much.
+fn look_into(job: &Job<'_>, tapes: &mut dyn Tapes) -> Result<(Scan, Vec<i32>)> {
+    let unreadable = |error| Error::system("reading the job's descriptors", error);
+    let listed = scan::list(job).map_err(unreadable)?;
+    let (observed, flags) = std::thread::scope(|scope| {
+        let observer = scope.spawn(|| scan::observe(&listed));
+        let flags: Result<Vec<Vec<Flags>>> =
+            listed.iter().map(|table| read_flags(table.processes.first(), &table.numbers, tapes)).collect();
+        let broken = |_| Err(io::Error::other("a thread that reads descriptors ended early"));
+        (observer.join().unwrap_or_else(broken), flags)
+    });
+    let mut scan = observed.and_then(|observed| scan::group(listed, observed)).map_err(unreadable)?;
+    let mut of_files = vec![0; scan.files.len()];
+    for (table, flags) in scan.tables.iter_mut().zip(flags?) {
+        if table.entries.len() != flags.len() {
+            return Err(unreadable(io::Error::other("descriptors came and went in a process that stands still")));
         }
-        let mut asked = Vec::new();
-        for entry in &table.entries {
-            if let Some(place @ None) = of_files.get_mut(entry.file) {
-                *place = Some(0);
-                tape.syscall(libc::SYS_fcntl, &[entry.number.into(), libc::F_GETFL.into()]);
-                asked.push(entry.file);
-            }
-        }
-        let what = "reading the flags of its descriptors";
-        let results = tapes.run(first.process, &tape).map_err(|error| Error::process(first.process, what, error))?;
-        let values = results.values();
-        let (numbers, files) = values.split_at(table.entries.len().min(values.len()));
-        let number = |value: i64| i32::try_from(value).ok().filter(|value| *value >= 0);
-        for (entry, value) in table.entries.iter_mut().zip(numbers) {
-            let flags = number(*value)
-                .ok_or_else(|| Error::process(first.process, what, io::Error::from_raw_os_error(libc::EBADF)))?;
-            entry.flags = Some(if flags & libc::FD_CLOEXEC != 0 { libc::O_CLOEXEC } else { 0 });
-        }
-        for (file, value) in asked.into_iter().zip(files) {
-            let flags = number(*value)
-                .ok_or_else(|| Error::process(first.process, what, io::Error::from_raw_os_error(libc::EBADF)))?;
-            of_files[file] = Some(flags);
+        for (entry, flags) in table.entries.iter_mut().zip(flags) {
+            entry.flags = Some(if flags.close_on_exec { libc::O_CLOEXEC } else { 0 });
+            of_files[entry.file] = flags.of_file;
         }
     }
-    Ok(of_files.into_iter().map(Option::unwrap_or_default).collect())
+    Ok((scan, of_files))
+}
+
+/// What fcntl(2) says of a number.
+struct Flags {
+    close_on_exec: bool,
+    of_file: i32,
+}
+
+fn read_flags(process: Option<&Process>, numbers: &[RawFd], tapes: &mut dyn Tapes) -> Result<Vec<Flags>> {
+    let Some(&Process { process, .. }) = process else { return Ok(Vec::new()) };
+    let mut tape = Tape::new();
+    for number in numbers {
+        tape.syscall(libc::SYS_fcntl, &[(*number).into(), libc::F_GETFD.into()]);
+        tape.syscall(libc::SYS_fcntl, &[(*number).into(), libc::F_GETFL.into()]);
+    }
+    let what = "reading the flags of its descriptors";
+    let results = tapes.run(process, &tape).map_err(|error| Error::process(process, what, error))?;
+    let value = |value: i64| {
+        let number = i32::try_from(value).ok().filter(|value| *value >= 0);
+        number.ok_or_else(|| Error::process(process, what, io::Error::from_raw_os_error(libc::EBADF)))
+    };
+    let pair =
+        |pair: &[i64]| Ok(Flags { close_on_exec: value(pair[0])? & libc::FD_CLOEXEC != 0, of_file: value(pair[1])? });
+    results.values().chunks_exact(2).map(pair).collect()
 }
 
 /// Who is signalled for I/O on a file.
@@ -213,7 +227,7 @@ fn process_locks(scan: &Scan) -> Result<Vec<ProcessLock>> {
                 continue;
             }
             let Some(process) = table.processes.first() else { continue };
-            let info = super::scan::FdInfo::read(process.pid, entry.number).map_err(|error| failure(file, error))?;
+            let info = scan::FdInfo::read(process.pid, entry.number).map_err(|error| failure(file, error))?;
             for lock in locks::locks(&info).process {
                 let number: RawFd =
                     writable_number(scan, index, (status.device, status.inode), lock.write, entry.number);

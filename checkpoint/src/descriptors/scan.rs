@@ -1,7 +1,8 @@
 //! Which descriptors there are, and which of them are the same open file.
 //!
 //! Only links are read for every descriptor (`/proc/PID/fd/N`); everything else costs several times as much and is asked for
-//! where it is needed. A socket's inode belongs to one open file description and no other, so sockets are told apart by that
+//! where it is needed. Listing, reading and comparing are separate steps, so that in a freeze the links can be read while the
+//! processes tell their flags themselves. A socket's inode belongs to one open file description and no other, so sockets are told apart by that
 //! alone; other files are compared with kcmp(2), and only those whose links agree.
 
 use std::cell::OnceCell;
@@ -25,18 +26,19 @@ pub(super) struct Seen {
     pub process: u32,
     /// Its number there.
     pub number: RawFd,
-    /// What `/proc/PID/fd/N` points to.
+    /// What `/proc/PID/fd/N` points to; empty for sockets.
     pub link: Vec<u8>,
-    /// What stat(2) says; `None` for sockets, whose link says enough.
+    /// What stat(2) says; `None` for sockets.
     pub status: Option<Status>,
+    socket: Option<u64>,
     info: OnceCell<FdInfo>,
     file: OnceCell<OwnedFd>,
 }
 
 impl Seen {
-    /// The inode of a socket, from its link.
+    /// The inode of a socket.
     pub fn socket(&self) -> Option<u64> {
-        bracketed(&self.link, b"socket:[")
+        self.socket
     }
 
     /// Whether it is an anonymous inode of this sort.
@@ -53,7 +55,10 @@ impl Seen {
 
     /// The link as text for people.
     pub fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.link).into_owned()
+        match self.socket {
+            Some(inode) => format!("socket:[{inode}]"),
+            None => String::from_utf8_lossy(&self.link).into_owned(),
+        }
     }
 
     /// What fdinfo says, read once.
@@ -145,20 +150,44 @@ pub(super) struct Scan {
     pub files: Vec<Seen>,
 }
 
-/// What makes two descriptors worth comparing.
-#[derive(PartialEq, Eq, Hash)]
-enum Likeness {
+/// A table with its numbers.
+#[derive(Debug)]
+pub(super) struct Listed {
+    /// The processes that share it, the first one asked.
+    pub processes: Vec<Process>,
+    /// Its numbers, ascending.
+    pub numbers: Vec<RawFd>,
+    /// `/proc/PID/fd` of the first process.
+    directory: OwnedFd,
+}
+
+/// What a link says.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Link {
     Socket(u64),
     Other { link: Vec<u8>, device: u64, inode: u64 },
 }
 
+/// A descriptor that was read.
+#[derive(Debug)]
+pub(super) struct Observed {
+    number: RawFd,
+    link: Link,
+    status: Option<Status>,
+}
+
 /// Looks at the descriptors of all processes. Those that come and go meanwhile may be missing.
 pub(super) fn scan(job: &Job<'_>) -> io::Result<Scan> {
-    let mut scan = Scan::default();
-    // Files that may be the same: in the order of kcmp, for a search in logarithmic time.
-    let mut alike: HashMap<Likeness, Vec<usize>> = HashMap::new();
+    let listed = list(job)?;
+    let observed = observe(&listed)?;
+    group(listed, observed)
+}
+
+/// The tables and their numbers.
+pub(super) fn list(job: &Job<'_>) -> io::Result<Vec<Listed>> {
+    let mut listed = Vec::new();
     for processes in tables(job.processes)? {
-        let Some(&Process { process, pid }) = processes.first() else { continue };
+        let Some(&Process { pid, .. }) = processes.first() else { continue };
         let directory = match fds::open_at(None, format!("/proc/{pid}/fd").as_ref(), DIRECTORY, 0) {
             Ok(directory) => directory,
             Err(error) if is_gone(&error) => continue,
@@ -166,55 +195,83 @@ pub(super) fn scan(job: &Job<'_>) -> io::Result<Scan> {
         };
         let mut numbers = fds::numbers_in(directory.as_fd())?;
         numbers.sort_unstable();
-        let mut entries = Vec::with_capacity(numbers.len());
-        let mut buffer = vec![0; 4097];
-        for number in numbers {
-            let name = name_of(number)?;
-            let link = match fds::read_link_at(directory.as_fd(), &name, &mut buffer) {
-                Ok(link) => link,
-                Err(error) if is_gone(&error) => continue,
-                Err(error) => return Err(error),
+        listed.push(Listed { processes, numbers, directory });
+    }
+    Ok(listed)
+}
+
+/// Reads the link of each number, and asks for the status of what isn't a socket.
+pub(super) fn observe(listed: &[Listed]) -> io::Result<Vec<Vec<Observed>>> {
+    listed.iter().map(observe_table).collect()
+}
+
+fn observe_table(table: &Listed) -> io::Result<Vec<Observed>> {
+    let mut observed = Vec::with_capacity(table.numbers.len());
+    let mut buffer = vec![0; 4097];
+    for &number in &table.numbers {
+        match observe_one(table, number, &mut buffer) {
+            Ok(one) => observed.push(one),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(observed)
+}
+
+fn observe_one(table: &Listed, number: RawFd, buffer: &mut [u8]) -> io::Result<Observed> {
+    let name = name_of(number)?;
+    let link = fds::read_link_at(table.directory.as_fd(), &name, buffer)?;
+    if let Some(inode) = bracketed(link, b"socket:[") {
+        return Ok(Observed { number, link: Link::Socket(inode), status: None });
+    }
+    let link = link.to_vec();
+    let status = fds::status_at(table.directory.as_fd(), &name, true)?;
+    let link = Link::Other { link, device: status.device, inode: status.inode };
+    Ok(Observed { number, link, status: Some(status) })
+}
+
+/// Finds out which of them are the same open file.
+pub(super) fn group(listed: Vec<Listed>, observed: Vec<Vec<Observed>>) -> io::Result<Scan> {
+    let mut scan = Scan::default();
+    let mut sockets: HashMap<u64, usize> = HashMap::new();
+    // Files that may be the same: in the order of kcmp, for a search in logarithmic time.
+    let mut alike: HashMap<Link, Vec<usize>> = HashMap::new();
+    for (table, observed) in listed.into_iter().zip(observed) {
+        let Some(&Process { process, pid }) = table.processes.first() else { continue };
+        let mut entries = Vec::with_capacity(observed.len());
+        for Observed { number, link, status } in observed {
+            let next = scan.files.len();
+            let seen = |socket: Option<u64>, link: Vec<u8>| Seen {
+                pid,
+                process,
+                number,
+                link,
+                status,
+                socket,
+                info: OnceCell::new(),
+                file: OnceCell::new(),
             };
-            let mut status = None;
-            let likeness = match bracketed(link, b"socket:[") {
-                Some(inode) => Likeness::Socket(inode),
-                None => {
-                    let found = match fds::status_at(directory.as_fd(), &name, true) {
-                        Ok(found) => found,
-                        Err(error) if is_gone(&error) => continue,
-                        Err(error) => return Err(error),
-                    };
-                    status = Some(found);
-                    Likeness::Other { link: link.to_vec(), device: found.device, inode: found.inode }
-                }
-            };
-            let is_socket = status.is_none();
-            let link = link.to_vec();
-            let known = alike.entry(likeness).or_default();
-            let place = if is_socket {
-                if known.is_empty() { Err(0) } else { Ok(0) }
-            } else {
-                search(known, &scan.files, pid, number)?
-            };
-            let file = match place {
-                Ok(place) => known[place],
-                Err(place) => {
-                    known.insert(place, scan.files.len());
-                    scan.files.push(Seen {
-                        pid,
-                        process,
-                        number,
-                        link,
-                        status,
-                        info: OnceCell::new(),
-                        file: OnceCell::new(),
-                    });
-                    scan.files.len() - 1
+            let file = match link {
+                Link::Socket(inode) => *sockets.entry(inode).or_insert_with(|| {
+                    scan.files.push(seen(Some(inode), Vec::new()));
+                    next
+                }),
+                Link::Other { link: ref text, .. } => {
+                    let new = seen(None, text.clone());
+                    let known = alike.entry(link).or_default();
+                    match search(known, &scan.files, pid, number)? {
+                        Ok(place) => known[place],
+                        Err(place) => {
+                            known.insert(place, next);
+                            scan.files.push(new);
+                            next
+                        }
+                    }
                 }
             };
             entries.push(Entry { number, file, flags: None });
         }
-        scan.tables.push(TableSeen { processes, entries });
+        scan.tables.push(TableSeen { processes: table.processes, entries });
     }
     Ok(scan)
 }
