@@ -26,10 +26,8 @@ impl Target {
 
     /// The daemon to ask for starting a job, and the node on which it is to start it if not its own.
     pub fn client_for_run(&self) -> (Client, Option<String>) {
-        if let Some(name) = &self.node {
-            if let Some(client) = lab_node(name) {
-                return (client, None);
-            }
+        if let Some(client) = self.node.as_deref().and_then(lab_node) {
+            return (client, None);
         }
         let path = self.socket.clone().unwrap_or_else(|| StatePaths::new(DEFAULT_STATE).control());
         (Client::new(path), self.node.clone())

@@ -19,12 +19,12 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Follows the directory for ever.
 pub async fn follow(node: Arc<Node>) {
     loop {
-        if let Ok(cluster) = node.cluster() {
-            if let Err(error) = follow_once(&node, cluster).await {
-                match error {
-                    ClusterError::Directory(DirectoryError::Compacted(_)) => continue,
-                    error => drop(node.explain(error)),
-                }
+        if let Ok(cluster) = node.cluster()
+            && let Err(error) = follow_once(&node, cluster).await
+        {
+            match error {
+                ClusterError::Directory(DirectoryError::Compacted(_)) => continue,
+                error => drop(node.explain(error)),
             }
         }
         tokio::time::sleep(RETRY).await;
