@@ -9,7 +9,7 @@ use super::Target;
 use super::arguments::MoveArgs;
 use super::failure;
 use super::listing::{print, print_json};
-use crate::api::{DaemonRequest, JobView, MoveEvent, MoveOutcome, MoveSummary};
+use crate::api::{ApiError, DaemonRequest, ErrorKind, JobView, MoveEvent, MoveOutcome, MoveSummary};
 
 /// `migd move`.
 pub async fn move_job(target: &Target, args: MoveArgs) -> anyhow::Result<ExitCode> {
@@ -18,8 +18,7 @@ pub async fn move_job(target: &Target, args: MoveArgs) -> anyhow::Result<ExitCod
     let (job, mut connection) = client.open::<JobView>(&request).await?;
     let mut progress = Progress::new();
     let outcome = loop {
-        let event = connection.receive::<MoveEvent>().await;
-        match event.map_err(|source| client.broken(source))? {
+        match connection.receive::<MoveEvent>().await.unwrap_or(None) {
             Some(MoveEvent::Progress { phase, round, bytes, total_bytes }) => {
                 progress.show(&phase, round, bytes, total_bytes);
             }
@@ -30,7 +29,9 @@ pub async fn move_job(target: &Target, args: MoveArgs) -> anyhow::Result<ExitCod
             }
             None => {
                 progress.clear();
-                return Err(client.broken(std::io::ErrorKind::UnexpectedEof.into()).into());
+                let message = format!("the daemon went away while job {} was moving", job.name);
+                let hint = "the move goes on or is given up without it; `migd ps` shows where the job runs";
+                return Err(ApiError::new(ErrorKind::Unavailable, message).hint(hint).into());
             }
         }
     };
