@@ -1,6 +1,8 @@
 //! Trees dumped in one sandbox and restored in another.
 
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use checkpoint::{Event, ExitStatus};
@@ -14,6 +16,9 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::sleep_goes_on_and_exits", sleep),
         trial("moves::counter_in_threads_goes_on", threads),
         trial("moves::redis_twenty_times_with_precopy", redis),
+        trial("moves::memcached_several_times", memcached),
+        trial("moves::nginx_with_workers_several_times", nginx),
+        trial("moves::go_program_several_times", go),
         trial("moves::python_threads_twenty_times_with_precopy", python_twenty),
         trial("moves::everything_the_kernel_keeps_is_the_same", || keeper(Precopy::None)),
         trial("moves::everything_the_kernel_keeps_is_the_same_with_precopy", || keeper(Precopy::Rounds(2))),
@@ -439,6 +444,136 @@ fn abort() -> Outcome {
         expected += 1;
     }
     job.hop(Precopy::Rounds(2))?;
+    ensure!(job.line()?.starts_with(&format!("{expected} ")), "it doesn't go on");
+    Ok(())
+}
+
+/// Hops a server, asking it something over its Unix socket before and after each hop.
+fn serve(job: &mut Job, hops: u32, ask: impl Fn() -> Result<(), Box<dyn std::error::Error>>) -> Outcome {
+    let start = Instant::now();
+    while let Err(error) = ask() {
+        ensure!(start.elapsed() < Duration::from_secs(10), "it doesn't answer: {error}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for hop in 1..=hops {
+        loop {
+            // The end of the last question's connection may not have come to the server's notice yet.
+            match job.hop(Precopy::Rounds(hop % 3)) {
+                Err(error)
+                    if error.to_string().contains("unix socket") && start.elapsed() < Duration::from_secs(60) =>
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => {
+                    result?;
+                    break;
+                }
+            }
+        }
+        ask().map_err(|error| format!("after hop {hop}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn exchange(socket: &Path, request: &str, wanted: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains(wanted) {
+        let mut some = [0; 4096];
+        let count = stream.read(&mut some)?;
+        ensure!(count > 0, "it answered {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&some[..count]);
+    }
+    Ok(())
+}
+
+fn memcached() -> Outcome {
+    let scratch = Scratch::new("memcached")?;
+    let socket = scratch.0.join("socket");
+    let path = socket.to_str().ok_or("a path that isn't UTF-8")?;
+    let mut job = Job::start(&["memcached", "-u", "root", "-s", path, "-t", "4"])?;
+    serve(&mut job, 5, || exchange(&socket, "set a 0 0 5\r\nhello\r\nget a\r\n", "hello\r\nEND"))
+}
+
+fn nginx() -> Outcome {
+    let scratch = Scratch::new("nginx")?;
+    let socket = scratch.0.join("socket");
+    let configuration = scratch.0.join("nginx.conf");
+    let root = scratch.0.display();
+    let text = format!(
+        "daemon off; worker_processes 2; pid {root}/pid; error_log {root}/error.log; user root;\n\
+         events {{ }}\nhttp {{ access_log off; server {{ listen unix:{root}/socket; location / {{ return 200 \"worker $pid\"; }} }} }}\n"
+    );
+    std::fs::write(&configuration, text)?;
+    let path = configuration.to_str().ok_or("a path that isn't UTF-8")?;
+    let mut job = Job::start(&["nginx", "-c", path])?;
+    serve(&mut job, 5, || exchange(&socket, "GET / HTTP/1.0\r\n\r\n", "worker "))?;
+    job.sandbox.signal_root(sys::libc::SIGQUIT)?;
+    let event = wait_event(&mut job.sandbox, |event| matches!(event, Event::RootExited { .. }))?;
+    ensure!(event == Event::RootExited { status: ExitStatus::Code(0) }, "ended with {event:?}");
+    Ok(())
+}
+
+const GO: &str = r#"
+package main
+
+import ("fmt"; "os"; "runtime"; "sync/atomic"; "time")
+
+func main() {
+	var count int64
+	for i := 0; i < 8; i++ {
+		go func() {
+			for {
+				_ = make([]byte, 100000)
+				atomic.AddInt64(&count, 1)
+				time.Sleep(time.Millisecond)
+			}
+		}()
+	}
+	ticker := time.NewTicker(10 * time.Millisecond)
+	last := int64(0)
+	for line := 1; ; line++ {
+		<-ticker.C
+		now := atomic.LoadInt64(&count)
+		if now < last {
+			os.Exit(9)
+		}
+		last = now
+		if line%20 == 0 {
+			runtime.GC()
+		}
+		fmt.Println(line, now)
+	}
+}
+"#;
+
+fn go() -> Outcome {
+    let scratch = Scratch::new("go")?;
+    let source = scratch.0.join("main.go");
+    std::fs::write(&source, GO)?;
+    let program = scratch.0.join("program");
+    let built = std::process::Command::new("go")
+        .args(["build", "-o"])
+        .args([&program, &source])
+        .env("CGO_ENABLED", "0")
+        .env("HOME", &scratch.0)
+        .status();
+    if !built.is_ok_and(|status| status.success()) {
+        println!("no go compiler: skipped");
+        return Ok(());
+    }
+    let mut job = Job::start(&[program.to_str().ok_or("a path that isn't UTF-8")?])?;
+    let mut expected = 1;
+    for hop in 0..10 {
+        for _ in 0..10 {
+            let line = job.line()?;
+            ensure!(line.starts_with(&format!("{expected} ")), "line {expected} is {line:?}");
+            expected += 1;
+        }
+        job.hop(Precopy::Rounds(hop % 3))?;
+    }
     ensure!(job.line()?.starts_with(&format!("{expected} ")), "it doesn't go on");
     Ok(())
 }

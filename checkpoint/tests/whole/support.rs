@@ -35,7 +35,10 @@ pub fn command(argv: &[&str]) -> io::Result<(CommandSpec, File)> {
     let error = OwnedFd::from(writer.try_clone()?);
     let spec = CommandSpec {
         argv: argv.iter().map(Into::into).collect(),
-        env: vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()), ("HOME".into(), "/root".into())],
+        env: vec![
+            ("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+            ("HOME".into(), "/root".into()),
+        ],
         cwd: "/".into(),
         uid: 0,
         gid: 0,
@@ -128,6 +131,7 @@ impl MemorySink for Wire<'_> {
 
 /// How long a hop stopped the job.
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "it is printed")]
 pub struct Hop {
     pub freeze: Duration,
     pub dump: Duration,
