@@ -138,7 +138,7 @@ fn swap_on_demand(mut plane: NetPlane, net: &Net, control: &mut UnixStream, pid:
             let Some(key) = inode.and_then(|inode: u64| keys.get(&inode)) else {
                 continue;
             };
-            let end = ends.get(key).ok_or_else(|| format!("socket {key} has no end"))?;
+            let end = ends.get(&key).ok_or_else(|| format!("socket {key} has no end"))?;
             placed.insert(number, descriptors.len());
             descriptors.push(end.as_fd());
         }

@@ -289,14 +289,6 @@ impl Listener {
         }))
     }
 
-    /// Whether a notification waits, so that [`Listener::receive`] returns at once.
-    pub fn is_ready(&self) -> bool {
-        let mut request = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: the kernel reads and writes one `pollfd`.
-        let count = unsafe { libc::poll(&raw mut request, 1, 0) };
-        count == 1 && request.revents & libc::POLLIN != 0
-    }
-
     /// Whether the call still waits for its answer.
     pub fn is_valid(&self, id: u64) -> bool {
         // SAFETY: the kernel reads eight bytes.

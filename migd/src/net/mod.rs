@@ -20,7 +20,7 @@ mod filter;
 mod plane;
 mod pump;
 
-pub use bridge::{BridgeImage, SocketKey};
+pub use bridge::{BridgeImage, DescriptorKeys, SocketKey};
 pub use config::NetConfig;
 pub use filter::filter;
 pub use plane::{NetError, NetImage, NetPlane, SocketDescription};

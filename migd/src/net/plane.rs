@@ -1,6 +1,6 @@
 //! The handle to a job's net thread.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use serde::{Deserialize, Serialize};
 use sys::epoll::EventFd;
 
-use super::bridge::{BridgeImage, SocketKey};
+use super::bridge::{BridgeImage, DescriptorKeys, SocketKey};
 use super::config::NetConfig;
 use super::pump::{Pump, Start};
 
@@ -89,7 +89,7 @@ pub(super) enum Command {
     Resume(Sender<()>),
     Retire(Sender<OwnedFd>),
     Describe(Sender<Vec<SocketDescription>>),
-    Keys(Sender<HashMap<u64, SocketKey>>),
+    Keys(Sender<DescriptorKeys>),
     IsQuiet(Sender<bool>),
     Stop,
 }
@@ -187,8 +187,8 @@ impl NetPlane {
         self.ask(Command::Describe).unwrap_or_default()
     }
 
-    /// Inode of each program's end, to recognise it in `/proc/PID/fd`.
-    pub fn descriptor_keys(&self) -> HashMap<u64, SocketKey> {
+    /// Inode of each program's end, to recognise it in `/proc/PID/fd`: a view that stays up to date.
+    pub fn descriptor_keys(&self) -> DescriptorKeys {
         self.ask(Command::Keys).unwrap_or_default()
     }
 

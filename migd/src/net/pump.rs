@@ -25,8 +25,6 @@ const TOKEN_COMMAND: u64 = u64::MAX - 2;
 
 /// Packets read in one round before sockets are served: enough to batch, few enough to keep the answer prompt.
 const PACKETS_A_ROUND: usize = 64;
-/// Notifications answered in one round.
-const CALLS_A_ROUND: usize = 32;
 /// Longest packet (65,535 bytes) and the header before it.
 const BUFFER_LEN: usize = 65_536 + tun::HEADER_LEN;
 
@@ -168,8 +166,10 @@ impl Pump {
         self.bridge.handle_deadlines();
         self.bridge.serve();
         if self.calls_waiting {
+            // One at a time: what its caller did before, closing a socket say, is among the events that came with it or
+            // before it, and has been worked off above. That need not be so for the next call.
             self.calls_waiting = false;
-            self.bridge.handle_calls(CALLS_A_ROUND);
+            self.bridge.handle_next_call();
             self.bridge.serve();
         }
         loop {

@@ -242,7 +242,7 @@ impl Job {
 /// See [`Job::externals`].
 #[derive(Debug)]
 pub struct Externals {
-    sockets: std::collections::HashMap<u64, crate::net::SocketKey>,
+    sockets: crate::net::DescriptorKeys,
     stdio: Arc<Stdio>,
 }
 

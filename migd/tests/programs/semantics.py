@@ -101,11 +101,15 @@ def error_of(sock):
     return errno.errorcode.get(number, number)
 
 
+RESERVED = []
+
+
 def free_port():
-    sock = listener()
-    port = sock.getsockname()[1]
-    sock.close()
-    return port
+    """A port that refuses connections: bound, so that no connection takes it as its own, and not listening."""
+    sock = socket.socket()
+    sock.bind((HOST, 0))
+    RESERVED.append(sock)
+    return sock.getsockname()[1]
 
 
 def linger_reset(sock):
@@ -441,6 +445,12 @@ def port_is_free_after_close():
     settle()
     again = socket.socket()
     show(attempt(again.bind, address))
+    server = listener()
+    address = server.getsockname()
+    server.close()
+    # What a close frees is free at once, for the next call already.
+    again = socket.socket()
+    show(attempt(again.bind, address), attempt(again.listen, 1))
 
 
 @case

@@ -14,6 +14,7 @@ pub(super) mod abi;
 mod connect;
 mod image;
 mod info;
+mod keys;
 mod listen;
 mod notify;
 mod options;
@@ -38,6 +39,7 @@ use processes::Processes;
 use socket::{Phase, Socket};
 
 pub use image::BridgeImage;
+pub use keys::DescriptorKeys;
 pub use socket::SocketKey;
 
 /// How much a program may have written that the stack hasn't taken, and the other way round, a socket. The kernel counts its own
@@ -55,7 +57,7 @@ pub(super) struct Bridge {
     epoll: Rc<Epoll>,
     now: Instant,
     sockets: HashMap<SocketKey, Socket>,
-    by_inode: HashMap<u64, SocketKey>,
+    by_inode: DescriptorKeys,
     by_id: HashMap<SocketId, SocketKey>,
     next_key: u64,
     /// Sockets to serve, each once.
@@ -78,7 +80,7 @@ impl Bridge {
             epoll,
             now: Instant::ZERO,
             sockets: HashMap::new(),
-            by_inode: HashMap::new(),
+            by_inode: DescriptorKeys::default(),
             by_id: HashMap::new(),
             next_key: 1,
             queue: VecDeque::new(),
@@ -210,9 +212,7 @@ impl Bridge {
     /// Forgets a socket; the stack's part of it is the caller's.
     fn remove(&mut self, key: SocketKey) -> Option<Socket> {
         let socket = self.sockets.remove(&key)?;
-        if self.by_inode.get(&socket.inode) == Some(&key) {
-            self.by_inode.remove(&socket.inode);
-        }
+        self.by_inode.remove(socket.inode, key);
         if let Some(id) = socket.id() {
             self.by_id.remove(&id);
         }
@@ -263,7 +263,7 @@ impl Bridge {
         }
         // Everything found on the way is noted, so that the next search ends above.
         for (inode, place) in self.processes.scan() {
-            if let Some(socket) = self.by_inode.get(&inode).and_then(|key| self.sockets.get_mut(key)) {
+            if let Some(socket) = self.by_inode.open(inode).and_then(|key| self.sockets.get_mut(&key)) {
                 socket.seen_at = Some(place);
             }
         }
@@ -320,7 +320,7 @@ impl Bridge {
     }
 
     /// The key of each program's end by inode.
-    pub(super) fn descriptor_keys(&self) -> HashMap<u64, SocketKey> {
+    pub(super) fn descriptor_keys(&self) -> DescriptorKeys {
         self.by_inode.clone()
     }
 }

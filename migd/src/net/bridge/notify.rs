@@ -40,20 +40,13 @@ pub(super) fn int(argument: u64) -> i32 {
 }
 
 impl Bridge {
-    /// Answers calls that wait, at most so many.
-    pub(in crate::net) fn handle_calls(&mut self, limit: usize) {
-        for _ in 0..limit {
-            match self.listener.receive() {
-                Ok(Some(call)) => self.handle_call(&call),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::error!(%error, "can't receive a notification");
-                    return;
-                }
-            }
-            if !self.listener.is_ready() {
-                return;
-            }
+    /// Takes in and answers the call that has waited longest; the listener must be readable.
+    pub(in crate::net) fn handle_next_call(&mut self) {
+        match self.listener.receive() {
+            Ok(Some(call)) => self.handle_call(&call),
+            // It was cancelled meanwhile.
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "can't receive a notification"),
         }
     }
 
@@ -100,7 +93,7 @@ impl Bridge {
         let number: RawFd = int(call.args[0]);
         let end = self.processes.duplicate(call.thread, number).ok()?;
         let inode = unix::inode(end.as_fd()).ok()?;
-        let key = *self.by_inode.get(&inode)?;
+        let key = self.by_inode.open(inode)?;
         let place = (self.processes.process(call.thread), number);
         self.sockets.get_mut(&key)?.seen_at = Some(place);
         Some((key, end))

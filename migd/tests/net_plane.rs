@@ -1,0 +1,170 @@
+//! The net plane with real programs, without the rest of migd: `examples/netplane.rs` runs each program in a network namespace made
+//! for the test.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Two namespaces joined by a link, taken down on drop: a node, in which jobs run, and a client beside it.
+struct Lab {
+    node: String,
+    client: String,
+}
+
+impl Lab {
+    fn new(test: &str) -> Lab {
+        let lab = Lab {
+            node: format!("migd-net-{test}-{}-n", std::process::id()),
+            client: format!("migd-net-{test}-{}-c", std::process::id()),
+        };
+        let (node, client) = (lab.node.as_str(), lab.client.as_str());
+        for name in [node, client] {
+            ip(&["netns", "add", name]);
+            ip(&["-n", name, "link", "set", "lo", "up"]);
+        }
+        ip(&["link", "add", "veth0", "netns", node, "type", "veth", "peer", "name", "veth0", "netns", client]);
+        for (name, address) in [(node, "10.99.0.1/24"), (client, "10.99.0.2/24")] {
+            ip(&["-n", name, "addr", "add", address, "dev", "veth0"]);
+            ip(&["-n", name, "link", "set", "veth0", "up"]);
+        }
+        ip(&["-n", client, "route", "add", "10.77.0.0/16", "via", "10.99.0.1"]);
+        let status = lab.command(node, Path::new("sysctl"), &["-qw", "net.ipv4.ip_forward=1"]).status();
+        assert!(status.expect("sysctl").success());
+        lab
+    }
+
+    fn command(&self, namespace: &str, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(program).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// A program under the plane, with the address 10.77.0.5.
+    fn job(&self, program: &[&str]) -> Command {
+        self.command(&self.node, &netplane(), &[&["10.77.0.5", "mig5"], program].concat())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for name in [&self.node, &self.client] {
+            // Nothing is to be done about a failure here, and a panic would hide the one that led here.
+            let _ = Command::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let status = Command::new("ip").args(arguments).status().expect("run ip");
+    assert!(status.success(), "ip {arguments:?}: {status}");
+}
+
+/// Cargo builds examples next to the tests.
+fn netplane() -> PathBuf {
+    let test = std::env::current_exe().expect("own path");
+    let path = test.parent().and_then(Path::parent).expect("target directory").join("examples/netplane");
+    assert!(path.exists(), "{} is missing: cargo build -p migd --examples", path.display());
+    path
+}
+
+fn program(name: &str) -> String {
+    format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs to the end, or fails the test.
+fn finish(mut command: Command, patience: Duration) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawn");
+    let pid = child.id();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || sender.send(child.wait_with_output()));
+    match receiver.recv_timeout(patience) {
+        Ok(output) => output.expect("wait"),
+        Err(_) => {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+            let _ = thread.join();
+            panic!("{command:?} took longer than {patience:?}");
+        }
+    }
+}
+
+fn text(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What programs can see of sockets is what they see of the kernel's, also when all sockets are frozen and thawed between
+/// any two steps.
+#[test]
+fn sockets_behave_like_the_kernels() {
+    let lab = Lab::new("semantics");
+    let script = program("semantics.py");
+    let arguments = [script.as_str(), "127.0.0.1"];
+    let patience = Duration::from_secs(120);
+    let native = text(&finish(lab.command(&lab.client, Path::new("python3"), &arguments), patience));
+    let job = ["python3", &script, "127.0.0.1"];
+    let plane = text(&finish(lab.job(&job), patience));
+    assert_same(&native, &plane, "under the net plane");
+    let mut swapped = lab.job(&job);
+    swapped.env("NETPLANE_SWAP", "1");
+    let swapped = text(&finish(swapped, patience));
+    assert_same(&native, &swapped, "with every socket frozen and thawed at each step");
+}
+
+fn assert_same(expected: &str, found: &str, how: &str) {
+    let mut case = "";
+    for (expected, found) in expected.lines().zip(found.lines()) {
+        if !expected.starts_with(' ') {
+            case = expected;
+        }
+        assert_eq!(found, expected, "case {case}, {how}");
+    }
+    assert_eq!(found.lines().count(), expected.lines().count(), "{how}: as many lines");
+}
+
+/// Every byte comes back, whatever connections do, with kernel TCP on the other side.
+#[test]
+fn every_byte_comes_back() {
+    let lab = Lab::new("stress");
+    let script = program("stress.py");
+    let server = |mut command: Command| {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
+        let mut line = String::new();
+        let output = child.stdout.take().expect("piped");
+        let running = Running(child);
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a line");
+        assert_eq!(line.trim(), "serving");
+        running
+    };
+    let patience = Duration::from_secs(120);
+    {
+        let _server = server(lab.job(&["python3", &script, "serve", "7777"]));
+        let drive = [script.as_str(), "drive", "10.77.0.5", "7777", "1", "200"];
+        let driven = finish(lab.command(&lab.client, Path::new("python3"), &drive), patience);
+        assert!(driven.status.success(), "{}", String::from_utf8_lossy(&driven.stdout));
+    }
+    let serve = [script.as_str(), "serve", "7777"];
+    let _server = server(lab.command(&lab.client, Path::new("python3"), &serve));
+    // The first job's device goes with its process, a moment later.
+    let until = Instant::now() + Duration::from_secs(10);
+    while lab_has_device(&lab) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let driven = finish(lab.job(&["python3", &script, "drive", "10.99.0.2", "7777", "2", "200"]), patience);
+    assert!(driven.status.success(), "{}", String::from_utf8_lossy(&driven.stdout));
+}
+
+fn lab_has_device(lab: &Lab) -> bool {
+    let shown = Command::new("ip").args(["-n", &lab.node, "link", "show", "mig5"]).output().expect("run ip");
+    shown.status.success()
+}
