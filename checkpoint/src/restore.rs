@@ -220,9 +220,6 @@ pub(crate) fn start_clocks(stub: &mut Stub, live: &LiveProcess, frozen_at: Clock
     let at_once = tape.data(&[0; 16]);
     tape.syscall(libc::SYS_rt_sigtimedwait, &[child.into(), 0.into(), at_once.into(), SIGNAL_SET_BYTES.into()]);
     queue(&mut tape, stub.process, None, &live.pending);
-    for thread in &live.threads {
-        queue(&mut tape, stub.process, Some(thread.thread), &thread.pending);
-    }
 
     let passed_ns = u64::try_from(now.monotonic_ns - frozen_at.monotonic_ns).unwrap_or_default();
     for (which, timer) in (0i32..).zip(&live.interval_timers) {
@@ -234,7 +231,7 @@ pub(crate) fn start_clocks(stub: &mut Stub, live: &LiveProcess, frozen_at: Clock
         let value =
             [timer.interval_us / 1_000_000, timer.interval_us % 1_000_000, left_us / 1_000_000, left_us % 1_000_000];
         let value = tape.data(&value.map(u64::to_ne_bytes).concat());
-        tape.require(libc::SYS_setitimer, &[which.into(), value.into(), 0.into()]);
+        tape.syscall(libc::SYS_setitimer, &[which.into(), value.into(), 0.into()]);
     }
     for timer in live.posix_timers.iter().filter(|timer| timer.left_ns != 0) {
         let is_wall = matches!(
@@ -250,13 +247,21 @@ pub(crate) fn start_clocks(stub: &mut Stub, live: &LiveProcess, frozen_at: Clock
         const SECOND: u64 = 1_000_000_000;
         let value = [timer.interval_ns / SECOND, timer.interval_ns % SECOND, left_ns / SECOND, left_ns % SECOND];
         let value = tape.data(&value.map(u64::to_ne_bytes).concat());
-        tape.require(libc::SYS_timer_settime, &[timer.id.into(), 0.into(), value.into(), 0.into()]);
+        tape.syscall(libc::SYS_timer_settime, &[timer.id.into(), 0.into(), value.into(), 0.into()]);
     }
     stub.run(&tape, "starting its timers")?;
+    for thread in live.threads.iter().filter(|thread| !thread.pending.is_empty()) {
+        let mut tape = Tape::new();
+        queue(&mut tape, stub.process, Some(thread.thread), &thread.pending);
+        stub.run_on(thread.thread, &tape, "queueing a thread's signals")?;
+    }
     Ok(())
 }
 
-/// Queues pending signals again, which only the process itself may do with an origin other than itself.
+/// Queues pending signals again. The kernel lets only the thread itself queue one with an origin that isn't the queueing
+/// program, so those of a process go on the tape of its first thread and those of a thread on its own.
+///
+/// Past the commit a signal that is lost is better than a job that is: the calls may fail.
 fn queue(tape: &mut Tape, process: u32, thread: Option<u32>, pending: &[ByteBuf]) {
     for info in pending {
         let Some(signal) = info.get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) else {
@@ -264,10 +269,10 @@ fn queue(tape: &mut Tape, process: u32, thread: Option<u32>, pending: &[ByteBuf]
         };
         let info = tape.data(info);
         match thread {
-            None => tape.require(libc::SYS_rt_sigqueueinfo, &[process.into(), signal.into(), info.into()]),
+            None => tape.syscall(libc::SYS_rt_sigqueueinfo, &[process.into(), signal.into(), info.into()]),
             Some(thread) => {
                 let arguments = [process.into(), thread.into(), signal.into(), info.into()];
-                tape.require(libc::SYS_rt_tgsigqueueinfo, &arguments)
+                tape.syscall(libc::SYS_rt_tgsigqueueinfo, &arguments)
             }
         };
     }

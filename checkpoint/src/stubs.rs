@@ -250,6 +250,12 @@ impl Stub {
         tape.run(&mut self.leader, self.region).map_err(|error| Error::process(self.process, what, error))
     }
 
+    /// Runs a tape on one of its threads.
+    pub fn run_on(&mut self, thread: u32, tape: &Tape, what: &'static str) -> Result<Results> {
+        let stopped = self.threads.get_mut(&thread).unwrap_or(&mut self.leader);
+        tape.run(stopped, self.region).map_err(|error| Error::process(self.process, what, error))
+    }
+
     /// Takes leave of everything inherited.
     fn empty(&mut self, owner: RawFd, lead_session: bool) -> Result<()> {
         let process = self.process;

@@ -180,6 +180,16 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGRTMIN + 3])
 os.kill(os.getpid(), signal.SIGUSR1)
 signal.pthread_kill(threading.get_ident(), signal.SIGRTMIN + 3)
 signal.pthread_kill(threading.get_ident(), signal.SIGRTMIN + 3)
+blocked, asked, other_got = threading.Event(), threading.Event(), []
+def other():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN + 4])
+    blocked.set()
+    asked.wait()
+    other_got.append(signal.sigtimedwait([signal.SIGRTMIN + 4], 0))
+other = threading.Thread(target=other)
+other.start()
+blocked.wait()
+signal.pthread_kill(other.ident, signal.SIGRTMIN + 4)
 libc.prctl(15, b"keeper", 0, 0, 0)
 libc.prctl(36, 1, 0, 0, 0)
 libc.prctl(29, 77777, 0, 0, 0)
@@ -216,7 +226,9 @@ while signal.SIGALRM not in got:
 print(1.4 < time.monotonic() - start < 3.0, flush=True)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1, signal.SIGRTMIN + 3])
 got = sorted(set(got))
-print([int(number) for number in got], flush=True)
+asked.set()
+other.join()
+print([int(number) for number in got], other_got[0].si_signo if other_got[0] else None, flush=True)
 "#;
 
 fn keeper(precopy: Precopy) -> Outcome {
@@ -228,7 +240,7 @@ fn keeper(precopy: Precopy) -> Outcome {
     for _ in 0..4 {
         lines.push(job.line()?);
     }
-    ensure!(lines == ["same", "still in the pipe", "True", "[10, 14, 37]"], "{lines:?}");
+    ensure!(lines == ["same", "still in the pipe", "True", "[10, 14, 37] 38"], "{lines:?}");
     let event = wait_event(&mut job.sandbox, |event| matches!(event, Event::RootExited { .. }))?;
     ensure!(event == Event::RootExited { status: ExitStatus::Code(0) }, "ended with {event:?}");
     Ok(())
