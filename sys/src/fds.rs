@@ -285,6 +285,17 @@ impl Status {
     }
 }
 
+/// Bytes of a `struct stat`.
+pub const STATUS_BYTES: usize = size_of::<libc::stat>();
+
+/// Mode and inode of a `struct stat` that somebody else's fstat(2) filled; zeros when it is cut off.
+pub fn mode_and_inode(bytes: &[u8]) -> (u32, u64) {
+    let part = |at: usize| bytes.get(at..);
+    let inode = part(std::mem::offset_of!(libc::stat, st_ino)).and_then(|rest| rest.first_chunk::<8>());
+    let mode = part(std::mem::offset_of!(libc::stat, st_mode)).and_then(|rest| rest.first_chunk::<4>());
+    (mode.map_or(0, |mode| u32::from_ne_bytes(*mode)), inode.map_or(0, |inode| u64::from_ne_bytes(*inode)))
+}
+
 /// `fstat(2)`.
 pub fn status(fd: BorrowedFd<'_>) -> io::Result<Status> {
     let mut raw = MaybeUninit::<libc::stat>::zeroed();

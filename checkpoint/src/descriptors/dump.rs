@@ -10,7 +10,7 @@ use sys::{Pid, libc};
 
 use super::image::{Kind, OpenFile, ProcessLock, SignalTarget, Slot, Table, TargetKind, TreeDescriptors};
 use super::kinds::{self, Dumping, Problem, View, index32, locks};
-use super::scan::{self, Scan, Seen, is_gone};
+use super::scan::{self, Listed, Observed, Scan, Seen, is_gone};
 use super::{Job, Process, Tapes};
 use crate::error::{Error, Result};
 use crate::external::{External, ExternalKey};
@@ -133,54 +133,89 @@ pub fn dump(job: &Job<'_>, external: &dyn External, layout: &Layout, tapes: &mut
 
 /// Looks at a frozen job: what there is, and the flags of each open file.
 ///
-/// Links are read by a thread of ours while the processes themselves tell their flags: reading fdinfo, which has both, costs
-/// ten times as much.
+/// The processes themselves tell which numbers they have, the flags of each, and which are sockets: asked from outside, a
+/// descriptor costs five times as much for its link, and ten times for its flags.
 fn look_into(job: &Job<'_>, tapes: &mut dyn Tapes) -> Result<(Scan, Vec<i32>)> {
     let unreadable = |error| Error::system("reading the job's descriptors", error);
-    let listed = scan::list(job).map_err(unreadable)?;
-    let (observed, flags) = std::thread::scope(|scope| {
-        let observer = scope.spawn(|| scan::observe(&listed));
-        let flags: Result<Vec<Vec<Flags>>> =
-            listed.iter().map(|table| read_flags(table.processes.first(), &table.numbers, tapes)).collect();
-        let broken = |_| Err(io::Error::other("a thread that reads descriptors ended early"));
-        (observer.join().unwrap_or_else(broken), flags)
-    });
-    let mut scan = observed.and_then(|observed| scan::group(listed, observed)).map_err(unreadable)?;
+    let (mut listed, mut observed, mut told) = (Vec::new(), Vec::new(), Vec::new());
+    for processes in scan::tables(job.processes).map_err(unreadable)? {
+        let Some(&first) = processes.first() else { continue };
+        let failed = |error| Error::process(first.process, "reading its descriptors", error);
+        let numbers = ask(first, tapes).map_err(failed)?;
+        let table = Listed::told(processes, first.pid, numbers.iter().map(|told| told.number).collect());
+        let table = table.map_err(failed)?;
+        let observe = |told: &Told| match told.socket {
+            Some(inode) => Ok(Observed::socket(told.number, inode)),
+            None => Observed::read(&table, told.number),
+        };
+        observed.push(numbers.iter().map(observe).collect::<io::Result<Vec<_>>>().map_err(failed)?);
+        listed.push(table);
+        told.push(numbers);
+    }
+    let mut scan = scan::group(listed, observed).map_err(unreadable)?;
     let mut of_files = vec![0; scan.files.len()];
-    for (table, flags) in scan.tables.iter_mut().zip(flags?) {
-        if table.entries.len() != flags.len() {
-            return Err(unreadable(io::Error::other("descriptors came and went in a process that stands still")));
-        }
-        for (entry, flags) in table.entries.iter_mut().zip(flags) {
-            entry.flags = Some(if flags.close_on_exec { libc::O_CLOEXEC } else { 0 });
-            of_files[entry.file] = flags.of_file;
+    for (table, told) in scan.tables.iter_mut().zip(told) {
+        for (entry, told) in table.entries.iter_mut().zip(told) {
+            entry.flags = Some(if told.close_on_exec { libc::O_CLOEXEC } else { 0 });
+            of_files[entry.file] = told.flags;
         }
     }
     Ok((scan, of_files))
 }
 
-/// What fcntl(2) says of a number.
-struct Flags {
+/// What a process tells of one of its descriptors.
+struct Told {
+    number: RawFd,
     close_on_exec: bool,
-    of_file: i32,
+    /// F_GETFL.
+    flags: i32,
+    /// Inode of a socket.
+    socket: Option<u64>,
 }
 
-fn read_flags(process: Option<&Process>, numbers: &[RawFd], tapes: &mut dyn Tapes) -> Result<Vec<Flags>> {
-    let Some(&Process { process, .. }) = process else { return Ok(Vec::new()) };
+/// Asks a process for its descriptors.
+fn ask(process: Process, tapes: &mut dyn Tapes) -> io::Result<Vec<Told>> {
     let mut tape = Tape::new();
-    for number in numbers {
-        tape.syscall(libc::SYS_fcntl, &[(*number).into(), libc::F_GETFD.into()]);
-        tape.syscall(libc::SYS_fcntl, &[(*number).into(), libc::F_GETFL.into()]);
+    for number in 0..table_size(process.pid)? {
+        tape.syscall(libc::SYS_fcntl, &[number.into(), libc::F_GETFD.into()]);
     }
-    let what = "reading the flags of its descriptors";
-    let results = tapes.run(process, &tape).map_err(|error| Error::process(process, what, error))?;
-    let value = |value: i64| {
-        let number = i32::try_from(value).ok().filter(|value| *value >= 0);
-        number.ok_or_else(|| Error::process(process, what, io::Error::from_raw_os_error(libc::EBADF)))
-    };
-    let pair =
-        |pair: &[i64]| Ok(Flags { close_on_exec: value(pair[0])? & libc::FD_CLOEXEC != 0, of_file: value(pair[1])? });
-    results.values().chunks_exact(2).map(pair).collect()
+    let results = tapes.run(process.process, &tape)?;
+    let open: Vec<(RawFd, bool)> = (0..)
+        .zip(results.values())
+        .filter(|(_, value)| **value >= 0)
+        .map(|(number, value)| (number, value & i64::from(libc::FD_CLOEXEC) != 0))
+        .collect();
+
+    let mut told = Vec::with_capacity(open.len());
+    // As many as one region holds with a struct stat each.
+    for open in open.chunks(700) {
+        let mut tape = Tape::new();
+        let asked: Vec<_> = open
+            .iter()
+            .map(|&(number, close_on_exec)| {
+                let status = tape.room(fds::STATUS_BYTES);
+                let flags = tape.require(libc::SYS_fcntl, &[number.into(), libc::F_GETFL.into()]);
+                tape.require(libc::SYS_fstat, &[number.into(), status.into()]);
+                (number, close_on_exec, status, flags)
+            })
+            .collect();
+        let results = tapes.run(process.process, &tape)?;
+        for (number, close_on_exec, status, flags) in asked {
+            let flags = i32::try_from(results.get(flags)?).map_err(io::Error::other)?;
+            let (mode, inode) = fds::mode_and_inode(results.data(status, fds::STATUS_BYTES));
+            // A socket in the file system that was opened with O_PATH is a file.
+            let is_socket = mode & libc::S_IFMT == libc::S_IFSOCK && flags & libc::O_PATH == 0;
+            told.push(Told { number, close_on_exec, flags, socket: is_socket.then_some(inode) });
+        }
+    }
+    Ok(told)
+}
+
+/// How many numbers a table has room for.
+fn table_size(pid: Pid) -> io::Result<RawFd> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")?.trim().parse().ok());
+    size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the kernel doesn't tell the size of the table"))
 }
 
 /// Who is signalled for I/O on a file.

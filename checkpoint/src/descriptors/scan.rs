@@ -1,8 +1,8 @@
 //! Which descriptors there are, and which of them are the same open file.
 //!
 //! Only links are read for every descriptor (`/proc/PID/fd/N`); everything else costs several times as much and is asked for
-//! where it is needed. Listing, reading and comparing are separate steps, so that in a freeze the links can be read while the
-//! processes tell their flags themselves. A socket's inode belongs to one open file description and no other, so sockets are told apart by that
+//! where it is needed. In a freeze the processes tell themselves which of their numbers are sockets ([`Listed::told`]), which
+//! costs a fraction even of a link. A socket's inode belongs to one open file description and no other, so sockets are told apart by that
 //! alone; other files are compared with kcmp(2), and only those whose links agree.
 
 use std::cell::OnceCell;
@@ -161,6 +161,14 @@ pub(super) struct Listed {
     directory: OwnedFd,
 }
 
+impl Listed {
+    /// A table whose numbers are known.
+    pub fn told(processes: Vec<Process>, pid: Pid, numbers: Vec<RawFd>) -> io::Result<Listed> {
+        let directory = fds::open_at(None, format!("/proc/{pid}/fd").as_ref(), DIRECTORY, 0)?;
+        Ok(Listed { processes, numbers, directory })
+    }
+}
+
 /// What a link says.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Link {
@@ -176,6 +184,18 @@ pub(super) struct Observed {
     status: Option<Status>,
 }
 
+impl Observed {
+    /// A descriptor that is known to be the socket with this inode.
+    pub fn socket(number: RawFd, inode: u64) -> Observed {
+        Observed { number, link: Link::Socket(inode), status: None }
+    }
+
+    /// Reads the link of a number and what it leads to.
+    pub fn read(table: &Listed, number: RawFd) -> io::Result<Observed> {
+        observe_one(table, number, &mut [0; 4097])
+    }
+}
+
 /// Looks at the descriptors of all processes. Those that come and go meanwhile may be missing.
 pub(super) fn scan(job: &Job<'_>) -> io::Result<Scan> {
     let listed = list(job)?;
@@ -184,7 +204,7 @@ pub(super) fn scan(job: &Job<'_>) -> io::Result<Scan> {
 }
 
 /// The tables and their numbers.
-pub(super) fn list(job: &Job<'_>) -> io::Result<Vec<Listed>> {
+fn list(job: &Job<'_>) -> io::Result<Vec<Listed>> {
     let mut listed = Vec::new();
     for processes in tables(job.processes)? {
         let Some(&Process { pid, .. }) = processes.first() else { continue };
@@ -201,7 +221,7 @@ pub(super) fn list(job: &Job<'_>) -> io::Result<Vec<Listed>> {
 }
 
 /// Reads the link of each number, and asks for the status of what isn't a socket.
-pub(super) fn observe(listed: &[Listed]) -> io::Result<Vec<Vec<Observed>>> {
+fn observe(listed: &[Listed]) -> io::Result<Vec<Vec<Observed>>> {
     listed.iter().map(observe_table).collect()
 }
 
@@ -307,7 +327,7 @@ fn search(known: &[usize], files: &[Seen], pid: Pid, number: RawFd) -> io::Resul
 }
 
 /// Processes by the table they use.
-fn tables(processes: &[Process]) -> io::Result<Vec<Vec<Process>>> {
+pub(super) fn tables(processes: &[Process]) -> io::Result<Vec<Vec<Process>>> {
     let mut tables: Vec<Vec<Process>> = Vec::new();
     // Indexes of `tables` in the order of kcmp.
     let mut order: Vec<usize> = Vec::new();
