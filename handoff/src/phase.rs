@@ -83,6 +83,8 @@ pub enum Ownership {
     },
     /// No answer came: the swap may or may not have been made.
     Unknown,
+    /// The question never left this machine: the swap was not made by it.
+    Unasked,
 }
 
 impl Ownership {

@@ -299,7 +299,7 @@ impl Source {
                 self.aborted(reason, epoch, true)
             }
             Ownership::Lost { epoch, .. } => self.discarded(epoch, None),
-            Ownership::Unknown => vec![Action::Arm(Timer::Retry)],
+            Ownership::Unknown | Ownership::Unasked => vec![Action::Arm(Timer::Retry)],
         }
     }
 }

@@ -107,12 +107,14 @@ pub struct Target {
     claim: Option<Claim>,
     phase: Phase,
     epoch: u64,
+    /// The swap was asked for without an answer: it may have been made.
+    asked: bool,
 }
 
 impl Target {
     /// A target on `node` that has heard nothing yet.
     pub fn new(node: &str) -> Target {
-        Target { node: node.to_owned(), claim: None, phase: Phase::Idle, epoch: 0 }
+        Target { node: node.to_owned(), claim: None, phase: Phase::Idle, epoch: 0, asked: false }
     }
 
     /// Where the move stands.
@@ -249,7 +251,14 @@ impl Target {
             Ownership::Lost { owner, epoch } => {
                 self.end(format!("the directory gives the job to {owner} with epoch {epoch}"), true)
             }
-            Ownership::Unknown => vec![Action::Arm(Timer::Retry)],
+            // Nobody has asked for this side yet, so it may still promise never to run.
+            Ownership::Unasked if !self.asked => self
+                .end("the directory can't be asked for the job: is the daemon of this node running?".to_owned(), true),
+            Ownership::Unasked => vec![Action::Arm(Timer::Retry)],
+            Ownership::Unknown => {
+                self.asked = true;
+                vec![Action::Arm(Timer::Retry)]
+            }
         }
     }
 

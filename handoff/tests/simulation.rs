@@ -144,13 +144,13 @@ impl World {
         &mut self.nodes[side as usize]
     }
 
-    fn to_source(&mut self, event: source::Event<'_>) {
+    fn tell_source(&mut self, event: source::Event<'_>) {
         for action in self.source.handle_event(event) {
             self.do_source(action);
         }
     }
 
-    fn to_target(&mut self, event: target::Event<'_>) {
+    fn tell_target(&mut self, event: target::Event<'_>) {
         for action in self.target.handle_event(event) {
             self.do_target(action);
         }
@@ -276,10 +276,10 @@ impl World {
                 }
             }
             if self.faults.cancel > 0 && self.nodes[0].alive && self.random.chance(self.faults.cancel) {
-                self.to_source(source::Event::Cancel("the user changed their mind".into()));
+                self.tell_source(source::Event::Cancel("the user changed their mind".into()));
             }
             if self.faults.fail > 0 && self.nodes[1].alive && self.random.chance(self.faults.fail) {
-                self.to_target(target::Event::Failed("no memory".into()));
+                self.tell_target(target::Event::Failed("no memory".into()));
             }
         }
         let mut choices: Vec<usize> = Vec::new();
@@ -310,11 +310,11 @@ impl World {
             5 => self.deliver_answer(),
             6 => {
                 let timer = self.nodes[0].timer.take().expect("armed");
-                self.to_source(source::Event::Timeout(timer));
+                self.tell_source(source::Event::Timeout(timer));
             }
             _ => {
                 let timer = self.nodes[1].timer.take().expect("armed");
-                self.to_target(target::Event::Timeout(timer));
+                self.tell_target(target::Event::Timeout(timer));
             }
         }
         true
@@ -327,16 +327,16 @@ impl World {
                     self.send(Side::Source, &Message::Layout(b"layout"));
                 }
                 self.send(Side::Source, &Message::Pages { process: 0, address: 4096, data: &[0; 64] });
-                self.to_source(source::Event::RoundCopied { again: number < 3 });
+                self.tell_source(source::Event::RoundCopied { again: number < 3 });
             }
             Work::Freeze => {
                 self.node(Side::Source).job = Job::Frozen;
-                self.to_source(source::Event::Frozen);
+                self.tell_source(source::Event::Frozen);
             }
             Work::Residual => {
                 let kind = handoff::SectionKind::Tree;
                 self.send(Side::Source, &Message::Section { kind, data: b"tree" });
-                self.to_source(source::Event::ResidualSent { sections: vec![(kind, 4)] });
+                self.tell_source(source::Event::ResidualSent { sections: vec![(kind, 4)] });
             }
             work => panic!("{work:?} at the source"),
         }
@@ -349,10 +349,10 @@ impl World {
                 if verdict.is_ok() {
                     self.node(Side::Target).job = Job::Frozen;
                 }
-                self.to_target(target::Event::Judged(verdict));
+                self.tell_target(target::Event::Judged(verdict));
             }
-            Work::Prepare => self.to_target(target::Event::Prepared),
-            Work::Run => self.to_target(target::Event::Running { at_ns: 1, steps: Vec::new() }),
+            Work::Prepare => self.tell_target(target::Event::Prepared),
+            Work::Run => self.tell_target(target::Event::Running { at_ns: 1, steps: Vec::new() }),
             work => panic!("{work:?} at the target"),
         }
     }
@@ -361,22 +361,31 @@ impl World {
         let Some(bytes) = self.node(side).inbox.pop_front() else {
             self.node(side).hangup = false;
             match side {
-                Side::Source => self.to_source(source::Event::Disconnected("cut".into())),
-                Side::Target => self.to_target(target::Event::Disconnected("cut".into())),
+                Side::Source => self.tell_source(source::Event::Disconnected("cut".into())),
+                Side::Target => self.tell_target(target::Event::Disconnected("cut".into())),
             }
             return;
         };
         let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>().expect("a whole frame");
         let message = Header::decode(header).and_then(|header| header.open(payload)).expect("our own frame");
         match side {
-            Side::Source => self.to_source(source::Event::Message(&message)),
-            Side::Target => self.to_target(target::Event::Message(&message)),
+            Side::Source => self.tell_source(source::Event::Message(&message)),
+            Side::Target => self.tell_target(target::Event::Message(&message)),
         }
     }
 
     fn serve_directory(&mut self, faulty: bool) {
-        let unreachable = faulty && self.faults.unknown > 0 && self.random.chance(self.faults.unknown);
+        // The asker's daemon is down: the question never leaves.
+        let daemon_down = faulty && self.faults.unknown > 0 && self.random.chance(3 * self.faults.unknown);
         let index = self.random.below(self.requests.len());
+        if daemon_down && !self.requests[index].answered {
+            let asker = self.requests.remove(index).expect("in range").asker;
+            if self.nodes[asker as usize].alive {
+                self.answers.push((asker, Ownership::Unasked));
+            }
+            return;
+        }
+        let unreachable = faulty && self.faults.unknown > 0 && self.random.chance(self.faults.unknown);
         if unreachable && !self.requests[index].answered {
             // The asker gives up on the answer while the request is still under way.
             self.requests[index].answered = true;
@@ -401,15 +410,15 @@ impl World {
     fn deliver_answer(&mut self) {
         let index = self.random.below(self.answers.len());
         match self.answers.swap_remove(index) {
-            (Side::Source, answer) => self.to_source(source::Event::Fenced(answer)),
-            (Side::Target, answer) => self.to_target(target::Event::Transferred(answer)),
+            (Side::Source, answer) => self.tell_source(source::Event::Fenced(answer)),
+            (Side::Target, answer) => self.tell_target(target::Event::Transferred(answer)),
         }
     }
 
     /// Runs to the end and returns the number of steps; faults stop after 300 steps.
     fn run(mut self) -> World {
-        self.to_source(source::Event::Start);
-        self.to_target(target::Event::Start);
+        self.tell_source(source::Event::Start);
+        self.tell_target(target::Event::Start);
         while self.step(self.steps < 300) {
             assert!(self.steps < STEP_LIMIT, "the move never ends: {:?} {:?}", self.source, self.target);
         }

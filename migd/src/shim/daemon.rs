@@ -9,7 +9,7 @@ use handoff::Ownership;
 use handoff::message::Claim;
 use serde::de::DeserializeOwned;
 
-use crate::api::{DaemonRequest, Reply, TransferReply, frame};
+use crate::api::{DaemonRequest, DaemonStatus, DirectoryHealth, Reply, TransferReply, frame};
 
 /// How long the daemon may take. The directory may be on another node, behind a restart.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -19,7 +19,10 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// # Errors
 /// When it does not answer in time, or answers with a refusal.
 pub fn ask<R: DeserializeOwned>(control: &Path, request: &DaemonRequest) -> io::Result<R> {
-    let mut stream = UnixStream::connect(control)?;
+    ask_over(UnixStream::connect(control)?, request)
+}
+
+fn ask_over<R: DeserializeOwned>(mut stream: UnixStream, request: &DaemonRequest) -> io::Result<R> {
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_write_timeout(Some(ANSWER))?;
     stream.write_all(&frame::encode(request)?)?;
@@ -43,7 +46,14 @@ pub fn transfer(control: &Path, claim: &Claim, to: &str) -> Ownership {
         from_node: claim.source.clone(),
         to_node: to.to_owned(),
     };
-    match ask(control, &request) {
+    let stream = match UnixStream::connect(control) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, control = %control.display(), "the daemon is not there");
+            return Ownership::Unasked;
+        }
+    };
+    match ask_over(stream, &request) {
         Ok(TransferReply::Won { epoch }) => Ownership::Won { epoch },
         Ok(TransferReply::Lost { owner, epoch }) => {
             Ownership::Lost { owner: owner.unwrap_or_else(|| "nobody".to_owned()), epoch }
@@ -56,5 +66,20 @@ pub fn transfer(control: &Path, claim: &Claim, to: &str) -> Ownership {
             tracing::warn!(%error, control = %control.display(), "the daemon does not answer");
             Ownership::Unknown
         }
+    }
+}
+
+/// Whether the daemon and the directory answer now. Asked before a job is frozen: without them the move can't be
+/// committed, and the job would stand still until they are back.
+///
+/// # Errors
+/// Says which of them does not answer.
+pub fn check(control: &Path) -> Result<(), String> {
+    match ask::<DaemonStatus>(control, &DaemonRequest::Status) {
+        Err(error) => Err(format!("the daemon of this node does not answer: {error}")),
+        Ok(DaemonStatus { directory: DirectoryHealth::Unreachable { peer, reason }, .. }) => {
+            Err(format!("the directory at {peer} does not answer: {reason}"))
+        }
+        Ok(_) => Ok(()),
     }
 }

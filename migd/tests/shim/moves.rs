@@ -212,3 +212,19 @@ fn a_directory_that_is_silent_at_the_commit_only_delays() {
     assert_runs(winner);
     winner.ask::<()>(&ShimRequest::Kill { signal: 9 }).unwrap();
 }
+
+#[test]
+fn a_job_is_not_frozen_while_the_directory_does_not_answer() {
+    let cluster = Cluster::new();
+    let source = cluster.a.shim(COUNTER, 1, false);
+    source.wait_running();
+    let target = cluster.b.shim(COUNTER, 1, true);
+    cluster.directory.dead.store(true, std::sync::atomic::Ordering::SeqCst);
+    let moving = start_move((&source, &cluster.a), (&target, &cluster.b), 1, connected_pair());
+    match moving.outcome() {
+        MoveOutcome::Aborted { phase, .. } => assert_eq!(phase, "precopy"),
+        other => panic!("{other:?}"),
+    }
+    assert_runs(&source);
+    assert_nothing_left(&cluster.b);
+}

@@ -281,6 +281,9 @@ impl Driver {
     }
 
     fn freeze(&mut self) -> Done {
+        if let Err(reason) = daemon::check(&self.job.shared.file.control) {
+            return Done::With(Event::Cancel(reason));
+        }
         if let Err(error) = self.peer.flush() {
             return Done::Broken(error);
         }
