@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(there.expect("runs inside"), namespace.id().expect("has an id"));
         assert_ne!(here, namespace.id().expect("has an id"));
         assert_eq!(again.map(|_| ()), Err(io::ErrorKind::AlreadyExists));
-        assert_eq!(listed.expect("can be listed"), [name.clone()]);
+        assert_eq!(listed.expect("can be listed"), std::slice::from_ref(&name));
         assert!(!named_path(&name).exists());
     }
 }
