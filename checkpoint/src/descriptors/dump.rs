@@ -32,7 +32,7 @@ fn look(job: &Job<'_>) -> Result<Scan> {
 /// /proc can't be read.
 pub fn stay_reasons(job: &Job<'_>, external: &dyn External) -> Result<Vec<StayReason>> {
     let scan = look(job)?;
-    let view = View::new(job, external, &scan);
+    let view = View::new(job, external, &scan, false);
     let mut reasons = Vec::new();
     for seen in &scan.files {
         if view.key(seen).is_some() {
@@ -84,7 +84,7 @@ pub fn required_files(job: &Job<'_>) -> Result<Vec<RequiredFile>> {
 /// [`Error::Stays`] when something can't move after all; the job may simply go on.
 pub fn dump(job: &Job<'_>, external: &dyn External, layout: &Layout, tapes: &mut dyn Tapes) -> Result<TreeDescriptors> {
     let (scan, flags) = look_into(job, tapes)?;
-    let view = View::new(job, external, &scan);
+    let view = View::new(job, external, &scan, true);
     let mut dump = Dumping {
         view: &view,
         layout,

@@ -87,12 +87,14 @@ pub(super) struct View<'a> {
     pub external: &'a dyn External,
     /// All open files.
     pub scan: &'a Scan,
+    /// The job stands still.
+    pub is_frozen: bool,
     unix: OnceCell<HashMap<u64, UnixSocket>>,
 }
 
 impl<'a> View<'a> {
-    pub fn new(job: &'a Job<'a>, external: &'a dyn External, scan: &'a Scan) -> View<'a> {
-        View { job, external, scan, unix: OnceCell::new() }
+    pub fn new(job: &'a Job<'a>, external: &'a dyn External, scan: &'a Scan, is_frozen: bool) -> View<'a> {
+        View { job, external, scan, is_frozen, unix: OnceCell::new() }
     }
 
     /// The caller's key for an open file, when it is one of the caller's.

@@ -22,6 +22,7 @@ use super::{Dumping, Handler, Problem, View, sockets as native};
 
 /// States as sock_diag shows them.
 const LISTENING: u8 = 10;
+const ESTABLISHED: u8 = 1;
 
 /// A Unix socket.
 pub(in super::super) struct Unix;
@@ -35,7 +36,7 @@ impl Handler for Unix {
         let Some(inode) = seen.socket() else { return Ok(None) };
         let known = view.unix_sockets()?;
         let Some(socket) = known.get(&inode) else {
-            return Ok(Some("unix socket that was made outside the job".into()));
+            return stranger(seen, view);
         };
         let own = own_sockets(view.scan);
         if socket.state == LISTENING {
@@ -82,6 +83,24 @@ impl Handler for Unix {
     }
 }
 
+/// Judges a socket of another network namespace that the caller doesn't claim.
+fn stranger(seen: &Seen, view: &View<'_>) -> io::Result<Option<String>> {
+    // One whose peer is gone says all about itself: what is left of a connection that the caller has closed.
+    if has_lost_its_peer(seen)? {
+        return Ok(None);
+    }
+    // The caller gave its keys before we looked: what came since is most likely the caller's too. In the freeze there is
+    // nothing newer than the keys. Standard streams are as old as the job.
+    if !view.is_frozen && seen.number > libc::STDERR_FILENO {
+        return Ok(None);
+    }
+    Ok(Some("unix socket that was made outside the job".into()))
+}
+
+fn has_lost_its_peer(seen: &Seen) -> io::Result<bool> {
+    Ok(fds::readiness(seen.file()?.as_fd(), libc::POLLIN)? & libc::POLLHUP != 0)
+}
+
 fn is_unix(seen: &Seen) -> io::Result<bool> {
     if seen.socket().is_none() {
         return Ok(false);
@@ -99,8 +118,8 @@ fn own_sockets(scan: &Scan) -> HashMap<u64, usize> {
 fn number_sockets(dump: &mut Dumping<'_>) -> Result<(), Problem> {
     let known = dump.view.unix_sockets()?;
     for file in &dump.view.scan.files {
-        let Some(inode) = file.socket().filter(|inode| known.contains_key(inode)) else { continue };
-        if dump.view.key(file).is_some() {
+        let Some(inode) = file.socket() else { continue };
+        if dump.view.key(file).is_some() || !(known.contains_key(&inode) || is_unix(file)?) {
             continue;
         }
         dump.sockets.insert(inode, super::index32(dump.image.sockets.len()));
@@ -121,8 +140,18 @@ fn number_sockets(dump: &mut Dumping<'_>) -> Result<(), Problem> {
 
 fn image(seen: &Seen, inode: u64, dump: &Dumping<'_>) -> Result<UnixImage, Problem> {
     let known = dump.view.unix_sockets()?;
-    let socket = known.get(&inode).ok_or_else(|| Problem::Stays("a new unix socket".into()))?;
     let fd = seen.file()?.as_fd();
+    let orphan;
+    let socket = match known.get(&inode) {
+        Some(socket) => socket,
+        None if has_lost_its_peer(seen)? => {
+            let kind = sockets::int_option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
+            orphan =
+                UnixSocket { inode, kind, state: ESTABLISHED, peer: Some(0), shutdown: 3, ..UnixSocket::default() };
+            &orphan
+        }
+        None => return Err(Problem::Stays("a new unix socket".into())),
+    };
     let state = state(socket, inode, dump)?;
     if state == UnixState::Waiting && sockets::memory_unread(fd)? > 0 {
         return Err(Problem::Stays("unix socket with data for a server that hasn't accepted it yet; try again".into()));
