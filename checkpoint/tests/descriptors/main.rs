@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use checkpoint::descriptors::image::Kind;
@@ -50,6 +51,23 @@ fn an_aborted_dump_and_restore_leave_the_source_as_it_was() {
     source.signal(sys::libc::SIGUSR1);
     assert_eq!(directory.await_file("verdict", Duration::from_secs(20)), "fine");
     assert!(directory.names().iter().all(|name| !name.starts_with(".migd")), "{:?}", directory.names());
+}
+
+#[test]
+fn a_socket_from_outside_moves_once_its_peer_is_gone() {
+    let (inner, outer) = sys::fds::sockets::socket_pair(sys::libc::SOCK_STREAM).expect("a pair");
+    let source = Program::sleeper_elsewhere(inner);
+    let reasons = Tree::without_stopping(&[source.pid()]).stay_reasons(&NoExternals);
+    assert!(reasons.iter().any(|reason| reason.what == "fd 0"), "its peer is ours: {reasons:?}");
+    sys::fds::write(outer.as_fd(), b"last words").expect("it takes them");
+    drop(outer);
+    let mut frozen = Tree::stop(&[&source]);
+    let image = frozen.dump(&NoExternals).expect("it can move");
+    let target = Program::sleeper();
+    let mut stubs = Tree::stop(&[&target]);
+    drop(stubs.restore(image.clone(), &mut |key| panic!("no {key:?} here")));
+    support::assert_alike(&image, &stubs.dump(&NoExternals).expect("the restored can move"));
+    assert_eq!(image.sockets[0].queue[0].data.as_slice(), b"last words");
 }
 
 /// Calls every socket the test's.

@@ -74,6 +74,14 @@ impl Program {
         Program::run(command)
     }
 
+    /// A sleeper in a network namespace of its own, with this as its standard input.
+    pub fn sleeper_elsewhere(input: OwnedFd) -> Program {
+        let mut command = Command::new("unshare");
+        let script = "import os, time\nos.closerange(3, 1024)\nprint('ready', flush=True)\nwhile True: time.sleep(600)";
+        command.args(["--net", "python3", "-S", "-c", script]).stdin(input).stderr(Stdio::null());
+        Program::run(command)
+    }
+
     /// One whose descriptors don't matter.
     pub fn sleeper() -> Program {
         let mut command = Command::new("python3");
