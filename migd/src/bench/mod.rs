@@ -22,7 +22,7 @@ enum BenchCommand {
         #[arg(long)]
         json: bool,
         /// How often each combination is measured
-        #[arg(long, value_name = "N", default_value_t = 5)]
+        #[arg(long, value_name = "N", default_value_t = 15)]
         rounds: u32,
         /// How long each measurement takes, in milliseconds
         #[arg(long, value_name = "MS", default_value_t = 1000)]
