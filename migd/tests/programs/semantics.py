@@ -227,9 +227,12 @@ def accept_is_interrupted():
     signal.siginterrupt(signal.SIGALRM, False)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     address = server.getsockname()
-    threading.Timer(0.3, lambda: seen.append(socket.create_connection(address))).start()
+    clients = []
+    timer = threading.Timer(0.3, lambda: clients.append(socket.create_connection(address)))
+    timer.start()
     result = LIBC.accept(server.fileno(), None, None)
-    show(result > 0, len(seen))
+    timer.join()
+    show(result > 0, seen, len(clients))
     os.close(result)
 
 
