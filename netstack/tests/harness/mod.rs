@@ -3,6 +3,8 @@
 //! Everything is decided by a seed; a failing test prints it. Time jumps to the next thing that happens.
 #![allow(dead_code)]
 
+pub mod zoo;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::{IpAddr, SocketAddr};
@@ -87,6 +89,8 @@ impl Side {
 pub struct Seen {
     pub at: Instant,
     pub from: Side,
+    /// Source and destination; zero for other protocols than TCP.
+    pub ports: (u16, u16),
     pub seq: u32,
     pub ack: u32,
     pub flags: u8,
@@ -410,6 +414,7 @@ pub fn describe(at: Instant, from: Side, bytes: &[u8]) -> Seen {
         return Seen {
             at,
             from,
+            ports: (0, 0),
             seq: 0,
             ack: 0,
             flags: 0,
@@ -425,6 +430,7 @@ pub fn describe(at: Instant, from: Side, bytes: &[u8]) -> Seen {
     Seen {
         at,
         from,
+        ports: (u16::from_be_bytes([tcp[0], tcp[1]]), u16::from_be_bytes([tcp[2], tcp[3]])),
         seq: word(4),
         ack: word(8),
         flags: tcp[13],
