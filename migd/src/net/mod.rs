@@ -19,6 +19,7 @@ mod config;
 mod filter;
 mod plane;
 mod pump;
+mod stack;
 
 pub use bridge::{BridgeImage, DescriptorKeys, SocketKey};
 pub use config::NetConfig;

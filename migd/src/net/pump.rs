@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use netstack::{Checksum, Instant, RxPacket, Secrets, Stack};
+use netstack::{Checksum, Instant, RxPacket, Secrets};
 use sys::epoll::{Epoll, Events, Interest};
 use sys::seccomp::Listener;
 use sys::tun::{self, Tun};
@@ -18,6 +18,7 @@ use sys::tun::{self, Tun};
 use super::bridge::{Bridge, SocketKey};
 use super::config::NetConfig;
 use super::plane::{Command, Mailbox, NetError, NetImage};
+use super::stack::Stack;
 
 const TOKEN_TUN: u64 = u64::MAX;
 const TOKEN_LISTENER: u64 = u64::MAX - 1;
@@ -87,13 +88,13 @@ impl Pump {
         let parked = matches!(start, Start::Thaw(_));
         let (bridge, programs_ends) = match start {
             Start::Fresh => {
-                let stack = Stack::new(config.stack_config(), secrets()?, clock.now());
-                (Bridge::new(stack, listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
+                let stack = netstack::Stack::new(config.stack_config(), secrets()?, clock.now());
+                (Bridge::new(Stack::here(stack), listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
             }
             Start::Thaw(image) => {
                 let NetImage { stack, bridge } = *image;
-                let stack = Stack::thaw(stack, clock.now(), config.stack_config())?;
-                Bridge::thaw(stack, bridge, listener, Rc::clone(&epoll), config.init_pid)?
+                let stack = netstack::Stack::thaw(stack, clock.now(), config.stack_config())?;
+                Bridge::thaw(Stack::here(stack), bridge, listener, Rc::clone(&epoll), config.init_pid)?
             }
         };
         let pump = Pump {

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use netstack::{SocketId, Stack};
+use netstack::SocketId;
 use serde::{Deserialize, Serialize};
 use sys::epoll::Epoll;
 use sys::seccomp::Listener;
@@ -30,6 +30,7 @@ use super::socket::{
 };
 use super::{Bridge, PAIR_BUFFER};
 use crate::net::plane::NetError;
+use crate::net::stack::Stack;
 
 /// What the bridge knows beside the stack.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -182,7 +183,7 @@ impl Bridge {
         let mut bridge = Bridge::new(stack, listener, epoll, init_pid);
         let mut programs_ends = BTreeMap::new();
         bridge.next_key = image.next_key;
-        let known: HashSet<SocketId> = bridge.stack.sockets().collect();
+        let known: HashSet<SocketId> = bridge.stack.sockets().into_iter().collect();
         for socket in image.sockets {
             let key = socket.key;
             if key.0 >= image.next_key || programs_ends.contains_key(&key) {

@@ -29,12 +29,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use netstack::{Instant, SocketError, SocketId, Stack, State};
+use netstack::{Instant, SocketError, SocketId, State};
 use sys::epoll::{Epoll, Interest};
 use sys::seccomp::Listener;
 use sys::unix;
 
 use super::plane::SocketDescription;
+use super::stack::Stack;
 use processes::Processes;
 use socket::{Phase, Socket};
 
@@ -316,7 +317,7 @@ impl Bridge {
         self.queue.is_empty()
             && self.resets.is_empty()
             && !self.sockets.values().any(leaving)
-            && !self.stack.sockets().any(busy)
+            && !self.stack.sockets().into_iter().any(busy)
     }
 
     /// The key of each program's end by inode.

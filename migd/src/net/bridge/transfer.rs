@@ -6,11 +6,12 @@
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::AsFd;
 
-use netstack::{Instant, Shutdown, SocketError, SocketId, Stack, State};
+use netstack::{Instant, Shutdown, SocketError, SocketId, State};
 use sys::unix::{self, Half, Receive};
 
 use super::socket::{Connected, End, Ended, Phase, Socket, SocketKey};
 use super::{Bridge, errno};
+use crate::net::stack::Stack;
 
 /// What reading the pair came to.
 #[derive(Debug, PartialEq, Eq)]
