@@ -1,9 +1,16 @@
 //! Benchmarks. Each makes a lab of its own, measures all that it compares in the same run, round by round in turn, so
 //! that what else the machine does hits all alike, and takes the lab down.
 
+mod figures;
+mod latency;
 mod peer;
+mod programs;
+mod rr;
+mod site;
+mod stack;
 mod stream;
 mod throughput;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -28,6 +35,18 @@ enum BenchCommand {
         #[arg(long, value_name = "MS", default_value_t = 1000)]
         interval_ms: u64,
     },
+    /// Request and response over one connection, redis-benchmark, and new connections: kernel TCP and migd
+    Rr {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// How often each combination is measured
+        #[arg(long, value_name = "N", default_value_t = 7)]
+        rounds: u32,
+        /// How long requests and responses over one connection are measured each time, in milliseconds
+        #[arg(long, value_name = "MS", default_value_t = 1000)]
+        interval_ms: u64,
+    },
     /// The far end of a measured stream (started by the benchmarks)
     #[command(hide = true)]
     Peer {
@@ -45,6 +64,9 @@ pub fn main(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         BenchCommand::Throughput { json, rounds, interval_ms } => {
             throughput::main(json, rounds, std::time::Duration::from_millis(interval_ms))
+        }
+        BenchCommand::Rr { json, rounds, interval_ms } => {
+            rr::main(json, rounds, std::time::Duration::from_millis(interval_ms))
         }
         BenchCommand::Peer { port } => peer::main(port),
     }

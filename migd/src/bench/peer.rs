@@ -1,8 +1,8 @@
 //! The program at the far end of a measured stream: the same one under the kernel's TCP and under migd.
 //!
-//! A client says in one byte what it wants: [`SEND`], and the peer sends until the client hangs up; or [`RECEIVE`], and the
-//! peer receives and tells now and then, in eight bytes big-endian, how many bytes it has received. So every figure is
-//! taken at the receiving end.
+//! A client says in one byte what it wants: [`SEND`], and the peer sends until the client hangs up; [`RECEIVE`], and the
+//! peer receives and tells now and then, in eight bytes big-endian, how many bytes it has received (so every rate is
+//! taken at the receiving end); or [`ECHO`], and the peer sends back what it receives.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -15,6 +15,8 @@ use anyhow::Context;
 pub(super) const SEND: u8 = b's';
 /// Asks the peer to receive.
 pub(super) const RECEIVE: u8 = b'r';
+/// Asks the peer to send back what it receives.
+pub(super) const ECHO: u8 = b'e';
 /// Size of each read and write.
 pub(super) const CHUNK: usize = 256 << 10;
 /// How often the peer tells how much it received.
@@ -41,6 +43,15 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
         }
     }
     stream.set_nodelay(true)?;
+    if wish[0] == ECHO {
+        loop {
+            let count = stream.read(&mut chunk)?;
+            if count == 0 {
+                return Ok(());
+            }
+            stream.write_all(&chunk[..count])?;
+        }
+    }
     let mut received: u64 = 0;
     let mut told = Instant::now();
     loop {

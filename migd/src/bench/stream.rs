@@ -116,8 +116,8 @@ fn note(latest: &Mutex<Sample>, bytes: u64) {
     *latest.lock().unwrap_or_else(PoisonError::into_inner) = Sample { time: Instant::now(), bytes };
 }
 
-/// The server may need a moment until it listens.
-fn connect(server: SocketAddr) -> io::Result<TcpStream> {
+/// Connects; the server may need a moment until it listens.
+pub(super) fn connect(server: SocketAddr) -> io::Result<TcpStream> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match TcpStream::connect_timeout(&server, Duration::from_secs(3)) {

@@ -1,0 +1,80 @@
+//! The servers: the same programs with the same arguments on every stack.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+/// A server that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    /// `migd bench peer`: streams and echoes.
+    Peer,
+    /// The distribution's redis-server, nearly empty, without persistence.
+    Redis,
+    /// The distribution's nginx, one process, a fixed answer of some bytes.
+    Nginx,
+}
+
+impl Program {
+    /// The port on which it listens.
+    pub(super) fn port(self) -> u16 {
+        match self {
+            Program::Peer => 5301,
+            Program::Redis => 6379,
+            Program::Nginx => 8080,
+        }
+    }
+
+    /// Its command line. What it needs in files is written below `files`.
+    ///
+    /// # Errors
+    /// When it isn't installed or the files can't be written.
+    pub(super) fn argv(self, files: &Path) -> anyhow::Result<Vec<String>> {
+        let port = self.port().to_string();
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        Ok(match self {
+            Program::Peer => {
+                let own = std::env::current_exe().context("the path of this program")?.display().to_string();
+                words(&[&own, "bench", "peer", "--port", &port])
+            }
+            Program::Redis => {
+                require("redis-server", "redis-server")?;
+                words(&["redis-server", "--port", &port, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""])
+            }
+            Program::Nginx => {
+                require("nginx", "nginx-light")?;
+                let configuration = nginx_configuration(files, self.port())?;
+                words(&["nginx", "-c", &configuration, "-g", "daemon off; master_process off;"])
+            }
+        })
+    }
+}
+
+/// An error that says what to install, unless the program is found.
+///
+/// # Errors
+/// That one.
+pub(super) fn require(program: &str, package: &str) -> anyhow::Result<()> {
+    let installed = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()));
+    if !installed {
+        bail!("{program} is not installed; install it (Debian: apt-get install {package}) and try again");
+    }
+    Ok(())
+}
+
+/// An nginx that keeps its files in `files` and answers every request with three bytes; returns the file's path.
+fn nginx_configuration(files: &Path, port: u16) -> anyhow::Result<String> {
+    let root = files.display().to_string();
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("    {kind}_temp_path {root}/nginx-{kind};\n"))
+        .concat();
+    let text = format!(
+        "user root;\npid {root}/nginx.pid;\nerror_log /dev/null;\nevents {{ worker_connections 1024; }}\nhttp {{\n    \
+         access_log off;\n{temporary}    server {{ listen {port} backlog=4096; location / {{ return 200 \"ok\\n\"; }} \
+         }}\n}}\n"
+    );
+    let path = files.join("nginx.conf");
+    std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
+    Ok(path.display().to_string())
+}
