@@ -34,6 +34,6 @@ pub use config::{Config, Offload, Secrets};
 pub use info::TcpInfo;
 pub use options::{Congestion, TcpOption, TcpOptions};
 pub use packet::{Checksum, Gso, PartialChecksum, RxPacket, TxPacket};
-pub use socket::{Reuse, Shutdown, SocketError, SocketId, State, Status};
+pub use socket::{Reuse, Shutdown, SocketError, SocketId, State, Status, Urgent};
 pub use stack::{ImageError, Stack, StackImage};
 pub use time::Instant;

@@ -90,6 +90,18 @@ pub struct Status {
     pub unsent: usize,
     /// Bytes sent and not yet acknowledged.
     pub unacked: usize,
+    /// Urgent data that the program has not read past.
+    pub urgent: Option<Urgent>,
+}
+
+/// Urgent data of the peer that the program has not read past (RFC 9293, 3.8.5). A driver that finds it in [`Status`]
+/// tells the program (`SIGURG`, `POLLPRI`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Urgent {
+    /// Bytes of the stream before the mark; at zero the stream is at the mark (`SIOCATMARK`).
+    pub ahead: usize,
+    /// The urgent byte is here and [`crate::Stack::tcp_recv_urgent`] would return it.
+    pub available: bool,
 }
 
 /// Why a socket call or a connection failed. The variants are named after the errno a program gets.

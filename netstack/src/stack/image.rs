@@ -173,7 +173,7 @@ impl Stack {
     fn speak(&mut self, now: Instant) {
         let slots: Vec<u32> = self.sockets.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.with_connection(now, slot, |connection, env| connection.speak_after_thaw(env.now));
+            self.with_connection(now, slot, |connection, env| connection.speak_after_thaw(env));
             self.touch(slot);
             self.note_change(slot);
         }

@@ -28,10 +28,10 @@ pub(super) struct Arrival<'a> {
 }
 
 /// What of a connection a driver can see; a change of it is reported.
-type Visible = (State, usize, bool, bool);
+type Visible = (State, usize, bool, bool, Option<(usize, bool)>);
 
 fn visible(connection: &Connection) -> Visible {
-    (connection.state, connection.readable(), connection.peer_closed(), connection.unacked() == 0)
+    (connection.state, connection.readable(), connection.peer_closed(), connection.unacked() == 0, connection.urgent())
 }
 
 impl Stack {

@@ -7,8 +7,11 @@ use super::socket::{Kind, Socket};
 use super::{Flow, Stack};
 use crate::tcp::connection::{Beginning, Connection};
 use crate::tcp::listener::Listener;
+use crate::tcp::urgent::NoUrgent;
 use crate::tcp::{Env, Tuple};
-use crate::{Instant, Reuse, Shutdown, SocketError, SocketId, State, Status, TcpInfo, TcpOption, TcpOptions, ip};
+use crate::{
+    Instant, Reuse, Shutdown, SocketError, SocketId, State, Status, TcpInfo, TcpOption, TcpOptions, Urgent, ip,
+};
 
 type Result<T> = std::result::Result<T, SocketError>;
 
@@ -29,6 +32,7 @@ impl Stack {
             error: None,
             unsent: 0,
             unacked: 0,
+            urgent: None,
         };
         let Some(socket) = self.socket(id) else {
             return status;
@@ -48,6 +52,7 @@ impl Stack {
                 status.peer_closed = connection.peer_closed();
                 status.unsent = connection.unsent();
                 status.unacked = connection.unacked();
+                status.urgent = connection.urgent().map(|(ahead, available)| Urgent { ahead, available });
             }
         }
         status
@@ -333,6 +338,33 @@ impl Stack {
             self.touch(id.index());
         }
         Ok(taken)
+    }
+
+    /// `send(MSG_OOB)`: queues what there is room for and marks the last byte of it as urgent. Returns how much it was.
+    pub fn tcp_send_urgent(&mut self, now: Instant, id: SocketId, bytes: &[u8]) -> Result<usize> {
+        let now = self.clock.enter(now);
+        let socket = self.socket(id).ok_or(SocketError::NoSuchSocket)?;
+        if !socket.connection().is_some_and(Connection::can_send) {
+            return Err(Self::unusable(socket));
+        }
+        let written = self.with_connection(now, id.index(), |connection, env| connection.send_urgent(env, bytes));
+        self.touch(id.index());
+        written.ok_or(SocketError::NotConnected)
+    }
+
+    /// `recv(MSG_OOB)`, with `MSG_PEEK` if `peek`: the urgent byte; none if it is announced and has not come (EAGAIN, or
+    /// the end of the stream if [`Status::peer_closed`]). [`SocketError::InvalidArgument`] if there is none to take, or if
+    /// `SO_OOBINLINE` keeps it in the stream.
+    pub fn tcp_recv_urgent(&mut self, id: SocketId, peek: bool) -> Result<Option<u8>> {
+        let socket = self.socket_mut(id).ok_or(SocketError::NoSuchSocket)?;
+        let Kind::Connection(connection) = &mut socket.kind else {
+            return Err(SocketError::NotConnected);
+        };
+        match connection.receive_urgent(peek) {
+            Ok(byte) => Ok(Some(byte)),
+            Err(NoUrgent::NotYet) => Ok(None),
+            Err(NoUrgent::Never) => Err(SocketError::InvalidArgument),
+        }
     }
 
     /// Queues bytes beyond [`Status::send_space`]: for a freeze, where what waited in the socketpair has to go along.

@@ -14,6 +14,7 @@ pub(crate) mod send;
 pub(crate) mod seq;
 pub(crate) mod time_wait;
 pub(crate) mod timers;
+pub(crate) mod urgent;
 
 use std::net::{IpAddr, SocketAddr};
 

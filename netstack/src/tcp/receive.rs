@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ring::Ring;
 use super::segment::SackBlocks;
 use super::seq::Seq;
+use super::urgent::{NoUrgent, Urgent, UrgentByte};
 use crate::Instant;
 
 /// Ranges kept out of order; a peer that makes more has its data dropped and must send it again.
@@ -55,6 +56,11 @@ pub(crate) struct Receiver {
     limit_max: usize,
     dsack: Option<(Seq, Seq)>,
     autotune: Autotune,
+    #[serde(default)]
+    urgent: Option<Urgent>,
+    /// `SO_OOBINLINE`
+    #[serde(default)]
+    urgent_inline: bool,
 }
 
 /// Dynamic right-sizing: the limit follows twice what the program reads in a round trip.
@@ -87,6 +93,8 @@ impl Receiver {
             limit_max,
             dsack: None,
             autotune: Autotune { enabled: limit.is_none(), ..Autotune::default() },
+            urgent: None,
+            urgent_inline: false,
         }
     }
 
@@ -134,8 +142,16 @@ impl Receiver {
         self.edge.since(self.nxt)
     }
 
-    pub(crate) const fn readable(&self) -> usize {
-        self.ring.len()
+    /// Bytes that can be read at once: a read ends at the urgent mark, and the byte before it isn't in the stream.
+    pub(crate) fn readable(&self) -> usize {
+        match self.urgent {
+            None => self.ring.len(),
+            Some(urgent) => match urgent.at.since(self.base()) {
+                0 if self.urgent_inline => self.ring.len(),
+                0 => self.ring.len().saturating_sub(1),
+                ahead => self.ring.len().min(ahead),
+            },
+        }
     }
 
     pub(crate) const fn has_gaps(&self) -> bool {
@@ -160,14 +176,25 @@ impl Receiver {
         self.nxt.back(self.ring.len() + usize::from(self.finished))
     }
 
-    /// Bytes that can be read.
-    pub(crate) fn readable_parts(&self) -> [&[u8]; 2] {
-        self.ring.parts(0, self.ring.len())
+    /// Bytes that can be read. Steps over an urgent byte that isn't part of the stream.
+    pub(crate) fn readable_parts(&mut self) -> [&[u8]; 2] {
+        if let Some(urgent) = self.urgent
+            && urgent.at == self.base()
+            && !self.urgent_inline
+            && !self.ring.is_empty()
+        {
+            self.ring.consume(1);
+            self.urgent = None;
+        }
+        self.ring.parts(0, self.readable())
     }
 
     /// Drops what the program has read and grows the limit if the program keeps up.
     pub(crate) fn consume(&mut self, now: Instant, bytes: usize, rtt: Option<Duration>) {
         self.ring.consume(bytes);
+        if self.urgent.is_some_and(|urgent| urgent.at < self.base()) {
+            self.urgent = None;
+        }
         if self.autotune.enabled {
             self.adjust_limit(now, bytes, rtt);
         }
@@ -215,6 +242,58 @@ impl Receiver {
         self.limit = limit.max(2048);
         self.limit_max = self.limit_max.max(self.limit);
         self.autotune.enabled = false;
+    }
+
+    /// An urgent pointer came with a segment at `seq` (Linux: `tcp_check_urg`). Comes before the segment's payload is taken in.
+    pub(crate) fn note_urgent(&mut self, seq: Seq, pointer: u16) {
+        // The pointer says what follows the urgent data; a pointer of zero is no one's, and is read as Linux reads it.
+        let at = seq + usize::from(pointer).saturating_sub(1);
+        if at < self.nxt || at < self.base() {
+            return;
+        }
+        if let Some(known) = self.urgent {
+            if at <= known.at {
+                return;
+            }
+            // The last urgent byte was never stepped over: it mustn't come up as data behind the mark that moves on.
+            if known.at == self.base() && !self.urgent_inline && !self.ring.is_empty() {
+                self.ring.consume(1);
+            }
+        }
+        self.urgent = Some(Urgent { at, byte: UrgentByte::Awaited });
+    }
+
+    /// Looks for the urgent byte in a segment's payload.
+    pub(crate) fn look_for_urgent(&mut self, seq: Seq, payload: &[u8]) {
+        if let Some(urgent) = &mut self.urgent {
+            urgent.look_into(seq, payload);
+        }
+    }
+
+    /// What is known of urgent data: how much can be read before the mark, and whether the byte is there to be taken.
+    pub(crate) fn urgent(&self) -> Option<(usize, bool)> {
+        let held = |urgent: &Urgent| matches!(urgent.byte, UrgentByte::Held(_)) && !self.urgent_inline;
+        self.urgent.map(|urgent| (urgent.at.since(self.base()), held(&urgent)))
+    }
+
+    /// `recv(MSG_OOB)`, with `MSG_PEEK` if `peek`.
+    pub(crate) fn take_urgent(&mut self, peek: bool) -> Result<u8, NoUrgent> {
+        let urgent = self.urgent.as_mut().filter(|_| !self.urgent_inline).ok_or(NoUrgent::Never)?;
+        match urgent.byte {
+            UrgentByte::Awaited => Err(NoUrgent::NotYet),
+            UrgentByte::Taken => Err(NoUrgent::Never),
+            UrgentByte::Held(byte) => {
+                if !peek {
+                    urgent.byte = UrgentByte::Taken;
+                }
+                Ok(byte)
+            }
+        }
+    }
+
+    /// `SO_OOBINLINE`
+    pub(crate) fn set_urgent_inline(&mut self, inline: bool) {
+        self.urgent_inline = inline;
     }
 
     /// A segment lies wholly before what is expected: the peer sent it twice (RFC 2883).
@@ -394,10 +473,15 @@ impl Receiver {
 
     /// Whether the parts agree with each other; for images.
     pub(crate) fn is_consistent(&self) -> bool {
+        // What the pointer can express, and never behind what was read.
+        let marked = self.urgent.is_none_or(|urgent| {
+            urgent.at >= self.base() && urgent.at.since(self.edge.max(self.nxt)) <= usize::from(u16::MAX)
+        });
         let sorted = self.ranges.windows(2).all(|pair| pair[0].end < pair[1].start);
         let beyond = self.ranges.iter().all(|range| self.nxt < range.start && range.start < range.end);
         let held = self.rightmost().is_none_or(|end| end.since(self.base()) <= self.ring.extent());
         sorted
+            && marked
             && beyond
             && held
             && self.scale <= SCALE_MAX

@@ -61,6 +61,9 @@ pub(crate) struct Sender {
     lost_from: Seq,
     /// How much was queued at most since the ring was last given back: what to make room for the next time.
     peak: usize,
+    /// SND.UP: the end of the urgent data, until it is acknowledged.
+    #[serde(default)]
+    urgent: Option<Seq>,
 }
 
 impl Sender {
@@ -79,6 +82,7 @@ impl Sender {
             highest_sacked: iss,
             lost_from: iss,
             peak: 0,
+            urgent: None,
         }
     }
 
@@ -182,6 +186,27 @@ impl Sender {
         self.ring.append(bytes);
     }
 
+    /// Everything queued so far is urgent (`MSG_OOB`).
+    pub(crate) fn mark_urgent(&mut self) {
+        self.urgent = Some(self.base + self.ring.len());
+    }
+
+    /// Whether the peer is still to learn of urgent data.
+    pub(crate) const fn is_urgent(&self) -> bool {
+        self.urgent.is_some()
+    }
+
+    /// The urgent pointer of a segment at `seq`, if it is to carry one.
+    pub(crate) fn urgent_pointer(&self, seq: Seq) -> Option<u16> {
+        let ahead = self.urgent?.since(seq);
+        match u16::try_from(ahead) {
+            Ok(0) => None,
+            Ok(ahead) => Some(ahead),
+            // Too far for the field. It says at least that there is urgent data, if that is beyond all that was sent.
+            Err(_) => (seq + usize::from(u16::MAX) > self.nxt).then_some(u16::MAX),
+        }
+    }
+
     /// Payload of `start..end` as it lies in the ring, the FIN left out: offset and length.
     pub(crate) fn payload_span(&self, start: Seq, end: Seq) -> (usize, usize) {
         let offset = start.since(self.base);
@@ -246,6 +271,9 @@ impl Sender {
             }
         }
         self.una = ack;
+        if self.urgent.is_some_and(|end| end <= ack) {
+            self.urgent = None;
+        }
         self.highest_sacked = self.highest_sacked.max(ack);
         self.lost_from = self.lost_from.max(ack);
         let consumed = ack.since(self.base).min(self.ring.len());
@@ -477,6 +505,7 @@ impl Sender {
             && self.base <= self.end()
             && (self.una <= self.base || self.ring.is_empty())
             && self.ring.extent() == self.ring.len()
+            && self.urgent.is_none_or(|end| self.una < end && end <= self.base + self.ring.len())
     }
 }
 

@@ -250,21 +250,16 @@ impl Connection {
                 _ => {}
             }
         }
-        if segment.has(Flags::URG) {
-            self.note_urgent(segment, seq);
+        if matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
+            if segment.has(Flags::URG) {
+                self.rcv.note_urgent(seq, segment.urgent);
+            }
+            self.rcv.look_for_urgent(seq, segment.payload);
         }
         if segment.payload.is_empty() && !segment.has(Flags::FIN) {
             return Verdict::Continue;
         }
         self.receive(env, segment, seq)
-    }
-
-    /// RFC 9293 (3.8.5): remember how far the urgent data goes. It stays in the stream (RFC 6093 calls for no more).
-    fn note_urgent(&mut self, segment: &Segment<'_>, seq: Seq) {
-        let end = seq + usize::from(segment.urgent);
-        if end > self.rcv.nxt() && self.urgent.is_none_or(|known| end > known) {
-            self.urgent = Some(end);
-        }
     }
 
     /// Takes in payload and FIN.
@@ -292,8 +287,7 @@ impl Connection {
         self.statistics.data_segments_in += segment.count() as u64;
         self.statistics.bytes_received += inserted.readable as u64;
         if self.read_shut && inserted.readable > 0 {
-            let unread = self.rcv.readable();
-            self.receive_with(env, |_| unread);
+            self.discard_unread(env);
         }
         if inserted.out_of_order {
             self.statistics.out_of_order += segment.count() as u64;

@@ -84,7 +84,10 @@ impl Connection {
     }
 
     /// After a thaw: speak at once, so that the peer needn't wait for a timer of its own.
-    pub(crate) fn speak_after_thaw(&mut self, now: Instant) {
+    pub(crate) fn speak_after_thaw(&mut self, env: &Env<'_>) {
+        let now = env.now;
+        // Images of earlier releases don't have it here.
+        self.rcv.set_urgent_inline(env.options.oob_inline);
         /// A connection that has been silent for longer has nothing to say.
         const SILENT: Duration = Duration::from_secs(60);
         let active = now.since(self.last_received) < SILENT || now.since(self.last_data_sent) < SILENT;

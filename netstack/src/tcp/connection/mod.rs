@@ -86,8 +86,6 @@ pub(crate) struct Connection {
     small_end: Seq,
     /// What is corked leaves all the same up to here.
     uncorked: Seq,
-    /// Urgent data ends here (RFC 6093), as told by the peer.
-    urgent: Option<Seq>,
     /// Error reported by ICMP, which matters only if the connection times out (RFC 1122, 4.2.3.9).
     soft_error: Option<SocketError>,
     last_data_sent: Instant,

@@ -91,7 +91,6 @@ impl Connection {
             syn_sent_at: now,
             small_end: Seq::default(),
             uncorked: Seq::default(),
-            urgent: None,
             soft_error: None,
             last_data_sent: now,
             last_data_received: now,
@@ -102,6 +101,7 @@ impl Connection {
             statistics: Statistics::default(),
         };
         connection.small_end = connection.snd.iss();
+        connection.rcv.set_urgent_inline(env.options.oob_inline);
         connection
     }
 

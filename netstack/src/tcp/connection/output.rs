@@ -108,13 +108,15 @@ impl Connection {
         self.acking.owed = false;
         self.timers.stop(Timer::DelayedAck);
         self.timestamps.last_ack_sent = self.rcv.nxt();
+        let urgent = self.snd.urgent_pointer(seq);
         Header {
             source_port: self.tuple.local_port,
             destination_port: self.tuple.remote_port,
             seq: seq.wire(),
             ack: self.rcv.nxt().wire(),
-            flags: flags.with(Flags::ACK).with_if(self.ecn.echo, Flags::ECE),
+            flags: flags.with(Flags::ACK).with_if(self.ecn.echo, Flags::ECE).with_if(urgent.is_some(), Flags::URG),
             window,
+            urgent: urgent.unwrap_or(0),
             timestamps: self
                 .agreed
                 .timestamps
@@ -138,7 +140,8 @@ impl Connection {
 
     /// Most payload of one packet.
     fn packet_limit(&self, env: &Env<'_>, segment: usize) -> usize {
-        if self.looped || !env.config.offload.tso {
+        // A device that cuts packets would repeat the urgent pointer, which counts from each segment's own start.
+        if self.looped || !env.config.offload.tso || self.snd.is_urgent() {
             return segment;
         }
         let headers = ip::header_len(self.tuple.remote) + 60;
@@ -227,6 +230,13 @@ impl Connection {
 
     fn poll_probe(&mut self, env: &Env<'_>) -> Option<Emission> {
         match self.probing.due? {
+            ProbeKind::Urgent => {
+                // Linux's `tcp_write_wakeup`: the first byte's position, so that the peer takes the pointer as new.
+                self.probing.due = Some(ProbeKind::Empty);
+                let header = self.acknowledging_header(env, self.snd.una(), Flags::NONE);
+                self.statistics.segments_out += 1;
+                Some(self.emission(header, (0, 0), None, 0))
+            }
             ProbeKind::Empty => {
                 self.probing.due = None;
                 // RFC 9293 (3.8.4): a position already acknowledged, so that the peer must answer.
@@ -382,7 +392,7 @@ impl Connection {
 
     /// Nagle's algorithm in Minshall's variant, and the cork.
     fn holds_back(&mut self, env: &Env<'_>, outstanding: usize) -> bool {
-        if self.uncorked > self.snd.nxt() {
+        if self.uncorked > self.snd.nxt() || self.snd.is_urgent() {
             return false;
         }
         if env.options.cork {

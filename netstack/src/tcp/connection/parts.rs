@@ -100,6 +100,8 @@ pub(super) enum ProbeKind {
     Empty,
     /// Tail loss probe.
     TailLoss,
+    /// The urgent pointer, for which a closed window is no obstacle, and then an empty probe.
+    Urgent,
 }
 
 /// Counters for `TCP_INFO`.

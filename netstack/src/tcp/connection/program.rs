@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::super::Env;
 use super::super::timers::Timer;
+use super::super::urgent::NoUrgent;
 use super::{Connection, DELAYED_ACK_MAX, KEEP_SMALL, QUICK_ACKS, receive_limit};
 use crate::State;
 
@@ -36,7 +37,7 @@ impl Connection {
         }
     }
 
-    pub(crate) const fn readable(&self) -> usize {
+    pub(crate) fn readable(&self) -> usize {
         self.rcv.readable()
     }
 
@@ -84,14 +85,47 @@ impl Connection {
     }
 
     pub(crate) fn receive_with(&mut self, env: &Env<'_>, take: impl FnOnce([&[u8]; 2]) -> usize) -> usize {
+        let before = self.rcv.window();
         let taken = take(self.rcv.readable_parts()).min(self.rcv.readable());
         if taken > 0 {
-            let before = self.rcv.window();
             self.rcv.consume(env.now, taken, self.rtt.smoothed());
             self.rcv.release_small(KEEP_SMALL);
             self.after_reading(before);
         }
         taken
+    }
+
+    /// `send(MSG_OOB)`: queues what there is room for; the last byte of it is the urgent one.
+    pub(crate) fn send_urgent(&mut self, env: &Env<'_>, bytes: &[u8]) -> usize {
+        let written = self.send_with(env, |[first, second]| {
+            let head = bytes.len().min(first.len());
+            first[..head].copy_from_slice(&bytes[..head]);
+            let tail = (bytes.len() - head).min(second.len());
+            second[..tail].copy_from_slice(&bytes[head..head + tail]);
+            head + tail
+        });
+        if written > 0 {
+            self.snd.mark_urgent();
+        }
+        written
+    }
+
+    /// `recv(MSG_OOB)`
+    pub(crate) fn receive_urgent(&mut self, peek: bool) -> Result<u8, NoUrgent> {
+        self.rcv.take_urgent(peek)
+    }
+
+    /// How much can be read before the urgent mark, and whether the byte before it can be taken.
+    pub(crate) fn urgent(&self) -> Option<(usize, bool)> {
+        self.rcv.urgent()
+    }
+
+    /// Throws away what is unread, across the urgent mark.
+    pub(super) fn discard_unread(&mut self, env: &Env<'_>) {
+        while self.rcv.readable() > 0 {
+            let unread = self.rcv.readable();
+            self.receive_with(env, |_| unread);
+        }
     }
 
     /// Linux's `__tcp_cleanup_rbuf`: tell the peer when its window has at least doubled, or when all is read.
@@ -122,8 +156,7 @@ impl Connection {
     /// The program will read no more.
     pub(crate) fn shutdown_read(&mut self, env: &Env<'_>) {
         self.read_shut = true;
-        let unread = self.rcv.readable();
-        self.receive_with(env, |_| unread);
+        self.discard_unread(env);
     }
 
     /// The program has closed the socket.
@@ -158,6 +191,7 @@ impl Connection {
             TcpOption::KeepAlive(_) | TcpOption::KeepIdle(_) | TcpOption::KeepInterval(_) => self.set_keepalive(env),
             TcpOption::ReceiveBuffer(_) | TcpOption::WindowClamp(_) => self.rcv.set_limit(receive_limit(env)),
             TcpOption::Congestion(kind) => self.congestion.switch(kind),
+            TcpOption::OobInline(inline) => self.rcv.set_urgent_inline(inline),
             _ => {}
         }
     }

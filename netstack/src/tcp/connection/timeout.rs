@@ -187,7 +187,8 @@ impl Connection {
         if window > 0 {
             self.probing.force = true;
         } else {
-            self.probing.due = Some(ProbeKind::Empty);
+            let urgent = self.snd.urgent_pointer(self.snd.una()).is_some();
+            self.probing.due = Some(if urgent { ProbeKind::Urgent } else { ProbeKind::Empty });
             self.probing.window_probes += 1;
         }
         self.rtt.back_off();
