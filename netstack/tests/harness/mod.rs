@@ -3,6 +3,7 @@
 //! Everything is decided by a seed; a failing test prints it. Time jumps to the next thing that happens.
 #![allow(dead_code)]
 
+pub mod wire;
 pub mod zoo;
 
 use std::cmp::Reverse;
@@ -95,6 +96,7 @@ pub struct Seen {
     pub ack: u32,
     pub flags: u8,
     pub window: u16,
+    pub urgent: u16,
     pub payload: usize,
     pub options: Vec<u8>,
     pub protocol: u8,
@@ -419,6 +421,7 @@ pub fn describe(at: Instant, from: Side, bytes: &[u8]) -> Seen {
             ack: 0,
             flags: 0,
             window: 0,
+            urgent: 0,
             payload: bytes.len() - header,
             options: vec![],
             protocol,
@@ -435,6 +438,7 @@ pub fn describe(at: Instant, from: Side, bytes: &[u8]) -> Seen {
         ack: word(8),
         flags: tcp[13],
         window: u16::from_be_bytes([tcp[14], tcp[15]]),
+        urgent: u16::from_be_bytes([tcp[18], tcp[19]]),
         payload: tcp.len() - len,
         options: tcp[20..len].to_vec(),
         protocol,
