@@ -8,7 +8,7 @@ use tests::Fixture;
 use tests::fixture::text;
 
 /// A script that writes a line for each tenth of a second.
-const COUNT: &str = "i=0; while [ $i -lt 40 ]; do echo line $i; echo error $i >&2; i=$((i+1)); sleep 0.1; done; exit 5";
+const COUNT: &str = "i=0; while [ $i -lt 60 ]; do echo line $i; echo error $i >&2; i=$((i+1)); sleep 0.1; done; exit 5";
 
 fn start(fixture: &Fixture, arguments: &[&str]) -> Child {
     let mut command = fixture.migd("A", arguments);
@@ -64,7 +64,7 @@ fn output_and_status_arrive_whole_when_the_job_moves_meanwhile() {
     std::thread::sleep(Duration::from_millis(800));
     fixture.move_job("counter", "B", "A");
     let output = child.wait_with_output().expect("our child");
-    let expected = |word: &str| (0..40).map(|number| format!("{word} {number}\n")).collect::<String>();
+    let expected = |word: &str| (0..60).map(|number| format!("{word} {number}\n")).collect::<String>();
     assert_eq!(text(&output.stdout), expected("line"));
     assert_eq!(text(&output.stderr), expected("error"));
     assert_eq!(output.status.code(), Some(5));

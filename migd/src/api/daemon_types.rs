@@ -26,6 +26,20 @@ pub enum DaemonRequest {
         /// Name, id or unique prefix of an id.
         job: String,
     },
+    /// `Reply<SocketListing>`.
+    Sockets {
+        /// Name, id or unique prefix of an id.
+        job: String,
+    },
+    /// `Reply<JobView>`, then a stream of [`super::CaptureEvent`] until the job ends: moves are followed.
+    Capture {
+        /// Name, id or unique prefix of an id.
+        job: String,
+        /// Chosen by the asker, unique.
+        number: u64,
+        /// Bytes kept of each packet.
+        snap_length: u32,
+    },
     /// `Reply<JobView>`, then a stream of [`super::AttachEvent`] until the job ends: moves are followed, so
     /// [`super::AttachEvent::Moved`] is only a notice here and the stream goes on. Takes [`super::AttachInput`] frames.
     Attach {
@@ -260,6 +274,17 @@ pub struct JobInspection {
     pub spec: Option<JobSpec>,
     /// What the shim tells: processes, sockets, memory, stay reasons.
     pub detail: Option<serde_json::Value>,
+}
+
+/// Answer to [`DaemonRequest::Sockets`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SocketListing {
+    /// Name of the job.
+    pub job: String,
+    /// The node where its sockets are.
+    pub node: String,
+    /// Its sockets.
+    pub sockets: Vec<crate::net::SocketDescription>,
 }
 
 /// Answer to [`DaemonRequest::Transfer`].

@@ -17,6 +17,15 @@ pub enum ShimRequest {
     Status,
     /// Answered by `Reply<serde_json::Value>`: processes, sockets, memory and stay reasons, as shown by `migd inspect`.
     Inspect,
+    /// Answered by `Reply<Vec<SocketDescription>>`.
+    Sockets,
+    /// Records packets. Answered by `Reply<()>`, then a stream of [`super::CaptureEvent`].
+    Capture {
+        /// Names the recording: asked again after a move, it goes on where it was.
+        number: u64,
+        /// Bytes kept of each packet.
+        snap_length: u32,
+    },
     /// Answered by `Reply<()>`. The signal goes to the job's first process.
     Kill {
         /// Signal number.

@@ -184,6 +184,27 @@ pub enum AttachInput {
     },
 }
 
+/// What comes back while a job's packets are recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptureEvent {
+    /// Whole blocks of a pcapng file; each node's begin with a section of their own.
+    Packets {
+        /// The blocks.
+        #[serde(with = "base64_bytes")]
+        blocks: Vec<u8>,
+    },
+    /// The job runs on that node now; go on there under the same number. Ends the stream.
+    Moved {
+        /// The new owner.
+        node: String,
+    },
+    /// The job ended. Ends the stream.
+    Ended,
+    /// The stream broke for a reason that is not the job's. Ends the stream.
+    Failed(ApiError),
+}
+
 /// One timed part of a move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MovePhase {

@@ -40,6 +40,13 @@ pub enum Command {
     Ps(PsArgs),
     /// Show all that is known of a job
     Inspect(InspectArgs),
+    /// Record a job's packets, wherever it runs
+    #[command(
+        after_help = "The file is pcapng, for tcpdump and Wireshark. It goes on while and after the job moves, each node's \
+        packets under a section of their own. Large packets are the ones that the kernel cuts or has joined; packets that go out may \
+        have checksums that are yet to be filled in. What the reader is too slow for is dropped and counted in the file."
+    )]
+    Pcap(PcapArgs),
     /// Print what a job wrote, wherever it ran
     Logs(LogsArgs),
     /// Send a signal to a job
@@ -108,9 +115,29 @@ pub struct InspectArgs {
     /// Name, id or unique beginning of an id
     #[arg(value_name = "JOB")]
     pub job: String,
+    /// Show each socket with its queues and the state of its connection, as `ss -tiem` does
+    #[arg(short, long)]
+    pub sockets: bool,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `migd pcap`.
+#[derive(Debug, clap::Args)]
+pub struct PcapArgs {
+    /// Where to write; `-` is standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub write: PathBuf,
+    /// Keep only the first bytes of each packet
+    #[arg(short, long, value_name = "BYTES", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(20..))]
+    pub snap_length: u32,
+    /// End after so many packets [default: when the job ends, or at Ctrl-C]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Name, id or unique beginning of an id
+    #[arg(value_name = "JOB")]
+    pub job: String,
 }
 
 /// Arguments of `migd logs`.

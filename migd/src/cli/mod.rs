@@ -8,6 +8,8 @@ mod foreground;
 mod jobs;
 mod listing;
 mod moving;
+mod pcap;
+mod sockets;
 mod target;
 
 use std::ffi::OsStr;
@@ -53,6 +55,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Logs(args) => block_on(foreground::logs(&target, args)),
         Command::Ps(args) => block_on(listing::ps(&target, args)),
         Command::Nodes(args) => block_on(listing::nodes(&target, args)),
+        Command::Inspect(args) if args.sockets => block_on(sockets::list(&target, args)),
+        Command::Pcap(args) => block_on(pcap::record(&target, args)),
         Command::Inspect(args) => block_on(jobs::inspect(&target, args)),
         Command::Kill(args) => block_on(jobs::kill(&target, args)),
         Command::Rm(args) => block_on(jobs::rm(&target, args)),

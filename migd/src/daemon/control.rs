@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::attach::{self, Attachment};
+use super::capture;
 use super::jobs::{LocalJob, Phase};
 use super::locate::{self, Located};
 use super::node::Node;
@@ -16,8 +17,9 @@ use super::peer::protocol::PeerRequest;
 use super::{launch, members, moves};
 use crate::api::{
     ApiError, AttachInput, Connection, DaemonRequest, DaemonStatus, ErrorKind, JobInspection, JobView, Reply,
-    ShimRequest,
+    ShimRequest, SocketListing,
 };
+use crate::net::SocketDescription;
 
 /// How long a signal is tried while the job moves.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -65,6 +67,14 @@ async fn answer(node: &Arc<Node>, stream: UnixStream) -> io::Result<()> {
         DaemonRequest::Jobs { all } => reply(&mut connection, Ok(locate::list(node, all).await)).await,
         DaemonRequest::Nodes => reply(&mut connection, Ok(members::list(node).await)).await,
         DaemonRequest::Inspect { job } => reply(&mut connection, inspect(node, &job).await).await,
+        DaemonRequest::Sockets { job } => reply(&mut connection, sockets(node, &job).await).await,
+        DaemonRequest::Capture { job, number, snap_length } => {
+            let begin = async {
+                let found = locate::find(node, &job).await?;
+                Ok((describe(node, &found).await?, found))
+            };
+            stream_packets(node, connection, begin.await, number, snap_length).await
+        }
         DaemonRequest::Kill { job, signal } => {
             let result = async { kill(node, &locate::find(node, &job).await?.id, signal).await };
             reply(&mut connection, result.await).await
@@ -136,6 +146,26 @@ pub async fn inspect_here(node: &Arc<Node>, id: &str) -> Result<JobInspection, A
         false => None,
     };
     Ok(JobInspection { job: view, spec: Some(job.file.spec.clone()), detail })
+}
+
+/// The sockets of a job.
+async fn sockets(node: &Arc<Node>, selector: &str) -> Result<SocketListing, ApiError> {
+    let found = locate::find(node, selector).await?;
+    let sockets = if found.node == node.name {
+        sockets_here(node, &found.id).await?
+    } else {
+        let owner = node.find_node(&found.node).await?;
+        node.peers.ask(owner.peer, &PeerRequest::Sockets { id: found.id.clone() }).await?
+    };
+    Ok(SocketListing { job: found.label(), node: found.node, sockets })
+}
+
+/// The sockets of a job of this node.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`], [`ErrorKind::Unavailable`] when it moves or has ended.
+pub async fn sockets_here(node: &Arc<Node>, id: &str) -> Result<Vec<SocketDescription>, ApiError> {
+    here(node, id)?.ask(&ShimRequest::Sockets).await
 }
 
 /// A job of this node.
@@ -318,6 +348,35 @@ async fn stream_job(
     tokio::select! {
         ended = output => ended,
         ended = input => ended,
+    }
+}
+
+/// Answers with the job, then streams its packets until it ends or the other side goes.
+async fn stream_packets(
+    node: &Arc<Node>,
+    mut connection: Connection,
+    begin: Result<(JobView, Located), ApiError>,
+    number: u64,
+    snap_length: u32,
+) -> io::Result<()> {
+    let (view, found) = match begin {
+        Ok(begin) => begin,
+        Err(error) => return reply::<JobView>(&mut connection, Err(error)).await,
+    };
+    reply(&mut connection, Ok(view)).await?;
+    let request = capture::Request { id: found.id, number, snap_length };
+    let mut events = capture::following(Arc::clone(node), found.node, request);
+    let (mut receiver, mut sender) = connection.split();
+    let output = async {
+        while let Some(event) = events.recv().await {
+            sender.send(&event).await?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = output => ended,
+        // Nothing is said in this direction; what comes is the end.
+        _ = receiver.receive::<serde_json::Value>() => Ok(()),
     }
 }
 

@@ -8,6 +8,7 @@
 //! not also on disk or in the directory; it never changes a job's owner but by the directory's compare-and-swap.
 
 mod attach;
+mod capture;
 mod control;
 mod directory;
 mod jobs;

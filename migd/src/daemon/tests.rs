@@ -141,7 +141,7 @@ impl Shim {
     async fn answer(self: Arc<Self>, mut connection: Connection) {
         let Ok(Some(request)) = connection.receive::<ShimRequest>().await else { return };
         match request {
-            ShimRequest::Status | ShimRequest::Inspect => {
+            ShimRequest::Status | ShimRequest::Inspect | ShimRequest::Sockets | ShimRequest::Capture { .. } => {
                 let error = ApiError::new(ErrorKind::Internal, "only played");
                 let _ = connection.send(&Reply::<()>::Error(error)).await;
             }

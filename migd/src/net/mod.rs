@@ -15,13 +15,17 @@
 //! longer than one call takes, else its close would go unseen. While the plane is parked not one byte or packet moves.
 
 mod bridge;
+mod capture;
 mod config;
+mod describe;
 mod filter;
 mod plane;
 mod pump;
 mod stack;
 
 pub use bridge::{BridgeImage, DescriptorKeys, SocketKey};
+pub use capture::{PacketStream, RecordingImage, section};
 pub use config::NetConfig;
+pub use describe::{SocketDescription, TcpDetail};
 pub use filter::filter;
-pub use plane::{NetError, NetImage, NetPlane, SocketDescription};
+pub use plane::{NetError, NetImage, NetPlane};

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use sys::epoll::EventFd;
 
 use super::bridge::{BridgeImage, DescriptorKeys, SocketKey};
+use super::capture::{PacketStream, RecordingImage};
 use super::config::NetConfig;
+use super::describe::SocketDescription;
 use super::pump::{Pump, Start};
 
 /// Everything of a job's network that moves: the stack and what the bridge knows beside it.
@@ -22,6 +23,9 @@ pub struct NetImage {
     pub stack: netstack::StackImage,
     /// The programs' sockets, and what waited between them and the stack.
     pub bridge: BridgeImage,
+    /// Recordings of its packets.
+    #[serde(default)]
+    pub recordings: Vec<RecordingImage>,
 }
 
 /// Why the net plane can't do what it was asked.
@@ -64,30 +68,12 @@ impl NetError {
     }
 }
 
-/// A socket as `migd inspect --sockets` shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SocketDescription {
-    /// The bridge's name of the socket.
-    pub key: SocketKey,
-    /// Inode of the program's end, as in `/proc/PID/fd`.
-    pub inode: u64,
-    /// State, with the names of ss(8).
-    pub state: String,
-    /// Its own address.
-    pub local: Option<SocketAddr>,
-    /// Its peer's.
-    pub remote: Option<SocketAddr>,
-    /// Bytes received and not yet handed over to the pair; for a listener the connections that wait.
-    pub receive_queue: usize,
-    /// Bytes that the peer hasn't acknowledged; for a listener nothing.
-    pub send_queue: usize,
-}
-
 /// What the net thread is asked.
 pub(super) enum Command {
     Freeze(Sender<Result<NetImage, NetError>>),
     Resume(Sender<()>),
     Retire(Sender<OwnedFd>),
+    Record { number: u64, snap_length: u32, answer: Sender<PacketStream> },
     Describe(Sender<Vec<SocketDescription>>),
     Keys(Sender<DescriptorKeys>),
     IsQuiet(Sender<bool>),
@@ -180,6 +166,15 @@ impl NetPlane {
         let tun = self.ask(Command::Retire)?;
         self.join();
         Ok(tun)
+    }
+
+    /// Begins to record packets, of which the first `snap_length` bytes are kept, or goes on with the recording of that number
+    /// that came with the job.
+    ///
+    /// # Errors
+    /// [`NetError::Stopped`].
+    pub fn record(&self, number: u64, snap_length: u32) -> Result<PacketStream, NetError> {
+        self.ask(|answer| Command::Record { number, snap_length, answer })
     }
 
     /// All sockets of the job's programs.

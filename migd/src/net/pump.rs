@@ -16,6 +16,7 @@ use sys::seccomp::Listener;
 use sys::tun::{self, Tun};
 
 use super::bridge::{Bridge, SocketKey};
+use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
 use super::plane::{Command, Mailbox, NetError, NetImage};
 use super::stack::Stack;
@@ -43,6 +44,7 @@ pub(super) struct Pump {
     mailbox: Mailbox,
     clock: Clock,
     buffer: Box<[u8]>,
+    recorder: Recorder,
     parked: bool,
     tun_readable: bool,
     calls_waiting: bool,
@@ -86,13 +88,15 @@ impl Pump {
         epoll.add(mailbox.wake.as_fd(), TOKEN_COMMAND, Interest::IN).map_err(watch("watch the mailbox"))?;
 
         let parked = matches!(start, Start::Thaw(_));
+        let mut recorder = Recorder::default();
         let (bridge, programs_ends) = match start {
             Start::Fresh => {
                 let stack = netstack::Stack::new(config.stack_config(), secrets()?, clock.now());
                 (Bridge::new(Stack::here(stack), listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
             }
             Start::Thaw(image) => {
-                let NetImage { stack, bridge } = *image;
+                let NetImage { stack, bridge, recordings } = *image;
+                recorder = Recorder::thaw(recordings);
                 let stack = netstack::Stack::thaw(stack, clock.now(), config.stack_config())?;
                 Bridge::thaw(Stack::here(stack), bridge, listener, Rc::clone(&epoll), config.init_pid)?
             }
@@ -104,6 +108,7 @@ impl Pump {
             mailbox,
             clock,
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+            recorder,
             parked,
             tun_readable: true,
             calls_waiting: false,
@@ -180,6 +185,9 @@ impl Pump {
                 break;
             }
         }
+        if self.recorder.is_on() {
+            self.recorder.flush();
+        }
         // Sending over loopback inside the stack changes sockets without a packet.
         self.bridge.serve();
     }
@@ -205,12 +213,18 @@ impl Pump {
             };
             let gso_size = header.segmentation.map(|segmentation| segmentation.size);
             let data = &self.buffer[tun::HEADER_LEN..length];
+            if self.recorder.is_on() {
+                self.recorder.packet(Direction::In, &[data]);
+            }
             self.bridge.stack.handle_packet(now, RxPacket { data, checksum, gso_size });
         }
     }
 
     fn transmit(&mut self, now: Instant) {
         while let Some(packet) = self.bridge.stack.poll_transmit(now) {
+            if self.recorder.is_on() {
+                self.recorder.packet(Direction::Out, &[packet.header, packet.payload[0], packet.payload[1]]);
+            }
             let header = tun::Header {
                 checksum: packet.checksum.map_or(tun::Checksum::Full, |checksum| tun::Checksum::Partial {
                     start: checksum.start,
@@ -260,8 +274,11 @@ impl Pump {
                     self.park();
                     let now = self.clock.now();
                     self.bridge.set_now(now);
-                    let image =
-                        self.bridge.freeze().map(|bridge| NetImage { stack: self.bridge.stack.freeze(now), bridge });
+                    let image = self.bridge.freeze().map(|bridge| NetImage {
+                        stack: self.bridge.stack.freeze(now),
+                        bridge,
+                        recordings: self.recorder.freeze(),
+                    });
                     drop(answer.send(image));
                 }
                 Command::Resume(answer) => {
@@ -276,6 +293,9 @@ impl Pump {
                         Err(error) => tracing::error!(%error, "can't hand the TUN device over"),
                     }
                     return std::ops::ControlFlow::Break(());
+                }
+                Command::Record { number, snap_length, answer } => {
+                    drop(answer.send(self.recorder.claim(number, snap_length)));
                 }
                 Command::Describe(answer) => drop(answer.send(self.bridge.describe())),
                 Command::Keys(answer) => drop(answer.send(self.bridge.descriptor_keys())),

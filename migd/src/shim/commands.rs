@@ -9,12 +9,24 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{MoveEvent, NodeAddress};
+use crate::net::{NetError, PacketStream, SocketDescription};
 
 /// A request for the main thread.
 #[derive(Debug)]
 pub enum Command {
     /// Describe the job.
     Inspect(oneshot::Sender<serde_json::Value>),
+    /// List its sockets.
+    Sockets(oneshot::Sender<Vec<SocketDescription>>),
+    /// Record its packets.
+    Record {
+        /// The recording's number.
+        number: u64,
+        /// Bytes kept of each packet.
+        snap_length: u32,
+        /// Gets the packets, and the name of the device where they are recorded.
+        reply: oneshot::Sender<Result<(PacketStream, String), NetError>>,
+    },
     /// Take the job to `target` over this connection.
     MoveOut {
         /// Where to.

@@ -16,9 +16,10 @@ use super::output::Reader;
 use super::stdio::{Hold, Stdio};
 use super::{Shared, is_final};
 use crate::api::{
-    ApiError, AttachEvent, AttachInput, Connection, ErrorKind, MoveEvent, Output, Receiver, Reply, Sender, ShimEvent,
-    ShimRequest, ShimState, ShimStatus,
+    ApiError, AttachEvent, AttachInput, CaptureEvent, Connection, ErrorKind, MoveEvent, Output, Receiver, Reply,
+    Sender, ShimEvent, ShimRequest, ShimState, ShimStatus,
 };
+use crate::net::SocketDescription;
 
 /// How long those who listen may take to hear the end.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -117,6 +118,14 @@ impl Server {
                 let answer = self.inspect().await;
                 connection.send(&Reply::from(answer)).await
             }
+            ShimRequest::Sockets => {
+                let answer = self.sockets().await;
+                connection.send(&Reply::from(answer)).await
+            }
+            ShimRequest::Capture { number, snap_length } => {
+                connection.send(&Reply::Ok(())).await?;
+                self.capture(connection, number, snap_length).await
+            }
             ShimRequest::Kill { signal } => {
                 let answer = self.kill(signal).await;
                 connection.send(&Reply::from(answer)).await
@@ -187,6 +196,61 @@ impl Server {
         answer.await.map_err(|_| {
             ApiError::new(ErrorKind::Unavailable, format!("job {} does not run here", self.shared.file.spec.name))
         })
+    }
+
+    async fn sockets(&self) -> Result<Vec<SocketDescription>, ApiError> {
+        let name = &self.shared.file.spec.name;
+        if let ShimState::Moving { to } = self.shared.status().state {
+            let error = ApiError::new(ErrorKind::Unavailable, format!("job {name} is on its way to node {to}"));
+            return Err(error.hint("try again when it has arrived"));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.asker.ask(Command::Sockets(reply));
+        answer.await.map_err(|_| ApiError::new(ErrorKind::Unavailable, format!("job {name} does not run on this node")))
+    }
+
+    /// Streams the job's packets while it is here; the last event says what became of it.
+    async fn capture(&self, connection: Connection, number: u64, snap_length: u32) -> io::Result<()> {
+        let mut event = self.shared.event.subscribe();
+        let (mut receiver, mut sender) = connection.split();
+        // A job that is on its way here has no network yet; its packets are kept for the recordings that come with it.
+        let here = |event: &Option<ShimEvent>| !matches!(event, None | Some(ShimEvent::Receiving));
+        if event.wait_for(here).await.is_err() {
+            return Ok(());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.asker.ask(Command::Record { number, snap_length, reply });
+        if let Ok(stream) = answer.await {
+            let (mut stream, device) = match stream {
+                Ok(stream) => stream,
+                Err(error) => return sender.send(&CaptureEvent::Failed(ApiError::internal(error))).await,
+            };
+            let blocks = crate::net::section(&self.shared.file.node.name, &device, snap_length);
+            sender.send(&CaptureEvent::Packets { blocks }).await?;
+            loop {
+                tokio::select! {
+                    blocks = stream.next() => match blocks {
+                        Some(blocks) => sender.send(&CaptureEvent::Packets { blocks }).await?,
+                        None => break,
+                    },
+                    // Nothing is said in this direction; what comes is the end.
+                    _ = receiver.receive::<serde_json::Value>() => return Ok(()),
+                }
+            }
+        }
+        // The network is gone from here; why is told in a moment.
+        let ended = tokio::time::timeout(FAREWELL, event.wait_for(|event| event.as_ref().is_some_and(is_final))).await;
+        let last = match ended.ok().and_then(|ended| ended.ok()?.clone()) {
+            Some(ShimEvent::Moved { to, .. }) => CaptureEvent::Moved { node: to },
+            Some(ShimEvent::Failed(error)) => CaptureEvent::Failed(error),
+            Some(ShimEvent::Exited(_)) => CaptureEvent::Ended,
+            _ => {
+                let name = &self.shared.file.spec.name;
+                let message = format!("the packets of job {name} can't be recorded any more");
+                CaptureEvent::Failed(ApiError::new(ErrorKind::Unavailable, message))
+            }
+        };
+        sender.send(&last).await
     }
 
     async fn kill(&self, signal: i32) -> Result<(), ApiError> {

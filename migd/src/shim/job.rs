@@ -154,6 +154,13 @@ impl Job {
                         // The asker may be gone.
                         let _ = reply.send(self.describe());
                     }
+                    Command::Sockets(reply) => {
+                        let _ = reply.send(self.plane.describe());
+                    }
+                    Command::Record { number, snap_length, reply } => {
+                        let stream = self.plane.record(number, snap_length);
+                        let _ = reply.send(stream.map(|stream| (stream, self.links.device().to_string())));
+                    }
                     Command::MoveOut { target, epoch, stream, progress } => {
                         match transfer::move_out(self, target, epoch, stream, progress)? {
                             Some(job) => self = job,
@@ -227,7 +234,7 @@ impl Job {
         };
         serde_json::json!({
             "device": self.links.device(),
-            "sockets": self.plane.describe(),
+            "sockets": socket_counts(&self.plane.describe()),
             "stay_reasons": stay,
             "stay_reasons_error": error,
         })
@@ -237,6 +244,15 @@ impl Job {
     pub(super) fn externals(&self) -> Externals {
         Externals { sockets: self.plane.descriptor_keys(), stdio: Arc::clone(&self.stdio) }
     }
+}
+
+/// How many sockets are in which state; each of them is shown by `migd inspect --sockets`.
+fn socket_counts(sockets: &[crate::net::SocketDescription]) -> std::collections::BTreeMap<&str, usize> {
+    let mut counts = std::collections::BTreeMap::new();
+    for socket in sockets {
+        *counts.entry(socket.state.as_str()).or_insert(0) += 1;
+    }
+    counts
 }
 
 /// See [`Job::externals`].

@@ -68,6 +68,20 @@ pub enum PeerRequest {
         /// Full id.
         id: String,
     },
+    /// `Vec<SocketDescription>`.
+    Sockets {
+        /// Full id.
+        id: String,
+    },
+    /// A stream of `CaptureEvent`. Ends the connection.
+    Capture {
+        /// Full id.
+        id: String,
+        /// Names the recording.
+        number: u64,
+        /// Bytes kept of each packet.
+        snap_length: u32,
+    },
     /// `()`.
     Kill {
         /// Full id.

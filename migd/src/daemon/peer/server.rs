@@ -14,7 +14,7 @@ use super::protocol::{self, Hello, MAGIC, PROTOCOL, PeerRequest, Pong, Welcome};
 use crate::api::{ApiError, ErrorKind, Reply};
 use crate::daemon::directory::Place;
 use crate::daemon::node::Node;
-use crate::daemon::{attach, control, directory, launch, locate, moves};
+use crate::daemon::{attach, capture, control, directory, launch, locate, moves};
 
 /// How long the other side may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,6 +58,10 @@ async fn converse(node: &Arc<Node>, mut stream: TcpStream) -> io::Result<()> {
             PeerRequest::Attach { id, from_offset, follow, input } => {
                 let request = attach::Request { id, from_offset, follow, input };
                 return serve_attach(node, stream, request).await;
+            }
+            PeerRequest::Capture { id, number, snap_length } => {
+                let request = capture::Request { id, number, snap_length };
+                return serve_capture(node, stream, request).await;
             }
             PeerRequest::Move { id, node: to } => return serve_move(node, stream, &id, &to).await,
             PeerRequest::MoveOffer(offer) => return moves::take(node, stream, offer).await,
@@ -117,6 +121,7 @@ async fn answer(node: &Arc<Node>, stream: &mut TcpStream, request: PeerRequest) 
         }
         PeerRequest::LocalJobs => reply(stream, Ok(locate::local_views(node).await)).await,
         PeerRequest::Inspect { id } => reply(stream, control::inspect_here(node, &id).await).await,
+        PeerRequest::Sockets { id } => reply(stream, control::sockets_here(node, &id).await).await,
         PeerRequest::Kill { id, signal } => {
             let result = match control::here(node, &id) {
                 Ok(job) => control::kill_here(&job, signal).await,
@@ -131,6 +136,7 @@ async fn answer(node: &Arc<Node>, stream: &mut TcpStream, request: PeerRequest) 
         }
         PeerRequest::Watch { .. }
         | PeerRequest::Attach { .. }
+        | PeerRequest::Capture { .. }
         | PeerRequest::Move { .. }
         | PeerRequest::MoveOffer(_) => unreachable!("these end the connection and are dispatched before"),
     }
@@ -171,6 +177,19 @@ async fn serve_attach(node: &Arc<Node>, mut stream: TcpStream, request: attach::
         }
         Err(error) => reply::<()>(&mut stream, Err(error)).await,
     }
+}
+
+async fn serve_capture(node: &Arc<Node>, mut stream: TcpStream, request: capture::Request) -> io::Result<()> {
+    let job = match control::here(node, &request.id) {
+        Ok(job) => job,
+        Err(error) => return reply::<()>(&mut stream, Err(error)).await,
+    };
+    reply(&mut stream, Ok(())).await?;
+    let mut events = capture::local(job, request);
+    while let Some(event) = events.recv().await {
+        protocol::write(&mut stream, &event).await?;
+    }
+    Ok(())
 }
 
 async fn serve_move(node: &Arc<Node>, mut stream: TcpStream, id: &str, to: &str) -> io::Result<()> {

@@ -34,7 +34,7 @@ use sys::epoll::{Epoll, Interest};
 use sys::seccomp::Listener;
 use sys::unix;
 
-use super::plane::SocketDescription;
+use super::describe::{SocketDescription, TcpDetail};
 use super::stack::Stack;
 use processes::Processes;
 use socket::{Phase, Socket};
@@ -285,24 +285,34 @@ impl Bridge {
         }
     }
 
-    /// All sockets, for inspection.
+    /// All sockets, for inspection: those of the programs, then those that wait to be accepted or outlive their program.
     pub(super) fn describe(&self) -> Vec<SocketDescription> {
-        let mut all: Vec<SocketDescription> = self
-            .sockets
-            .iter()
-            .map(|(&key, socket)| {
-                let (local, remote) = self.endpoints(socket);
-                let status = socket.id().map(|id| self.stack.status(id));
-                let (receive_queue, send_queue) = status.as_ref().map_or((0, 0), |status| match status.state {
-                    State::Listen => (status.acceptable, 0),
-                    _ => (status.readable, status.unsent + status.unacked),
-                });
-                let state = state_name(status.as_ref().map_or(State::Closed, |status| status.state)).to_owned();
-                SocketDescription { key, inode: socket.inode, state, local, remote, receive_queue, send_queue }
-            })
-            .collect();
-        all.sort_by_key(|description| description.key);
-        all
+        let mut held: Vec<_> = self.sockets.iter().collect();
+        held.sort_unstable_by_key(|(key, _)| **key);
+        let known: HashSet<SocketId> = held.iter().filter_map(|(_, socket)| socket.id()).collect();
+        let programs = held.iter().map(|(key, socket)| {
+            let (local, remote) = self.endpoints(socket);
+            let described = socket.id().map(|id| self.describe_in_stack(id));
+            let described = described.unwrap_or_else(|| SocketDescription::closed(local, remote));
+            SocketDescription { key: Some(**key), inode: Some(socket.inode), ..described }
+        });
+        let others =
+            self.stack.sockets().into_iter().filter(|id| !known.contains(id)).map(|id| self.describe_in_stack(id));
+        programs.chain(others).collect()
+    }
+
+    fn describe_in_stack(&self, id: SocketId) -> SocketDescription {
+        let (local, remote) = self.stack.tcp_endpoints(id);
+        let status = self.stack.status(id);
+        let info = self.stack.tcp_info(self.now, id);
+        let backlog = usize::try_from(info.sacked).unwrap_or(usize::MAX);
+        let (receive_queue, send_queue) = match status.state {
+            State::Listen => (status.acceptable, backlog),
+            _ => (status.readable, status.unsent + status.unacked),
+        };
+        let tcp = remote.is_some().then(|| TcpDetail::from(&info));
+        let state = state_name(status.state).to_owned();
+        SocketDescription { state, receive_queue, send_queue, tcp, ..SocketDescription::closed(local, remote) }
     }
 
     /// Whether nothing is on its way out.

@@ -37,7 +37,7 @@ pub fn receive(shared: &std::sync::Arc<Shared>, queue: &mut Commands) -> anyhow:
                     return Err(error.into());
                 }
                 // Nothing to describe and nothing to move yet; dropping the request tells its asker.
-                Command::Inspect(_) | Command::MoveOut { .. } => {}
+                Command::Inspect(_) | Command::Sockets(_) | Command::Record { .. } | Command::MoveOut { .. } => {}
             }
         }
         if Instant::now() >= until {

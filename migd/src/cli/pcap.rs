@@ -1,0 +1,147 @@
+//! `migd pcap`: a job's packets into a file, wherever the job runs.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::Target;
+use super::arguments::PcapArgs;
+use crate::api::{CaptureEvent, Client, ClientError, Connection, DaemonRequest, JobView};
+
+/// How long a daemon may be away before the recording ends.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between tries to reach it.
+const RETRY: Duration = Duration::from_millis(50);
+/// Type of the blocks that hold packets (pcapng, 4.3).
+const ENHANCED_PACKET: u32 = 6;
+
+/// `migd pcap`.
+pub async fn record(target: &Target, args: PcapArgs) -> anyhow::Result<ExitCode> {
+    let client = target.client()?;
+    let PcapArgs { write, snap_length, count, job } = args;
+    let number = number()?;
+    let request = |job| DaemonRequest::Capture { job, number, snap_length };
+    let (job, mut connection) = client.open::<JobView>(&request(job)).await?;
+    let mut output = Output::create(&write, count)?;
+    eprintln!("migd: recording the packets of job {} on node {}; Ctrl-C ends it", job.name, job.node);
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    loop {
+        let event = tokio::select! {
+            event = connection.receive::<CaptureEvent>() => event,
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        };
+        match event {
+            Ok(Some(CaptureEvent::Packets { blocks })) => {
+                if output.write(&blocks).with_context(|| format!("can't write {}", write.display()))? {
+                    break;
+                }
+            }
+            Ok(Some(CaptureEvent::Moved { node })) => eprintln!("migd: job {} runs on node {node} now", job.name),
+            Ok(Some(CaptureEvent::Ended)) => break,
+            Ok(Some(CaptureEvent::Failed(error))) => return Err(ClientError::from(error).into()),
+            Ok(None) | Err(_) => {
+                eprintln!("migd: the daemon went away; waiting for it");
+                connection = open_patiently(&client, &request(job.id.clone())).await?;
+            }
+        }
+    }
+    eprintln!("migd: {} packets recorded, {} dropped", output.packets, output.dropped);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn number() -> io::Result<u64> {
+    use std::io::Read;
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+async fn open_patiently(client: &Client, request: &DaemonRequest) -> Result<Connection, ClientError> {
+    let began = Instant::now();
+    loop {
+        match client.open::<JobView>(request).await {
+            Ok((_, connection)) => return Ok(connection),
+            Err(error @ ClientError::Api(_)) => return Err(error),
+            Err(error) if began.elapsed() > PATIENCE => return Err(error),
+            Err(_) => tokio::time::sleep(RETRY).await,
+        }
+    }
+}
+
+/// The file, with a count of what is in it.
+struct Output {
+    file: Box<dyn Write>,
+    /// Packets written.
+    packets: u64,
+    /// Packets that the job's node dropped because this side was too slow.
+    dropped: u64,
+    most: Option<u64>,
+}
+
+impl Output {
+    fn create(path: &Path, most: Option<u64>) -> anyhow::Result<Output> {
+        let file: Box<dyn Write> = if path == Path::new("-") {
+            Box::new(io::stdout())
+        } else {
+            Box::new(File::create(path).with_context(|| format!("can't create {}", path.display()))?)
+        };
+        Ok(Output { file, packets: 0, dropped: 0, most })
+    }
+
+    /// Writes whole blocks; `true` when that is enough.
+    fn write(&mut self, blocks: &[u8]) -> io::Result<bool> {
+        let mut end = 0;
+        while let Some((kind, length)) = header(&blocks[end..]) {
+            let block = blocks.get(end..end + length).ok_or(io::ErrorKind::InvalidData)?;
+            end += length;
+            if kind == ENHANCED_PACKET {
+                self.packets += 1;
+                self.dropped += dropped(block);
+            }
+            if self.most == Some(self.packets) {
+                break;
+            }
+        }
+        match self.file.write_all(&blocks[..end]).and_then(|()| self.file.flush()) {
+            // The reader has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
+            Err(error) => Err(error),
+            Ok(()) => Ok(self.most == Some(self.packets)),
+        }
+    }
+}
+
+/// Type and length of the block at the beginning of `blocks`.
+fn header(blocks: &[u8]) -> Option<(u32, usize)> {
+    let (kind, rest) = blocks.split_first_chunk()?;
+    let length = u32::from_ne_bytes(*rest.first_chunk()?);
+    // The two lengths and the type are part of it; less would never end.
+    (length >= 12).then_some((u32::from_ne_bytes(*kind), usize::try_from(length).ok()?))
+}
+
+/// The number in a packet block's option `epb_dropcount`.
+fn dropped(block: &[u8]) -> u64 {
+    const OPTION: u16 = 4;
+    let word = |at: usize| block.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+    let Some(kept) = word(20).and_then(|kept| usize::try_from(kept).ok()) else { return 0 };
+    let mut at = 28 + kept.next_multiple_of(4);
+    while let Some(header) = word(at).map(u32::to_ne_bytes) {
+        let code = u16::from_ne_bytes([header[0], header[1]]);
+        let length = usize::from(u16::from_ne_bytes([header[2], header[3]]));
+        if code == 0 {
+            break;
+        }
+        if code == OPTION {
+            let value = block.get(at + 4..at + 12).and_then(|bytes| bytes.try_into().ok());
+            return value.map_or(0, u64::from_ne_bytes);
+        }
+        at += 4 + length.next_multiple_of(4);
+    }
+    0
+}

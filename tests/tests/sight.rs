@@ -1,0 +1,83 @@
+//! What people see of a job's network: `migd inspect --sockets` and `migd pcap`, also while the job moves.
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use tests::Fixture;
+use tests::programs::python_echo;
+
+const PORT: u16 = 7000;
+/// Round trips between two looks.
+const EXCHANGES: u32 = 50;
+
+/// An 8-byte word that says its number.
+fn word(number: u32) -> [u8; 8] {
+    let mut word = *b"word\0\0\0\0";
+    word[4..].copy_from_slice(&number.to_be_bytes());
+    word
+}
+
+#[test]
+fn a_recording_has_every_packet_over_moves_and_the_sockets_are_listed() {
+    let fixture = Fixture::new();
+    let script = python_echo(&fixture);
+    let server = fixture.serve("echo", &["python3", &script, &PORT.to_string()], PORT);
+    let file = fixture.path("echo.pcapng");
+    let mut recorder = fixture.migd("A", &["pcap", "echo", "-w", &file]);
+    let mut recorder = recorder.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("migd starts");
+    wait_for_file(&file);
+
+    let mut stream = fixture.connect(server).expect("it serves");
+    let mut sent = 0;
+    let mut exchange = |stream: &mut std::net::TcpStream| {
+        for _ in 0..EXCHANGES {
+            stream.write_all(&word(sent)).expect("the connection lives");
+            let mut echo = [0; 8];
+            stream.read_exact(&mut echo).expect("the connection lives");
+            assert_eq!(echo, word(sent));
+            sent += 1;
+        }
+    };
+    exchange(&mut stream);
+    for (from, to) in [("A", "B"), ("B", "A")] {
+        fixture.move_job("echo", from, to);
+        exchange(&mut stream);
+    }
+
+    let listing: serde_json::Value =
+        serde_json::from_str(&fixture.migd_output("B", &["inspect", "--sockets", "--json", "echo"])).expect("JSON");
+    let sockets = listing["sockets"].as_array().expect("a list");
+    let listener = sockets.iter().find(|socket| socket["state"] == "LISTEN").expect("the listener");
+    assert_eq!(listener["local"], format!("0.0.0.0:{PORT}"));
+    let peer = stream.local_addr().expect("it is connected").to_string();
+    let connection = sockets.iter().find(|socket| socket["remote"] == *peer).expect("the connection");
+    assert_eq!(connection["state"], "ESTAB");
+    assert_eq!(connection["tcp"]["bytes_received"], u64::from(sent) * 8);
+    assert!(connection["tcp"]["rtt_ms"].as_f64().expect("a number") > 0.0);
+    let table = fixture.migd_output("B", &["inspect", "--sockets", "echo"]);
+    assert!(table.contains(&peer) && table.contains("cwnd:"), "{table}");
+
+    let status = std::process::Command::new("kill").args(["-INT", &recorder.id().to_string()]).status();
+    assert!(status.expect("kill runs").success());
+    assert!(recorder.wait().expect("our child").success());
+    let bytes = std::fs::read(&file).expect("the recording");
+    // Every word passed in both directions, before, between and after the moves.
+    for number in 0..sent {
+        let seen = bytes.windows(8).filter(|part| *part == word(number)).count();
+        assert!(seen >= 2, "word {number} of {sent} was recorded {seen} times");
+    }
+    for node in ["A", "B"] {
+        let name = format!("on node {node}");
+        assert!(bytes.windows(name.len()).any(|part| part == name.as_bytes()), "no section {name}");
+    }
+}
+
+/// The recorder writes the section's beginning once it records.
+fn wait_for_file(path: &str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while std::fs::metadata(path).map_or(0, |meta| meta.len()) == 0 {
+        assert!(Instant::now() < deadline, "migd pcap records nothing");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
