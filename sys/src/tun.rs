@@ -166,6 +166,12 @@ impl Tun {
     }
 }
 
+/// Makes a TUN device without virtio-net header and offloads in the calling thread's network namespace, non-blocking: each read
+/// and write is one IP packet of at most the device's MTU. It lives as long as the descriptor.
+pub fn create_plain(name: &str) -> io::Result<OwnedFd> {
+    open_device(name, IFF_TUN | IFF_NO_PI)
+}
+
 /// Makes a TAP device in the calling thread's network namespace. It lives as long as the descriptor; frames that the kernel sends
 /// through it are dropped when its short queue is full, so nobody has to read it.
 pub fn create_tap(name: &str) -> io::Result<OwnedFd> {

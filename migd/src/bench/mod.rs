@@ -7,12 +7,14 @@ mod peer;
 mod programs;
 mod rr;
 mod site;
+mod smoltcp;
 mod stack;
 mod stream;
 mod throughput;
 mod tools;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Arguments of `migd bench`.
 #[derive(Debug, clap::Args)]
@@ -23,14 +25,17 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum BenchCommand {
-    /// One bulk stream in each direction: kernel TCP, migd, and migd after a move of the running stream
+    /// Bulk streams in each direction: kernel TCP, migd, migd after a move of the running streams, smoltcp's TCP over TUN
     Throughput {
         /// As JSON
         #[arg(long)]
         json: bool,
         /// How often each combination is measured
-        #[arg(long, value_name = "N", default_value_t = 15)]
+        #[arg(long, value_name = "N", default_value_t = 5)]
         rounds: u32,
+        /// How many streams at once, several numbers one after the other
+        #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1, 8], value_parser = clap::value_parser!(u32).range(1..=16))]
+        streams: Vec<u32>,
         /// How long each measurement takes, in milliseconds
         #[arg(long, value_name = "MS", default_value_t = 1000)]
         interval_ms: u64,
@@ -54,6 +59,13 @@ enum BenchCommand {
         #[arg(long)]
         port: u16,
     },
+    /// A server on smoltcp's own sockets over a TUN device (started by the benchmarks)
+    #[command(hide = true)]
+    Smoltcp {
+        /// Its address
+        #[arg(long)]
+        address: std::net::Ipv4Addr,
+    },
 }
 
 /// Runs `migd bench`.
@@ -62,12 +74,11 @@ enum BenchCommand {
 /// Whatever went wrong, to be shown to the user.
 pub fn main(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        BenchCommand::Throughput { json, rounds, interval_ms } => {
-            throughput::main(json, rounds, std::time::Duration::from_millis(interval_ms))
+        BenchCommand::Throughput { json, rounds, streams, interval_ms } => {
+            throughput::main(json, rounds, &streams, Duration::from_millis(interval_ms))
         }
-        BenchCommand::Rr { json, rounds, interval_ms } => {
-            rr::main(json, rounds, std::time::Duration::from_millis(interval_ms))
-        }
+        BenchCommand::Rr { json, rounds, interval_ms } => rr::main(json, rounds, Duration::from_millis(interval_ms)),
         BenchCommand::Peer { port } => peer::main(port),
+        BenchCommand::Smoltcp { address } => smoltcp::main(address),
     }
 }

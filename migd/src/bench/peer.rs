@@ -20,7 +20,7 @@ pub(super) const ECHO: u8 = b'e';
 /// Size of each read and write.
 pub(super) const CHUNK: usize = 256 << 10;
 /// How often the peer tells how much it received.
-const TELL: Duration = Duration::from_millis(10);
+pub(super) const TELL: Duration = Duration::from_millis(10);
 
 /// Serves until it is killed.
 pub(super) fn main(port: u16) -> anyhow::Result<ExitCode> {

@@ -21,6 +21,8 @@ const NAME: &str = "bench";
 pub(super) const HOME: &str = "A";
 /// The node to which they move.
 pub(super) const AWAY: &str = "B";
+/// Last byte of the address that smoltcp's server has on the lab's subnet; members of labs have smaller ones.
+const SMOLTCP_HOST: u8 = 250;
 
 /// A lab of two nodes and a client that stands as long as this value.
 pub(super) struct Site {
@@ -62,6 +64,7 @@ impl Site {
     pub(super) fn start(&self, stack: Stack, name: &str, program: Program) -> anyhow::Result<Server<'_>> {
         match stack {
             Stack::Kernel => self.start_plain(program),
+            Stack::Smoltcp => self.start_smoltcp(program),
             Stack::Migd => self.start_job(name, program),
             Stack::MigdMoved => {
                 let mut server = self.start_job(name, program)?;
@@ -75,12 +78,28 @@ impl Site {
     /// As a plain process on node A: the kernel does its TCP.
     fn start_plain(&self, program: Program) -> anyhow::Result<Server<'_>> {
         let node = self.lab.layout().member(HOME).context("the lab has no node A")?;
-        let argv = program.argv(&self.files())?;
-        let mut command = Command::new(&argv[0]);
-        command.args(&argv[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        let child = self.lab.namespace(HOME)?.run(|| command.spawn());
-        let child = child.with_context(|| format!("can't start {}", argv[0]))?;
+        let child = self.spawn(&program.argv(&self.files())?)?;
         Ok(Server { address: address(node.address, program), runs: Runs::Plain(child) })
+    }
+
+    /// smoltcp's server on node A, at an address of its own.
+    fn start_smoltcp(&self, program: Program) -> anyhow::Result<Server<'_>> {
+        if program == Program::Redis {
+            bail!("redis can't run on smoltcp, which has no sockets that a program could use");
+        }
+        let node = self.lab.layout().member(HOME).context("the lab has no node A")?;
+        let [a, b, c, _] = node.address.octets();
+        let host = Ipv4Addr::new(a, b, c, SMOLTCP_HOST);
+        let own = std::env::current_exe().context("the path of this program")?.display().to_string();
+        let child = self.spawn(&[own, "bench".into(), "smoltcp".into(), "--address".into(), host.to_string()])?;
+        Ok(Server { address: address(host, program), runs: Runs::Plain(child) })
+    }
+
+    fn spawn(&self, argv: &[String]) -> anyhow::Result<Child> {
+        let mut command = Command::new(&argv[0]);
+        command.args(&argv[1..]).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        let child = self.lab.namespace(HOME)?.run(|| command.spawn());
+        child.with_context(|| format!("can't start {}", argv[0]))
     }
 
     /// As a job on node A.

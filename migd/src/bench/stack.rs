@@ -12,6 +12,8 @@ pub(super) enum Stack {
     Migd,
     /// A job after a move.
     MigdMoved,
+    /// smoltcp's own TCP over a TUN device.
+    Smoltcp,
 }
 
 impl Stack {
@@ -21,6 +23,7 @@ impl Stack {
             Stack::Kernel => "kernel",
             Stack::Migd => "migd",
             Stack::MigdMoved => "migd-moved",
+            Stack::Smoltcp => "smoltcp",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The near end of a measured stream, in the client's namespace.
+//! The near ends of measured streams, in the client's namespace.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -27,9 +27,51 @@ struct Sample {
     bytes: u64,
 }
 
+/// Streams at work, all in one direction.
+#[derive(Debug)]
+pub(super) struct Bulk(Vec<Stream>);
+
+impl Bulk {
+    /// Connects and starts the flows.
+    pub(super) fn start(
+        namespace: &NetNamespace,
+        server: SocketAddr,
+        direction: Direction,
+        streams: u32,
+    ) -> io::Result<Bulk> {
+        (0..streams).map(|_| Stream::start(namespace, server, direction)).collect::<io::Result<_>>().map(Bulk)
+    }
+
+    /// The rate of all together over the time to come, in Gbit/s, by the clocks of the samples themselves.
+    ///
+    /// # Errors
+    /// When a stream broke or nothing came at all.
+    pub(super) fn measure(&self, interval: Duration) -> anyhow::Result<f64> {
+        let before = self.samples();
+        std::thread::sleep(interval);
+        let after = self.samples();
+        anyhow::ensure!(!self.0.iter().any(Stream::has_ended), "a measured stream broke");
+        // One stream of many may get nothing for a while; that is its rate then.
+        let rate = |(before, after): (&Sample, &Sample)| {
+            let seconds = (after.time - before.time).as_secs_f64();
+            // Exact up to 2^53 bytes.
+            #[allow(clippy::cast_precision_loss)]
+            let bits = (after.bytes - before.bytes) as f64 * 8.0;
+            if seconds > 0.0 { bits / seconds / 1e9 } else { 0.0 }
+        };
+        let total = before.iter().zip(&after).map(rate).sum();
+        anyhow::ensure!(total > 0.0, "nothing came in {interval:?}");
+        Ok(total)
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        self.0.iter().map(Stream::sample).collect()
+    }
+}
+
 /// A stream at work.
 #[derive(Debug)]
-pub(super) struct Stream {
+struct Stream {
     socket: TcpStream,
     latest: Arc<Mutex<Sample>>,
     threads: Vec<JoinHandle<io::Result<()>>>,
@@ -37,7 +79,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Connects and starts the flow.
-    pub(super) fn start(namespace: &NetNamespace, server: SocketAddr, direction: Direction) -> io::Result<Stream> {
+    fn start(namespace: &NetNamespace, server: SocketAddr, direction: Direction) -> io::Result<Stream> {
         let mut socket = namespace.run(|| connect(server))?;
         let latest = Arc::new(Mutex::new(Sample { time: Instant::now(), bytes: 0 }));
         let seen = Arc::clone(&latest);
@@ -80,25 +122,12 @@ impl Stream {
         Ok(Stream { socket, latest, threads })
     }
 
-    /// The rate over the time to come, in Gbit/s, by the clock of the samples themselves.
-    ///
-    /// # Errors
-    /// When the stream broke or nothing came.
-    pub(super) fn measure(&self, interval: Duration) -> anyhow::Result<f64> {
-        let before = self.sample();
-        std::thread::sleep(interval);
-        let after = self.sample();
-        anyhow::ensure!(!self.threads.iter().any(JoinHandle::is_finished), "the measured stream broke");
-        let seconds = (after.time - before.time).as_secs_f64();
-        anyhow::ensure!(after.bytes > before.bytes && seconds > 0.0, "nothing came in {interval:?}");
-        // Exact up to 2^53 bytes.
-        #[allow(clippy::cast_precision_loss)]
-        let bits = (after.bytes - before.bytes) as f64 * 8.0;
-        Ok(bits / seconds / 1e9)
-    }
-
     fn sample(&self) -> Sample {
         *self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
     }
 }
 
