@@ -19,6 +19,7 @@ mod transmit;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::time::Duration;
 
 pub use self::image::{ImageError, StackImage};
 
@@ -31,8 +32,7 @@ use self::timer_queue::TimerQueue;
 use self::transmit::Scratch;
 use crate::hash::{Key, Keys};
 use crate::tcp::connection::{Connection, Verdict};
-use crate::tcp::half_open::HalfOpen;
-use crate::tcp::segment::{Flags, Header};
+use crate::tcp::half_open::{HalfOpen, OnTimeout};
 use crate::tcp::time_wait::TimeWait;
 use crate::tcp::{Env, Tuple};
 use crate::{Config, Instant, Secrets, SocketId, State, TcpOptions};
@@ -120,7 +120,7 @@ impl Stack {
         while let Some(slot) = self.socket_timers.take_due(now) {
             let outcome = self.with_connection(now, slot, |connection, env| connection.handle_timeout(env));
             match outcome {
-                Some(Err(error)) => self.finish(now, slot, Verdict::Closed(error), true),
+                Some(Err(verdict)) => self.finish(now, slot, verdict),
                 Some(Ok(())) => self.touch(slot),
                 None => {}
             }
@@ -225,19 +225,20 @@ impl Stack {
         }
     }
 
-    /// Acts on what a segment or a timer did to a connection. `timed_out` if it was a timer.
-    fn finish(&mut self, now: Instant, slot: u32, verdict: Verdict, timed_out: bool) {
+    /// Acts on what a segment or a timer did to a connection. What answers a segment has been sent.
+    fn finish(&mut self, now: Instant, slot: u32, verdict: Verdict) {
         let (error, reset) = match verdict {
             Verdict::Continue | Verdict::Reject => return self.touch(slot),
             Verdict::TimeWait => {
                 self.enter_time_wait(now, slot);
                 (None, false)
             }
-            Verdict::Closed(error) => (error, timed_out && error.is_some()),
+            Verdict::Closed(error) => (error, false),
+            Verdict::Refuse => (None, false),
             Verdict::Abort(error) => (error, true),
         };
         if reset {
-            self.send_reset(slot);
+            self.send_reset(now, slot);
         }
         self.end_connection(slot);
         let Some(socket) = self.sockets.get_mut(slot) else {
@@ -253,21 +254,14 @@ impl Stack {
     }
 
     /// Tells the peer that the connection in `slot` is over.
-    fn send_reset(&mut self, slot: u32) {
+    fn send_reset(&mut self, now: Instant, slot: u32) {
         let Some(Socket { options, kind: Kind::Connection(connection), .. }) = self.sockets.get(slot) else {
             return;
         };
         if !connection.abort_needs_reset() {
             return;
         }
-        let header = Header {
-            source_port: connection.tuple.local_port,
-            destination_port: connection.tuple.remote_port,
-            seq: connection.snd_nxt().wire(),
-            ack: connection.rcv_nxt().wire(),
-            flags: Flags::RST.with(Flags::ACK),
-            ..Header::default()
-        };
+        let header = connection.reset_header(now);
         let looks = reply::Looks { ttl: options.ttl, traffic_class: options.tos, flow_label: connection.flow_label() };
         self.replies.push_segment(&connection.tuple, &header, &looks, connection.looped);
     }
@@ -320,7 +314,9 @@ impl Stack {
         let entry = connection.to_time_wait(now, options.reuse_address);
         let looks = reply::Looks { ttl: options.ttl, traffic_class: options.tos, flow_label: connection.flow_label() };
         let (tuple, looped) = (connection.tuple, connection.looped);
-        self.replies.push_segment(&tuple, &entry.ack(now), &looks, looped);
+        if connection.owes_acknowledgment() {
+            self.replies.push_segment(&tuple, &entry.ack(now), &looks, looped);
+        }
         self.end_connection(slot);
         while self.time_wait.len() >= self.config.time_wait_limit.max(1) {
             let Some(oldest) = self.time_wait_order.front().copied() else {
@@ -372,10 +368,16 @@ impl Stack {
             self.half_open_timers.at_latest(index, deadline);
             return;
         }
-        if entry.on_timeout(now) {
-            self.send_syn_ack(now, index);
-        } else {
-            self.drop_half_open(index);
+        let defer = self.sockets.get(entry.listener).map_or(Duration::ZERO, |socket| socket.options.defer_accept);
+        match entry.on_timeout(now, defer) {
+            OnTimeout::SendSynAck => self.send_syn_ack(now, index),
+            OnTimeout::Wait => {
+                let deadline = entry.deadline();
+                self.half_open_timers.at_latest(index, deadline);
+            }
+            OnTimeout::Remove => {
+                self.drop_half_open(index);
+            }
         }
     }
 

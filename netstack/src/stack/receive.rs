@@ -87,22 +87,33 @@ impl Stack {
         let Some((tuple, seq)) = original_segment(failure.original) else {
             return;
         };
-        let Some(&Flow::Socket(slot)) = self.flows.get(&tuple) else {
-            return;
+        let slot = match self.flows.get(&tuple) {
+            Some(&Flow::Socket(slot)) => slot,
+            Some(&Flow::HalfOpen(index)) => return self.half_open_failed(index, failure.reason, seq),
+            _ => return,
         };
         let ended = self.with_connection(now, slot, |connection, env| match failure.reason {
             Reason::TooBig(mtu) => {
                 connection.handle_packet_too_big(env, mtu, seq);
                 None
             }
-            Reason::Host => connection.handle_unreachable(SocketError::HostUnreachable, seq, false),
-            Reason::Port => connection.handle_unreachable(SocketError::ConnectionRefused, seq, true),
-            Reason::Prohibited => connection.handle_unreachable(SocketError::HostUnreachable, seq, true),
-            Reason::Parameter => connection.handle_unreachable(SocketError::Protocol, seq, true),
+            Reason::Host => connection.handle_unreachable(SocketError::HostUnreachable, seq),
+            Reason::Port => connection.handle_unreachable(SocketError::ConnectionRefused, seq),
+            Reason::Prohibited => connection.handle_unreachable(SocketError::HostUnreachable, seq),
+            Reason::Parameter => connection.handle_unreachable(SocketError::Protocol, seq),
         });
         match ended.flatten() {
-            Some(error) => self.finish(now, slot, Verdict::Closed(Some(error)), false),
+            Some(error) => self.finish(now, slot, Verdict::Closed(Some(error))),
             None => self.touch(slot),
+        }
+    }
+
+    /// A SYN-ACK didn't arrive (Linux: `tcp_req_err`): if there is no way to the peer, so many SYNs are a flood with faked
+    /// addresses.
+    fn half_open_failed(&mut self, index: u32, reason: Reason, seq: u32) {
+        let genuine = self.half_open.get(index).is_some_and(|entry| entry.iss == seq);
+        if genuine && matches!(reason, Reason::Host | Reason::Parameter) {
+            self.drop_half_open(index);
         }
     }
 
@@ -141,13 +152,13 @@ impl Stack {
         let Some((verdict, changed, looped)) = outcome else {
             return;
         };
-        if verdict == Verdict::Reject {
+        if matches!(verdict, Verdict::Reject | Verdict::Refuse) {
             self.reject(tuple, segment, looped);
         }
         if changed {
             self.note_change(slot);
         }
-        self.finish(now, slot, verdict, false);
+        self.finish(now, slot, verdict);
     }
 
     /// Answers with an RST.
@@ -248,7 +259,8 @@ impl Stack {
         isn: Option<u32>,
     ) {
         let Some(Socket { kind: Kind::Listener(queue), options, .. }) = self.sockets.get_mut(listener) else { return };
-        let full = queue.syn_queue_is_full();
+        // Linux: a SYN that takes the place of a connection in TIME-WAIT needs no cookie, whose ISN wouldn't do.
+        let full = isn.is_none() && queue.syn_queue_is_full();
         if queue.accept_queue_is_full() || (full && !self.config.syn_cookies) {
             queue.overflows += 1;
             return;
@@ -322,10 +334,15 @@ impl Stack {
         tuple: &Tuple,
         segment: &Segment<'_>,
     ) {
-        let Some(entry) = self.half_open.get(index) else {
+        let Some(entry) = self.half_open.get_mut(index) else {
             return;
         };
-        match entry.judge(now, segment) {
+        let disposition = entry.judge(now, segment);
+        let answers = matches!(disposition, half_open::Disposition::SendSynAck | half_open::Disposition::SendAck);
+        if answers && !entry.may_answer(now, segment) {
+            return;
+        }
+        match disposition {
             half_open::Disposition::Drop => {}
             half_open::Disposition::SendSynAck => {
                 if let Some(entry) = self.half_open.get_mut(index) {
@@ -373,7 +390,7 @@ impl Stack {
         };
         // TCP_DEFER_ACCEPT: wait for data, as long as the option says.
         let defer = options.defer_accept;
-        if segment.len() == 0 && !defer.is_zero() && now.since(entry.created_at) < defer {
+        if segment.len() == 0 && entry.waits_for_data(defer) {
             entry.acked = true;
             return;
         }

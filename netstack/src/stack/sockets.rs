@@ -452,19 +452,18 @@ impl Stack {
         if matches!(socket.kind, Kind::Listener(_)) {
             self.stop_listening(now, slot);
         }
-        self.send_reset(slot);
+        self.send_reset(now, slot);
         self.free(slot);
     }
 
     /// What waits at a listener that ends is reset, what is half open forgotten (Linux: `inet_csk_listen_stop`).
     fn stop_listening(&mut self, now: Instant, slot: u32) {
-        let _ = now;
         let Some(listener) = self.sockets.get_mut(slot).and_then(Socket::listener_mut) else {
             return;
         };
         let queue = std::mem::take(&mut listener.queue);
         for waiting in queue {
-            self.send_reset(waiting);
+            self.send_reset(now, waiting);
             self.free(waiting);
         }
         let entries: Vec<u32> =

@@ -16,6 +16,23 @@ use crate::Instant;
 /// SYN-ACKs sent again before the entry is dropped (Linux: `tcp_synack_retries`).
 pub(crate) const RETRIES_MAX: u8 = 5;
 
+/// Least time between two answers to segments that have no place here (Linux: `tcp_invalid_ratelimit`).
+const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How many time-outs of the SYN-ACK `TCP_DEFER_ACCEPT` waits for data (Linux: `secs_to_retrans`).
+fn deferred_timeouts(defer: Duration) -> u8 {
+    if defer.is_zero() {
+        return 0;
+    }
+    let (mut timeouts, mut timeout, mut waited) = (1u8, RTO_INITIAL, RTO_INITIAL);
+    while defer > waited && timeouts < u8::MAX {
+        timeouts += 1;
+        timeout = (timeout * 2).min(RTO_MAX);
+        waited += timeout;
+    }
+    timeouts
+}
+
 /// What this side offers in its SYN-ACK.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Offer {
@@ -49,6 +66,9 @@ pub(crate) struct HalfOpen {
     pub(crate) sent_at: Instant,
     /// The final ACK came but the accept queue was full, or no data came with it (`TCP_DEFER_ACCEPT`).
     pub(crate) acked: bool,
+    /// When a segment that has no place here was answered last.
+    #[serde(default)]
+    pub(crate) answered_at: Option<Instant>,
 }
 
 /// What a segment means for a half-open connection.
@@ -66,6 +86,15 @@ pub(crate) enum Disposition {
     Remove,
     /// The handshake is complete.
     Complete,
+}
+
+/// What to do when a SYN-ACK wasn't answered in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnTimeout {
+    SendSynAck,
+    /// Until the next deadline.
+    Wait,
+    Remove,
 }
 
 impl HalfOpen {
@@ -91,6 +120,7 @@ impl HalfOpen {
             created_at: now,
             sent_at: now,
             acked: false,
+            answered_at: None,
         }
     }
 
@@ -125,6 +155,7 @@ impl HalfOpen {
             created_at: now,
             sent_at: now,
             acked: true,
+            answered_at: None,
         }
     }
 
@@ -168,11 +199,35 @@ impl HalfOpen {
         self.sent_at + RTO_INITIAL.saturating_mul(1 << self.timeouts.min(7)).min(RTO_MAX)
     }
 
-    /// The deadline came. Returns whether to send the SYN-ACK again; otherwise the entry ends.
-    pub(crate) fn on_timeout(&mut self, now: Instant) -> bool {
+    /// The deadline came; the listener has `TCP_DEFER_ACCEPT` set to `defer` (Linux: `syn_ack_recalc`).
+    pub(crate) fn on_timeout(&mut self, now: Instant, defer: Duration) -> OnTimeout {
+        let deferred = deferred_timeouts(defer);
+        let waits_for_data = self.acked && deferred > 0;
+        if self.timeouts >= RETRIES_MAX && (!waits_for_data || self.timeouts >= deferred) {
+            return OnTimeout::Remove;
+        }
+        // A peer that has acknowledged is left in peace, until at the end of the time its ACK is to come once more.
+        let quiet = waits_for_data && self.timeouts + 1 < deferred;
         self.timeouts += 1;
         self.sent_at = now;
-        self.timeouts <= RETRIES_MAX
+        if quiet { OnTimeout::Wait } else { OnTimeout::SendSynAck }
+    }
+
+    /// Whether a bare final ACK isn't enough yet.
+    pub(crate) fn waits_for_data(&self, defer: Duration) -> bool {
+        self.timeouts < deferred_timeouts(defer)
+    }
+
+    /// Whether a segment that has no place here may be answered now. Only segments without data can be part of a loop.
+    pub(crate) fn may_answer(&mut self, now: Instant, segment: &Segment<'_>) -> bool {
+        if segment.len() > 0 && !segment.has(Flags::SYN) {
+            return true;
+        }
+        let may = self.answered_at.is_none_or(|at| now.since(at) >= ANSWER_INTERVAL);
+        if may {
+            self.answered_at = Some(now);
+        }
+        may
     }
 
     /// How long the handshake has taken, if nothing had to be repeated.
@@ -215,5 +270,16 @@ impl HalfOpen {
             return Disposition::Reject;
         }
         Disposition::Complete
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deferring_is_counted_in_time_outs() {
+        let counts = [0, 1, 2, 3, 5, 7, 8].map(|seconds| deferred_timeouts(Duration::from_secs(seconds)));
+        assert_eq!(counts, [0, 1, 2, 2, 3, 3, 4]);
     }
 }

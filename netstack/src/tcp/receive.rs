@@ -389,9 +389,10 @@ impl Receiver {
         if first == last && self.ranges.len() >= RANGES_MAX {
             return;
         }
-        if let Some(range) = self.ranges[first..last].iter().find(|range| range.start <= start && end <= range.end) {
-            self.dsack = Some((start, end));
-            let _ = range;
+        // RFC 2883 (4.2.3): what of it was here already, as far as it is contiguous.
+        let overlap = self.ranges[first..last].iter().find(|range| range.start < end && start < range.end);
+        if let Some(range) = overlap {
+            self.dsack = Some((start.max(range.start), end.min(range.end)));
         }
         self.ring.write_at(start.since(self.base()), payload);
         self.stamp += 1;
@@ -448,6 +449,11 @@ impl Receiver {
         let told = window.div_ceil(unit).min(usize::from(u16::MAX));
         self.edge = self.edge.max(self.nxt + (told << self.scale));
         u16::try_from(told).unwrap_or(u16::MAX)
+    }
+
+    /// The window the peer knows of, as a segment writes it.
+    pub(crate) fn window_told(&self) -> u16 {
+        u16::try_from(self.window() >> self.scale).unwrap_or(u16::MAX)
     }
 
     /// Gives memory back if nothing is held. Returns whether none is held now.

@@ -8,7 +8,7 @@ use super::super::receive::SCALE_MAX;
 use super::super::segment::{Flags, Segment};
 use super::super::seq::{Seq, wire_before};
 use super::super::timers::Timer;
-use super::super::{Agreed, Env, MSS_MIN, TIMESTAMP_AGE_MAX, default_mss};
+use super::super::{Agreed, Env, MSS_MIN, TIMESTAMP_AGE_MAX, default_mss, timestamp};
 use super::{Connection, DELAYED_ACK_MAX, QUICK_ACKS, RELEASE_AFTER};
 use crate::{Instant, SocketError, State};
 
@@ -29,6 +29,8 @@ pub(crate) enum Verdict {
     TimeWait,
     /// It is over.
     Closed(Option<SocketError>),
+    /// It is over, and the segment is answered with an RST made from the segment itself.
+    Refuse,
     /// It is over, and the peer is told by an RST.
     Abort(Option<SocketError>),
 }
@@ -44,6 +46,8 @@ enum Disposition {
     Challenge,
     /// The peer ends the connection.
     Reset,
+    /// It acknowledges what a handshake never sent.
+    Reject,
     /// To be processed.
     Process { seq: Seq, ack: Seq },
 }
@@ -72,6 +76,7 @@ impl Connection {
                 State::CloseWait => SocketError::BrokenPipe,
                 _ => SocketError::ConnectionReset,
             })),
+            Disposition::Reject => Verdict::Reject,
             Disposition::Process { seq, ack } => self.process(env, segment, seq, ack),
         }
     }
@@ -97,7 +102,8 @@ impl Connection {
             && env.now.since(self.timestamps.recent_at) < TIMESTAMP_AGE_MAX
             && !self.is_reordered_ack(segment, seq)
         {
-            return if segment.payload.is_empty() { Disposition::Challenge } else { Disposition::Acknowledge };
+            let limited = segment.len() == 0 || segment.has(Flags::SYN);
+            return if limited { Disposition::Challenge } else { Disposition::Acknowledge };
         }
 
         // RFC 9293 (3.10.7.4), first: is it in the window? Like Linux, the left end is the last ACK sent, since what lies
@@ -107,7 +113,8 @@ impl Connection {
         if end < left || seq > right || (seq == right && segment.len() > 0 && right > self.rcv.nxt()) {
             return if is_reset {
                 Disposition::Drop
-            } else if segment.payload.is_empty() || segment.has(Flags::SYN) {
+            } else if segment.len() == 0 || segment.has(Flags::SYN) {
+                // Linux's `tcp_oow_rate_limited`: only these can be part of a loop of acknowledgments.
                 Disposition::Challenge
             } else {
                 Disposition::Acknowledge
@@ -133,10 +140,13 @@ impl Connection {
         if !segment.has(Flags::ACK) {
             return Disposition::Drop;
         }
-        // RFC 5961 (5.2)
         let ack = self.snd.una().expand(segment.ack);
+        if self.state == State::SynReceived && ack != self.snd.iss() + 1 {
+            return Disposition::Reject;
+        }
+        // RFC 5961 (5.2)
         if ack > self.snd.nxt() {
-            return if self.state == State::SynReceived { Disposition::Drop } else { Disposition::Challenge };
+            return Disposition::Challenge;
         }
         if ack + self.window.largest.max(1) < self.snd.una() {
             return Disposition::Challenge;
@@ -156,7 +166,16 @@ impl Connection {
         if segment.has(Flags::ACK) && !acceptable {
             return if segment.has(Flags::RST) { Verdict::Continue } else { Verdict::Reject };
         }
-        // An echo of a timestamp that was never sent is from another life.
+        // Linux's `PAWSACTIVEREJECTED`: an echo of a timestamp that was never sent is from another life.
+        if acceptable
+            && let Some((_, echo)) = segment.options.timestamps
+            && echo != 0
+        {
+            let age = timestamp(env.now, self.timestamps.offset).wrapping_sub(echo);
+            if u128::from(age) > env.now.since(self.opened_at()).as_millis() {
+                return if segment.has(Flags::RST) { Verdict::Continue } else { Verdict::Reject };
+            }
+        }
         if segment.has(Flags::RST) {
             return if acceptable { Verdict::Closed(Some(SocketError::ConnectionRefused)) } else { Verdict::Continue };
         }
@@ -222,9 +241,6 @@ impl Connection {
             self.timestamps.recent_at = env.now;
         }
         if self.state == State::SynReceived {
-            if ack != self.snd.iss() + 1 {
-                return Verdict::Reject;
-            }
             let fin_queued = self.snd.fin_queued();
             self.establish(env);
             if fin_queued {
@@ -242,7 +258,7 @@ impl Connection {
                     self.start_fin_wait_2(env);
                     // Linux: with no patience at all the orphan ends here.
                     if self.orphan && env.options.linger2.is_none() {
-                        return Verdict::Closed(None);
+                        return Verdict::Refuse;
                     }
                 }
                 State::Closing => return Verdict::TimeWait,
@@ -273,7 +289,7 @@ impl Connection {
         }
         // RFC 1122 (4.2.2.13): data for a program that is gone can't be delivered.
         if self.orphan && seq + segment.payload.len() > self.rcv.nxt() {
-            return Verdict::Abort(None);
+            return Verdict::Refuse;
         }
         if segment.congestion_experienced && self.agreed.ecn {
             self.ecn.echo = true;
@@ -338,16 +354,16 @@ impl Connection {
     }
 
     /// ICMP says that the peer can't be reached. Returns whether that ends the connection.
-    pub(crate) fn handle_unreachable(&mut self, error: SocketError, seq: u32, hard: bool) -> Option<SocketError> {
+    pub(crate) fn handle_unreachable(&mut self, error: SocketError, seq: u32) -> Option<SocketError> {
         let seq = self.snd.una().expand(seq);
         let plausible = self.snd.una() <= seq && seq <= self.snd.nxt();
         if !plausible {
             return None;
         }
         match self.state {
-            // RFC 1122 (4.2.3.9): a hard error refuses a connection; in later states it is as good as an attack
-            // (RFC 5927), so that it is only remembered.
-            State::SynSent | State::SynReceived if hard => Some(error),
+            // Linux gives an attempt up at any such error, so that programs try the next address at once (RFC 5461, 4.1).
+            State::SynSent | State::SynReceived => Some(error),
+            // In later states even a hard one is as good as an attack (RFC 5927, 5.2), so that it is only remembered.
             _ => {
                 self.soft_error = Some(error);
                 None

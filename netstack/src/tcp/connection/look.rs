@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::super::recovery::Phase;
-use super::super::seq::Seq;
+use super::super::segment::{Flags, Header};
 use super::super::time_wait::{self, TimeWait};
-use super::super::{Env, MSS_MIN};
+use super::super::{Env, MSS_MIN, timestamp};
 use super::parts::{Acknowledging, Probing};
 use super::{Connection, DELAYED_ACK_MAX, mss_of};
 use crate::{Instant, State, TcpInfo};
@@ -26,12 +26,31 @@ impl Connection {
         )
     }
 
-    pub(crate) const fn snd_nxt(&self) -> Seq {
-        self.snd.nxt()
+    /// The RST that tells the peer that the connection is over, with what Linux puts into it.
+    pub(crate) fn reset_header(&self, now: Instant) -> Header {
+        Header {
+            source_port: self.tuple.local_port,
+            destination_port: self.tuple.remote_port,
+            seq: self.snd.nxt().wire(),
+            ack: self.rcv.nxt().wire(),
+            flags: Flags::RST.with(Flags::ACK),
+            window: self.rcv.window_told(),
+            timestamps: self
+                .agreed
+                .timestamps
+                .then(|| (timestamp(now, self.timestamps.offset), self.timestamps.recent)),
+            ..Header::default()
+        }
     }
 
-    pub(crate) const fn rcv_nxt(&self) -> Seq {
-        self.rcv.nxt()
+    /// When the first SYN left.
+    pub(super) const fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
+    /// Whether the peer waits for an acknowledgment.
+    pub(crate) const fn owes_acknowledgment(&self) -> bool {
+        self.acking.now
     }
 
     /// A stretch of what is queued to be sent.
@@ -51,7 +70,7 @@ impl Connection {
     pub(crate) fn mss(&self) -> usize {
         let path = mss_of(self.size.path_mtu as usize, self.tuple.remote);
         let whole = usize::from(self.size.peer.min(path));
-        whole.saturating_sub(super::super::segment::Header::options_len(self.agreed.timestamps, 0)).max(16)
+        whole.saturating_sub(Header::options_len(self.agreed.timestamps, 0)).max(16)
     }
 
     /// The record that takes this connection's place in TIME-WAIT.
@@ -61,7 +80,7 @@ impl Connection {
             tuple: self.tuple,
             snd_nxt: self.snd.nxt().wire(),
             rcv_nxt: self.rcv.nxt().wire(),
-            window: u16::try_from(window >> self.rcv.scale()).unwrap_or(u16::MAX),
+            window: self.rcv.window_told(),
             rcv_wnd: u32::try_from(window).unwrap_or(u32::MAX),
             timestamps: self.agreed.timestamps,
             timestamp_offset: self.timestamps.offset,

@@ -82,6 +82,8 @@ pub(crate) struct Connection {
     /// How often it left again.
     syn_repeated: u8,
     syn_sent_at: Instant,
+    #[serde(default)]
+    opened_at: Instant,
     /// End of the last segment that wasn't full (Minshall's variant of Nagle's algorithm).
     small_end: Seq,
     /// What is corked leaves all the same up to here.

@@ -89,6 +89,7 @@ impl Connection {
             syn_due: false,
             syn_repeated: 0,
             syn_sent_at: now,
+            opened_at: now,
             small_end: Seq::default(),
             uncorked: Seq::default(),
             soft_error: None,

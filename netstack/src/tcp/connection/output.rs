@@ -45,7 +45,8 @@ impl Connection {
     /// The next packet of this connection, if there is one to send now.
     pub(crate) fn poll_output(&mut self, env: &Env<'_>) -> Option<Emission> {
         match self.state {
-            State::SynSent | State::SynReceived => return self.poll_syn(env),
+            State::SynSent => return self.poll_syn(env),
+            State::SynReceived => return self.poll_syn(env).or_else(|| self.poll_acknowledgment(env)),
             State::Closed | State::Listen | State::TimeWait => return None,
             _ => {}
         }

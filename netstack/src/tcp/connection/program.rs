@@ -146,7 +146,9 @@ impl Connection {
     /// The program will send no more: FIN after what is queued.
     pub(crate) fn shutdown_write(&mut self) {
         match self.state {
-            State::Established | State::SynReceived => self.state = State::FinWait1,
+            State::Established => self.state = State::FinWait1,
+            // RFC 9293 (3.10.4): the FIN waits for the handshake.
+            State::SynReceived => {}
             State::CloseWait => self.state = State::LastAck,
             _ => return,
         }

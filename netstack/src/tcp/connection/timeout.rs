@@ -6,7 +6,7 @@ use super::super::Env;
 use super::super::recovery::Phase;
 use super::super::rtt::{RTO_MAX, RTO_MIN};
 use super::super::timers::Timer;
-use super::{Connection, ProbeKind, RELEASE_AFTER};
+use super::{Connection, ProbeKind, RELEASE_AFTER, Verdict};
 use crate::{Instant, SocketError, State};
 
 /// Time-outs after which a connection is given up, as Linux counts them (`tcp_retries2`).
@@ -26,8 +26,9 @@ fn patience(retries: u32) -> Duration {
 }
 
 impl Connection {
-    /// Does what is due. Returns an error if that ends the connection (none for an orphan that ends quietly).
-    pub(crate) fn handle_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+    /// Does what is due. Fails with a verdict if that ends the connection. As with Linux, only a peer that leaves keepalive
+    /// probes unanswered is told.
+    pub(crate) fn handle_timeout(&mut self, env: &Env<'_>) -> Result<(), Verdict> {
         while let Some(timer) = self.timers.take_due(env.now) {
             match timer {
                 Timer::Retransmit => self.on_retransmission_timeout(env)?,
@@ -53,7 +54,7 @@ impl Connection {
                 Timer::KeepAlive => self.on_keepalive_timeout(env)?,
                 Timer::FinWait2 => {
                     if self.state == State::FinWait2 && self.orphan {
-                        return Err(None);
+                        return Err(Verdict::Closed(None));
                     }
                 }
                 Timer::Cork => self.uncorked = self.snd.end(),
@@ -67,7 +68,7 @@ impl Connection {
         self.recovery.reduction.window(0, self.snd.pipe(), self.congestion.ssthresh(), mss, false)
     }
 
-    fn on_retransmission_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+    fn on_retransmission_timeout(&mut self, env: &Env<'_>) -> Result<(), Verdict> {
         if matches!(self.state, State::SynSent | State::SynReceived) {
             return self.on_syn_timeout(env);
         }
@@ -80,7 +81,7 @@ impl Connection {
             since = since.max(self.last_ack_received);
         }
         if self.recovery.timeouts > 0 && self.is_hopeless(env, since) {
-            return Err(Some(self.timeout_error()));
+            return Err(Verdict::Closed(Some(self.timeout_error())));
         }
         let mss = self.mss();
         // RFC 2018 (8): a peer that reported the first segment and still doesn't acknowledge it has thrown it away.
@@ -153,13 +154,13 @@ impl Connection {
         waited >= patience(if self.orphan { ORPHAN_RETRIES_MAX } else { RETRIES_MAX })
     }
 
-    fn on_syn_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+    fn on_syn_timeout(&mut self, env: &Env<'_>) -> Result<(), Verdict> {
         let retries =
             if self.state == State::SynSent { env.options.syn_count } else { super::super::half_open::RETRIES_MAX };
         let user = env.options.user_timeout;
         let expired = !user.is_zero() && env.now.since(self.last_received) >= user;
         if self.syn_repeated >= retries || expired {
-            return Err(Some(self.timeout_error()));
+            return Err(Verdict::Closed(Some(self.timeout_error())));
         }
         self.syn_repeated += 1;
         self.syn_due = true;
@@ -168,7 +169,7 @@ impl Connection {
     }
 
     /// RFC 9293 (3.8.6.1): probe a closed window, or override silly-window avoidance.
-    fn on_persist_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+    fn on_persist_timeout(&mut self, env: &Env<'_>) -> Result<(), Verdict> {
         if self.snd.outstanding() > 0 || self.snd.unsent() == 0 {
             return Ok(());
         }
@@ -181,7 +182,7 @@ impl Connection {
             !user.is_zero() && env.now.since(closed_at) >= user
         };
         if silent || impatient {
-            return Err(Some(self.timeout_error()));
+            return Err(Verdict::Closed(Some(self.timeout_error())));
         }
         let window = (self.snd.una() + self.window.size).since(self.snd.nxt());
         if window > 0 {
@@ -197,7 +198,7 @@ impl Connection {
     }
 
     /// RFC 9293 (3.8.4)
-    fn on_keepalive_timeout(&mut self, env: &Env<'_>) -> Result<(), Option<SocketError>> {
+    fn on_keepalive_timeout(&mut self, env: &Env<'_>) -> Result<(), Verdict> {
         let options = env.options;
         if !options.keepalive || self.orphan || !self.is_synchronized() {
             return Ok(());
@@ -217,7 +218,7 @@ impl Connection {
             idle >= user && self.probing.keepalives > 0
         };
         if given_up {
-            return Err(Some(self.timeout_error()));
+            return Err(Verdict::Abort(Some(self.timeout_error())));
         }
         self.probing.keepalives += 1;
         self.probing.due = Some(ProbeKind::Empty);
