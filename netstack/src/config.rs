@@ -51,6 +51,9 @@ pub struct Config {
     pub time_wait_limit: usize,
     /// Half-open connections of a listener beyond its backlog are answered with SYN cookies rather than dropped.
     pub syn_cookies: bool,
+    /// Something beside the stack speaks the host's other protocols: what isn't for TCP is passed on to it ([`crate::Handled`]), and
+    /// it is for that to refuse what nobody wants. Otherwise the stack refuses it.
+    pub foreign: bool,
     /// Ask for ECN on connections this host opens (it always agrees when asked).
     pub ecn: bool,
 }
@@ -66,6 +69,7 @@ impl Default for Config {
             ephemeral_ports: (32_768, 60_999),
             time_wait_limit: 32_768,
             syn_cookies: true,
+            foreign: false,
             ecn: false,
         }
     }

@@ -107,16 +107,31 @@ pub(crate) fn echo_reply(local: IpAddr, remote: IpAddr, request: &[u8], traffic_
 
 /// "Port unreachable" or "protocol unreachable" for the packet `original`, as a whole packet.
 pub(crate) fn unreachable(local: IpAddr, remote: IpAddr, original: &[u8], port: bool) -> Vec<u8> {
-    let (kind, code, most) = match (local, port) {
-        // RFC 1812 (4.3.2.3): as much of the original as fits 576 bytes; RFC 4443 (3.1): 1280.
-        (IpAddr::V4(_), true) => (3, 3, 576 - 28),
-        (IpAddr::V4(_), false) => (3, 2, 576 - 28),
-        (IpAddr::V6(_), true) => (1, 4, 1280 - 48),
+    let (kind, code) = match (local, port) {
+        (IpAddr::V4(_), true) => (3, 3),
+        (IpAddr::V4(_), false) => (3, 2),
+        (IpAddr::V6(_), true) => (1, 4),
         // Parameter problem, unrecognized next header, which the fixed header names at offset 6.
-        (IpAddr::V6(_), false) => (4, 1, 1280 - 48),
+        (IpAddr::V6(_), false) => (4, 1),
     };
-    let pointer = u8::from(kind == 4) * 6;
-    let mut message = vec![kind, code, 0, 0, 0, 0, 0, pointer];
+    error(local, remote, original, (kind, code), u32::from(kind == 4) * 6)
+}
+
+/// "Fragment reassembly time exceeded" (RFC 792; RFC 4443, 3.3).
+pub(crate) fn reassembly_time_exceeded(local: IpAddr, remote: IpAddr, original: &[u8]) -> Vec<u8> {
+    error(local, remote, original, if local.is_ipv4() { (11, 1) } else { (3, 1) }, 0)
+}
+
+/// "Parameter problem, erroneous header field" of an IPv6 packet (RFC 4443, 3.4).
+pub(crate) fn parameter_problem(local: IpAddr, remote: IpAddr, original: &[u8], pointer: u32) -> Vec<u8> {
+    error(local, remote, original, (4, 0), pointer)
+}
+
+fn error(local: IpAddr, remote: IpAddr, original: &[u8], (kind, code): (u8, u8), parameter: u32) -> Vec<u8> {
+    // RFC 1812 (4.3.2.3): as much of the original as fits 576 bytes; RFC 4443 (2.4 c): 1280.
+    let most = if local.is_ipv4() { 576 - 28 } else { 1280 - 48 };
+    let mut message = vec![kind, code, 0, 0];
+    message.extend_from_slice(&parameter.to_be_bytes());
     message.extend_from_slice(&original[..original.len().min(most)]);
     packet(local, remote, message, 0)
 }

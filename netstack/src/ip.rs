@@ -26,7 +26,15 @@ pub(crate) struct Fragment {
     pub(crate) identification: u32,
     pub(crate) offset: usize,
     pub(crate) more: bool,
+    /// Bytes before the piece that the whole datagram begins with as well: the IPv4 header, or all headers in front of the
+    /// IPv6 fragment header.
+    pub(crate) header_len: usize,
+    /// Where among those the number of the protocol that follows stands.
+    pub(crate) next_at: usize,
 }
+
+/// Length of the IPv6 fragment header.
+pub(crate) const FRAGMENT_HEADER_LEN: usize = 8;
 
 /// A datagram (or a piece of one) that was checked.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +66,8 @@ fn parse_v4(data: &[u8], verify: bool) -> Option<Datagram<'_>> {
         identification: u32::from(packet.ident()),
         offset: usize::from(packet.frag_offset()),
         more: packet.more_frags(),
+        header_len,
+        next_at: 9,
     });
     Some(Datagram {
         source: IpAddr::V4(packet.src_addr()),
@@ -71,12 +81,15 @@ fn parse_v4(data: &[u8], verify: bool) -> Option<Datagram<'_>> {
 
 /// Extension headers a packet may have before it is taken for an attack.
 const EXTENSIONS_MAX: usize = 8;
+/// The number of the fragment header.
+const EXTENSION_FRAGMENT: u8 = 44;
+const HEADER_LEN_V6: usize = 40;
 
 fn parse_v6(data: &[u8]) -> Option<Datagram<'_>> {
     let packet = Ipv6Packet::new_checked(data).ok()?;
     let mut next: u8 = packet.next_header().into();
     let mut payload = packet.payload();
-    let mut fragment = None;
+    let mut next_at = 6;
     for _ in 0..EXTENSIONS_MAX {
         let len = match next {
             // hop-by-hop, routing, destination options
@@ -88,16 +101,27 @@ fn parse_v6(data: &[u8]) -> Option<Datagram<'_>> {
                 }
                 len
             }
-            44 => {
+            EXTENSION_FRAGMENT => {
                 let word = u16::from_be_bytes(payload.get(2..4)?.try_into().ok()?);
                 let piece = Fragment {
                     identification: u32::from_be_bytes(payload.get(4..8)?.try_into().ok()?),
                     offset: usize::from(word & !7),
                     more: word & 1 != 0,
+                    header_len: HEADER_LEN_V6 + packet.payload().len() - payload.len(),
+                    next_at,
                 };
                 // An atomic fragment is a whole datagram (RFC 6946).
-                fragment = (piece.more || piece.offset != 0).then_some(piece);
-                8
+                if piece.more || piece.offset != 0 {
+                    return Some(Datagram {
+                        source: IpAddr::V6(packet.src_addr()),
+                        destination: IpAddr::V6(packet.dst_addr()),
+                        protocol: *payload.first()?,
+                        traffic_class: packet.traffic_class(),
+                        fragment: Some(piece),
+                        payload: payload.get(FRAGMENT_HEADER_LEN..)?,
+                    });
+                }
+                FRAGMENT_HEADER_LEN
             }
             _ => {
                 return Some(Datagram {
@@ -105,26 +129,80 @@ fn parse_v6(data: &[u8]) -> Option<Datagram<'_>> {
                     destination: IpAddr::V6(packet.dst_addr()),
                     protocol: next,
                     traffic_class: packet.traffic_class(),
-                    fragment,
+                    fragment: None,
                     payload,
                 });
             }
         };
         next = *payload.first()?;
+        next_at = HEADER_LEN_V6 + packet.payload().len() - payload.len();
         payload = payload.get(len..)?;
-        if fragment.is_some_and(|piece| piece.offset != 0) {
-            // What follows is the middle of something: no header to walk.
-            return Some(Datagram {
-                source: IpAddr::V6(packet.src_addr()),
-                destination: IpAddr::V6(packet.dst_addr()),
-                protocol: next,
-                traffic_class: packet.traffic_class(),
-                fragment,
-                payload,
-            });
-        }
     }
     None
+}
+
+/// Makes a packet of the headers that its fragments repeated (the first `header_len` bytes of `packet`) and their joined pieces.
+/// False if it is too long for one.
+pub(crate) fn make_whole(
+    packet: &mut [u8],
+    header_len: usize,
+    next_at: usize,
+    next: u8,
+    congestion_mark: Option<u8>,
+) -> bool {
+    let (len, v6) = (packet.len(), packet.first().is_some_and(|first| first >> 4 == 6));
+    let Ok(len) = u16::try_from(if v6 { len - HEADER_LEN_V6 } else { len }) else {
+        return false;
+    };
+    let Some(header) = packet.get_mut(..header_len) else {
+        return false;
+    };
+    if v6 {
+        header[next_at] = next;
+        let mut view = Ipv6Packet::new_unchecked(header);
+        view.set_payload_len(len);
+        if let Some(mark) = congestion_mark {
+            let class = view.traffic_class();
+            view.set_traffic_class(class | mark);
+        }
+    } else {
+        let mut view = Ipv4Packet::new_unchecked(header);
+        view.set_total_len(len);
+        view.clear_flags();
+        view.set_frag_offset(0);
+        if let Some(mark) = congestion_mark {
+            view.set_ecn(mark);
+        }
+        view.fill_checksum();
+    }
+    true
+}
+
+/// One fragment of a packet with the plain header `header`.
+pub(crate) fn write_fragment(header: &[u8], piece: &[u8], identification: u32, offset: usize, more: bool) -> Vec<u8> {
+    let mut packet = header.to_vec();
+    let offset = u16::try_from(offset).unwrap_or(!7);
+    if packet[0] >> 4 == 6 {
+        packet.push(packet[6]);
+        packet.push(0);
+        packet.extend_from_slice(&(offset | u16::from(more)).to_be_bytes());
+        packet.extend_from_slice(&identification.to_be_bytes());
+        packet.extend_from_slice(piece);
+        let len = u16::try_from(packet.len() - HEADER_LEN_V6).unwrap_or(u16::MAX);
+        packet[6] = EXTENSION_FRAGMENT;
+        Ipv6Packet::new_unchecked(&mut packet).set_payload_len(len);
+    } else {
+        packet.extend_from_slice(piece);
+        let len = u16::try_from(packet.len()).unwrap_or(u16::MAX);
+        let mut view = Ipv4Packet::new_unchecked(&mut packet);
+        view.set_total_len(len);
+        view.clear_flags();
+        view.set_more_frags(more);
+        view.set_frag_offset(offset);
+        view.set_ident((identification & 0xffff) as u16);
+        view.fill_checksum();
+    }
+    packet
 }
 
 /// A header to write.

@@ -9,16 +9,18 @@
 //!
 //! 1. gives every packet that arrives to [`Stack::handle_packet`],
 //! 2. calls [`Stack::handle_timeout`] when [`Stack::poll_timeout`] has come,
-//! 3. after either of those, and after any socket call, calls [`Stack::poll_transmit`] until it returns `None`, sending each
+//! 3. passes on what is not for the stack ([`Handled::Foreign`], [`Stack::poll_foreign`]) if something beside it speaks other protocols,
+//! 4. after either of those, and after any socket call, calls [`Stack::poll_transmit`] until it returns `None`, sending each
 //!    packet, and [`Stack::poll_changed`] until it returns `None`, looking at each socket's [`Stack::status`].
 //!
 //! # Map
 //!
 //! * [`stack`](Stack): the host: demultiplexing, timers, control replies, loopback, images.
 //! * `tcp`: one connection: sequence space, buffers, loss recovery, congestion control, states.
-//! * `ip`, `icmp`: the layers below, parsed and emitted with smoltcp's wire types.
+//! * `ip`, `icmp`, `fragments`: the layers below, parsed and emitted with smoltcp's wire types.
 
 mod config;
+mod fragments;
 mod hash;
 mod icmp;
 mod info;
@@ -33,7 +35,7 @@ mod time;
 pub use config::{Config, Offload, Secrets};
 pub use info::TcpInfo;
 pub use options::{Congestion, TcpOption, TcpOptions};
-pub use packet::{Checksum, Gso, PartialChecksum, RxPacket, TxPacket};
+pub use packet::{Checksum, Gso, Handled, PartialChecksum, RxPacket, TxPacket};
 pub use socket::{Reuse, Shutdown, SocketError, SocketId, State, Status, Urgent};
 pub use stack::{ImageError, Stack, StackImage};
 pub use time::Instant;

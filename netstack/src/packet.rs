@@ -11,6 +11,16 @@ pub enum Checksum {
     Verified,
 }
 
+/// What became of a packet that arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// The stack has taken it in, or dropped it.
+    Taken,
+    /// It is for this host and whole, but of a protocol that isn't spoken here: it is for the driver to pass on as it is.
+    /// Only with [`crate::Config::foreign`].
+    Foreign,
+}
+
 /// A packet that arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct RxPacket<'a> {

@@ -10,10 +10,12 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Clock;
+use super::limit::Limiter;
 use super::reply::Replies;
 use super::slab::Slab;
 use super::socket::{Kind, Socket};
 use super::{Flow, Stack};
+use crate::fragments::{Fragments, Partial};
 use crate::hash::Keys;
 use crate::tcp::Tuple;
 use crate::tcp::half_open::HalfOpen;
@@ -41,6 +43,14 @@ pub struct StackImage {
     changed: VecDeque<u32>,
     replies: Replies,
     looped: VecDeque<serde_bytes::ByteBuf>,
+    #[serde(default)]
+    limiter: Limiter,
+    /// Datagrams of which not everything has come.
+    #[serde(default)]
+    fragments: Slab<Partial>,
+    /// Packets that the driver had yet to take.
+    #[serde(default)]
+    foreign: VecDeque<serde_bytes::ByteBuf>,
 }
 
 /// Why an image can't be thawed.
@@ -90,6 +100,9 @@ impl Stack {
             ready,
             changed,
             replies,
+            limiter,
+            fragments,
+            foreign,
             looped,
             scratch: _,
             default_options: _,
@@ -106,6 +119,9 @@ impl Stack {
             changed: changed.clone(),
             replies: replies.clone(),
             looped: looped.iter().map(|packet| serde_bytes::ByteBuf::from(packet.clone())).collect(),
+            limiter: limiter.clone(),
+            fragments: fragments.freeze(),
+            foreign: foreign.iter().map(|packet| serde_bytes::ByteBuf::from(packet.clone())).collect(),
         }
     }
 
@@ -124,6 +140,9 @@ impl Stack {
             changed,
             replies,
             looped,
+            limiter,
+            fragments,
+            foreign,
         } = image;
         let mut stack = Stack::with_keys(config, keys, Clock::resume(frozen_at, now));
         stack.sockets = sockets;
@@ -132,6 +151,9 @@ impl Stack {
         stack.time_wait_order = time_wait_order;
         stack.replies = replies;
         stack.looped = looped.into_iter().map(serde_bytes::ByteBuf::into_vec).collect();
+        stack.limiter = limiter;
+        stack.fragments = Fragments::thaw(fragments);
+        stack.foreign = foreign.into_iter().map(serde_bytes::ByteBuf::into_vec).collect();
         stack.ready = ready;
         stack.changed = changed;
         stack.rebuild();
@@ -188,7 +210,11 @@ impl StackImage {
             return Err(ImageError::Version { found: self.version, known: VERSION });
         }
         let corrupt = |what: String| Err(ImageError::Corrupt(what));
-        if !self.sockets.is_consistent() || !self.half_open.is_consistent() || !self.time_wait.is_consistent() {
+        if !self.sockets.is_consistent()
+            || !self.half_open.is_consistent()
+            || !self.time_wait.is_consistent()
+            || !self.fragments.is_consistent()
+        {
             return corrupt("free places don't match".into());
         }
         let mut flows = std::collections::HashSet::new();
@@ -228,6 +254,11 @@ impl StackImage {
                         claim(&connection.tuple)?;
                     }
                 }
+            }
+        }
+        for (_, datagram) in self.fragments.iter() {
+            if !datagram.is_consistent() || !config.addresses.contains(&datagram.destination()) {
+                return corrupt("the pieces of a datagram don't fit together".into());
             }
         }
         for (_, entry) in self.half_open.iter() {

@@ -8,13 +8,14 @@
 
 mod clock;
 mod image;
+mod limit;
 mod ports;
 mod receive;
 mod reply;
-mod slab;
+pub(crate) mod slab;
 mod socket;
 mod sockets;
-mod timer_queue;
+pub(crate) mod timer_queue;
 mod transmit;
 
 use std::collections::{HashMap, VecDeque};
@@ -24,12 +25,14 @@ use std::time::Duration;
 pub use self::image::{ImageError, StackImage};
 
 use self::clock::Clock;
+use self::limit::Limiter;
 use self::ports::Ports;
 use self::reply::Replies;
 use self::slab::Slab;
 use self::socket::{Kind, Socket};
 use self::timer_queue::TimerQueue;
 use self::transmit::Scratch;
+use crate::fragments::Fragments;
 use crate::hash::{Key, Keys};
 use crate::tcp::connection::{Connection, Verdict};
 use crate::tcp::half_open::{HalfOpen, OnTimeout};
@@ -65,6 +68,12 @@ pub struct Stack {
     /// Sockets whose status has changed, each at most once.
     changed: VecDeque<u32>,
     replies: Replies,
+    /// How many errors may be among those.
+    limiter: Limiter,
+    /// Datagrams of which not everything has come.
+    fragments: Fragments,
+    /// Packets for the driver that came in fragments.
+    foreign: VecDeque<Vec<u8>>,
     /// Packets from this host to itself.
     looped: VecDeque<Vec<u8>>,
     scratch: Scratch,
@@ -95,6 +104,9 @@ impl Stack {
             ready: VecDeque::new(),
             changed: VecDeque::new(),
             replies: Replies::default(),
+            limiter: Limiter::default(),
+            fragments: Fragments::default(),
+            foreign: VecDeque::new(),
             looped: VecDeque::new(),
             scratch: Scratch::default(),
             default_options: TcpOptions::default(),
@@ -111,7 +123,8 @@ impl Stack {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let queues = [&self.socket_timers, &self.half_open_timers, &self.time_wait_timers];
-        queues.into_iter().filter_map(TimerQueue::next).min().map(|at| self.clock.leave(at))
+        let timers = queues.into_iter().filter_map(TimerQueue::next);
+        timers.chain(self.fragments.next_timeout()).min().map(|at| self.clock.leave(at))
     }
 
     /// Does what was due by `now`.
@@ -125,6 +138,7 @@ impl Stack {
                 None => {}
             }
         }
+        self.expire_fragments(now);
         while let Some(index) = self.half_open_timers.take_due(now) {
             self.half_open_timeout(now, index);
         }

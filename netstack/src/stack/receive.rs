@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use super::reply::{Looks, reset_for};
 use super::socket::{Kind, Socket};
 use super::{Flow, Stack};
+use crate::fragments::Added;
 use crate::hash::Keys;
 use crate::icmp::{self, Failure, Message, Reason};
-use crate::ip::{self, Datagram, protocol};
-use crate::packet::{Checksum, RxPacket};
+use crate::ip::{self, Datagram, Fragment, protocol};
+use crate::packet::{Checksum, Handled, RxPacket};
 use crate::tcp::connection::{Connection, Verdict, own_mss, receive_limit};
 use crate::tcp::cookie;
 use crate::tcp::half_open::{self, HalfOpen, Offer};
@@ -27,6 +28,9 @@ pub(super) struct Arrival<'a> {
     pub(super) looped: bool,
 }
 
+/// Packets for the driver that may wait; it takes them after each one that it hands in.
+const FOREIGN_MAX: usize = 64;
+
 /// What of a connection a driver can see; a change of it is reported.
 type Visible = (State, usize, bool, bool, Option<(usize, bool)>);
 
@@ -36,50 +40,107 @@ fn visible(connection: &Connection) -> Visible {
 
 impl Stack {
     /// Takes in a packet that arrived from the link.
-    pub fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) {
+    pub fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) -> Handled {
         let now = self.clock.enter(now);
         let verify = packet.checksum == Checksum::Verify;
-        self.receive(now, Arrival { data: packet.data, verify, gso_size: packet.gso_size, looped: false });
+        self.receive(now, Arrival { data: packet.data, verify, gso_size: packet.gso_size, looped: false })
     }
 
-    pub(super) fn receive(&mut self, now: Instant, arrival: Arrival<'_>) {
+    /// A packet that came in fragments and isn't for the stack, like those that [`Handled::Foreign`] speaks of. Its checksums
+    /// haven't been looked at.
+    pub fn poll_foreign(&mut self) -> Option<Vec<u8>> {
+        self.foreign.pop_front()
+    }
+
+    pub(super) fn receive(&mut self, now: Instant, arrival: Arrival<'_>) -> Handled {
         let Some(datagram) = ip::parse(arrival.data, arrival.verify) else {
-            return;
+            return Handled::Taken;
         };
         if !arrival.looped {
             // Martians: nobody outside has this host's addresses, and loopback addresses stay inside.
             let foreign = !self.is_looped(datagram.source) && ip::is_unicast(datagram.source);
             if !self.is_own(datagram.destination) || !foreign {
-                return;
+                return Handled::Taken;
             }
         }
-        if datagram.fragment.is_some() {
-            return;
+        if let Some(fragment) = datagram.fragment {
+            self.collect(now, &arrival, &datagram, &fragment);
+            return Handled::Taken;
         }
+        self.receive_whole(now, &arrival, &datagram)
+    }
+
+    fn receive_whole(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>) -> Handled {
         match datagram.protocol {
-            protocol::TCP => self.receive_tcp(now, &arrival, &datagram),
-            protocol::ICMP if datagram.destination.is_ipv4() => self.receive_icmp(now, &arrival, &datagram),
-            protocol::ICMPV6 if datagram.destination.is_ipv6() => self.receive_icmp(now, &arrival, &datagram),
-            other => self.refuse(&arrival, &datagram, other == protocol::UDP),
+            protocol::TCP => self.receive_tcp(now, arrival, datagram),
+            protocol::ICMP if datagram.destination.is_ipv4() => return self.receive_icmp(now, arrival, datagram),
+            protocol::ICMPV6 if datagram.destination.is_ipv6() => return self.receive_icmp(now, arrival, datagram),
+            _ if self.config.foreign => return Handled::Foreign,
+            other => self.refuse(now, arrival, datagram, other == protocol::UDP),
+        }
+        Handled::Taken
+    }
+
+    /// Takes in a piece of a datagram, and the datagram with its last piece.
+    fn collect(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>, fragment: &Fragment) {
+        match self.fragments.add(now, datagram, fragment, arrival.data) {
+            Added::Pending => {}
+            Added::Malformed { pointer } => {
+                if self.limiter.allows(now, datagram.source) {
+                    let (local, remote) = (datagram.destination, datagram.source);
+                    let error = icmp::parameter_problem(local, remote, arrival.data, pointer);
+                    self.replies.push(error, arrival.looped);
+                }
+            }
+            Added::Whole(packet) => {
+                // Whoever checked the fragments can't have checked what is in them.
+                let arrival = Arrival { data: &packet, verify: true, gso_size: None, looped: arrival.looped };
+                let Some(datagram) = ip::parse(arrival.data, arrival.verify) else {
+                    return;
+                };
+                // A fragment of fragments is nobody's honest work.
+                if datagram.fragment.is_none()
+                    && self.receive_whole(now, &arrival, &datagram) == Handled::Foreign
+                    && self.foreign.len() < FOREIGN_MAX
+                {
+                    self.foreign.push_back(packet);
+                }
+            }
+        }
+    }
+
+    /// Ends datagrams that don't become whole, and tells those who sent their start.
+    pub(super) fn expire_fragments(&mut self, now: Instant) {
+        while let Some((source, destination, head)) = self.fragments.expire(now) {
+            if !head.is_empty() && self.limiter.allows(now, source) {
+                let looped = self.is_looped(source);
+                self.replies.push(icmp::reassembly_time_exceeded(destination, source, &head), looped);
+            }
         }
     }
 
     /// RFC 1122 (3.2.2.1): nobody here understands the packet.
-    fn refuse(&mut self, arrival: &Arrival<'_>, datagram: &Datagram<'_>, port: bool) {
-        let packet = icmp::unreachable(datagram.destination, datagram.source, arrival.data, port);
-        self.replies.push(packet, arrival.looped);
+    fn refuse(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>, port: bool) {
+        if self.limiter.allows(now, datagram.source) {
+            let packet = icmp::unreachable(datagram.destination, datagram.source, arrival.data, port);
+            self.replies.push(packet, arrival.looped);
+        }
     }
 
-    fn receive_icmp(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>) {
+    fn receive_icmp(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>) -> Handled {
+        let foreign = if self.config.foreign { Handled::Foreign } else { Handled::Taken };
         match icmp::parse(datagram, arrival.verify) {
+            // What is said of packets that aren't the stack's is for whoever sent them.
+            Some(Message::Failed(failure)) if original_segment(failure.original).is_none() => return foreign,
+            None => return foreign,
             Some(Message::Echo(request)) => {
                 let traffic_class = datagram.traffic_class & !3;
                 let reply = icmp::echo_reply(datagram.destination, datagram.source, request, traffic_class);
                 self.replies.push(reply, arrival.looped);
             }
             Some(Message::Failed(failure)) => self.handle_failure(now, &failure),
-            None => {}
         }
+        Handled::Taken
     }
 
     /// A packet of this host didn't arrive, somebody says.

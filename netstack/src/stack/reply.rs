@@ -32,6 +32,13 @@ impl Replies {
         }
     }
 
+    /// Puts packets for others in front of those that wait.
+    pub(crate) fn push_first(&mut self, packets: Vec<Vec<u8>>) {
+        for packet in packets.into_iter().rev() {
+            self.waiting.push_front(Reply { packet, looped: false });
+        }
+    }
+
     pub(crate) fn pop(&mut self) -> Option<Reply> {
         self.waiting.pop_front()
     }

@@ -74,6 +74,13 @@ impl Stack {
                     self.looped.push_back(reply.packet);
                     continue;
                 }
+                if reply.packet.len() > self.config.mtu {
+                    // Only echo replies get this long, and only when their requests came in fragments themselves.
+                    let identification = (self.keys.random() & u64::from(u32::MAX)) as u32;
+                    let fragments = crate::fragments::split(&reply.packet, self.config.mtu, identification);
+                    self.replies.push_first(fragments);
+                    continue;
+                }
                 self.scratch.reply = reply.packet;
                 return Some(Plan::Reply);
             }
