@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use checkpoint::{CommandSpec, Event, ExitStatus, Sandbox, SandboxSpec};
-use migd::net::{NetConfig, NetPlane, filter};
+use migd::net::{NetConfig, NetPlane, filter, furnish_namespace};
 use sys::epoll::{Epoll, Events, Interest};
 
 fn main() -> ExitCode {
@@ -59,13 +59,15 @@ fn run() -> Result<u8, Failure> {
     let mut sandbox =
         Sandbox::create(SandboxSpec { hostname: "netplane".into(), filter: Some(filter()), ..Default::default() })?;
     let listener = sandbox.take_listener().ok_or("the sandbox has no listener")?;
-    let namespace = format!("/proc/{}/ns/net", sandbox.init_pid());
-    run_in(&namespace, &["ip", "link", "set", "lo", "up"])?;
+    let with_prefix = |&address: &IpAddr| (address, if address.is_ipv4() { 16 } else { 64 });
+    let prefixed: Vec<(IpAddr, u8)> = addresses.iter().map(with_prefix).collect();
+    let eth0 = furnish_namespace(sandbox.net_namespace(), &prefixed, 1500)?;
     let net = Net {
         addresses,
         namespace: sandbox.net_namespace().try_clone_to_owned()?,
         init_pid: sandbox.init_pid().as_raw(),
         listener: listener.try_clone()?,
+        eth0,
     };
     let mut plane = NetPlane::start(net.config()?, tun.into(), listener)?;
     let mut control = None;
@@ -106,6 +108,7 @@ struct Net {
     namespace: OwnedFd,
     init_pid: i32,
     listener: OwnedFd,
+    eth0: OwnedFd,
 }
 
 impl Net {
@@ -114,6 +117,7 @@ impl Net {
             addresses: self.addresses.clone(),
             namespace: Some(self.namespace.try_clone()?),
             init_pid: Some(self.init_pid),
+            eth0: Some(self.eth0.try_clone()?),
             ..NetConfig::default()
         })
     }
@@ -175,9 +179,4 @@ fn wait(sandbox: &mut Sandbox) -> Result<u8, Failure> {
 fn ip(arguments: &[&str]) -> Result<(), Failure> {
     let status = Command::new("ip").args(arguments).status()?;
     if status.success() { Ok(()) } else { Err(format!("ip {arguments:?}: {status}").into()) }
-}
-
-fn run_in(namespace: &str, command: &[&str]) -> Result<(), Failure> {
-    let status = Command::new("nsenter").arg(format!("--net={namespace}")).args(command).status()?;
-    if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) }
 }

@@ -188,6 +188,19 @@ impl Netlink {
         self.exchange(request, |_, _| {})
     }
 
+    /// Makes the device one on which no neighbour is looked for: what the kernel sends through it goes to whoever has the other end.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn set_no_neighbours(&mut self, index: u32) -> io::Result<()> {
+        let flag = (libc::IFF_NOARP as u32).to_ne_bytes();
+        let mut body = [0; 16];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        body[8..12].copy_from_slice(&flag);
+        body[12..16].copy_from_slice(&flag);
+        self.exchange(Request::new(libc::RTM_NEWLINK, NLM_F_ACK, &body), |_, _| {})
+    }
+
     /// Gives the device an address; one that it has already is no error.
     ///
     /// # Errors

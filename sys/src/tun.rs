@@ -25,6 +25,8 @@ const IFF_VNET_HDR: i16 = 0x4000;
 const TUN_F_CSUM: u64 = 0x01;
 const TUN_F_TSO4: u64 = 0x02;
 const TUN_F_TSO6: u64 = 0x04;
+const TUN_F_USO4: u64 = 0x20;
+const TUN_F_USO6: u64 = 0x40;
 
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
@@ -172,10 +174,100 @@ pub fn create_plain(name: &str) -> io::Result<OwnedFd> {
     open_device(name, IFF_TUN | IFF_NO_PI)
 }
 
-/// Makes a TAP device in the calling thread's network namespace. It lives as long as the descriptor; frames that the kernel sends
-/// through it are dropped when its short queue is full, so nobody has to read it.
-pub fn create_tap(name: &str) -> io::Result<OwnedFd> {
-    open_device(name, IFF_TAP | IFF_NO_PI)
+/// Length of the Ethernet header in front of each packet of a [`Tap`].
+pub const ETHERNET_LEN: usize = 14;
+
+/// A TAP device with the virtio-net header and offloads for datagrams, non-blocking. It lives as long as its descriptor; frames that
+/// the kernel sends through it are dropped when its queue is full.
+///
+/// The raw bytes of the [`Header`] are left to the caller: what comes from here usually goes into a [`Tun`] with nothing
+/// but its positions changed ([`shift`]).
+#[derive(Debug)]
+pub struct Tap(OwnedFd);
+
+impl From<OwnedFd> for Tap {
+    fn from(fd: OwnedFd) -> Tap {
+        Tap(fd)
+    }
+}
+
+impl From<Tap> for OwnedFd {
+    fn from(tap: Tap) -> OwnedFd {
+        tap.0
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Tap {
+    /// Makes the device in the calling thread's network namespace, with this hardware address. Bringing it up is the caller's.
+    pub fn create(name: &str, hardware_address: [u8; 6]) -> io::Result<Tap> {
+        let fd = open_device(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)?;
+        let length = i32::try_from(HEADER_LEN).expect("ten fits");
+        // SAFETY: the kernel reads one int.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ, &raw const length) })?;
+        // SAFETY: the request takes an integer.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6) })?;
+        let mut request = ifreq_named(name)?;
+        request.ifr_ifru.ifru_hwaddr = hardware(hardware_address);
+        // SAFETY: the kernel reads one `ifreq`.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFHWADDR, &raw const request) })?;
+        Ok(Tap(fd))
+    }
+
+    /// Its hardware address.
+    pub fn hardware_address(&self) -> io::Result<[u8; 6]> {
+        let mut request = ifreq_named("")?;
+        // SAFETY: the kernel writes one `ifreq`.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) })?;
+        // SAFETY: the request that succeeded filled this member of the union.
+        let data = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+        Ok([0, 1, 2, 3, 4, 5].map(|at| data[at].cast_unsigned()))
+    }
+
+    /// Reads one header and frame; `WouldBlock` when none waits.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
+        let count = unsafe { libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Hands the kernel one frame, the first slice of which is its [`Header`].
+    pub fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
+        let count = i32::try_from(slices.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: an `IoSlice` is guaranteed to have the layout of an iovec, and the slices outlive the call.
+        let written = unsafe { libc::writev(self.0.as_raw_fd(), slices.as_ptr().cast(), count) };
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+fn hardware(address: [u8; 6]) -> libc::sockaddr {
+    let mut data = [0; 14];
+    for (to, from) in data.iter_mut().zip(address) {
+        *to = from.cast_signed();
+    }
+    libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data }
+}
+
+/// Changes the positions in the raw bytes of a [`Header`] for a packet that has gained `by` bytes at its start, or lost them.
+/// Whatever the header says beside is kept, kinds of segmentation that [`Header::decode`] doesn't know included.
+pub fn shift(header: &mut [u8; HEADER_LEN], by: isize) {
+    let (flags, kind) = (header[0], header[1]);
+    let mut move_word = |at: usize| {
+        let word = u16::from_ne_bytes([header[at], header[at + 1]]);
+        let moved = u16::try_from(isize::from(i16::try_from(word).unwrap_or(i16::MAX)) + by).unwrap_or(0);
+        header[at..at + 2].copy_from_slice(&moved.to_ne_bytes());
+    };
+    if flags & NEEDS_CSUM != 0 {
+        move_word(6);
+    }
+    if kind != 0 {
+        move_word(2);
+    }
 }
 
 fn open_device(name: &str, flags: i16) -> io::Result<OwnedFd> {
@@ -218,6 +310,25 @@ fn check(result: i32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn positions_move_and_nothing_else() {
+        let header = Header {
+            checksum: Checksum::Partial { start: 34, offset: 6 },
+            segmentation: Some(Segmentation { size: 1448, header_len: 42, v6: false, ecn: false }),
+        };
+        let mut bytes = header.encode();
+        shift(&mut bytes, -14);
+        let moved = Header::decode(&bytes).expect("ten bytes");
+        assert_eq!(moved.checksum, Checksum::Partial { start: 20, offset: 6 });
+        assert_eq!(moved.segmentation.map(|segmentation| segmentation.header_len), Some(28));
+        shift(&mut bytes, 14);
+        assert_eq!(bytes, header.encode());
+        let plain = Header { checksum: Checksum::Full, segmentation: None }.encode();
+        let mut bytes = plain;
+        shift(&mut bytes, 14);
+        assert_eq!(bytes, plain);
+    }
 
     #[test]
     fn header_survives_encoding() {

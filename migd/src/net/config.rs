@@ -17,11 +17,14 @@ pub struct NetConfig {
     /// of a socket whose descriptor it has never seen in a call, which freezing needs once programs passed
     /// descriptors on or after a thaw.
     pub init_pid: Option<i32>,
+    /// The device in the job's namespace through which everything but TCP goes ([`super::furnish_namespace`]). Without it datagrams reach
+    /// nobody beyond the job.
+    pub eth0: Option<OwnedFd>,
 }
 
 impl Default for NetConfig {
     fn default() -> Self {
-        NetConfig { addresses: Vec::new(), mtu: 1500, namespace: None, init_pid: None }
+        NetConfig { addresses: Vec::new(), mtu: 1500, namespace: None, init_pid: None, eth0: None }
     }
 }
 
@@ -31,6 +34,7 @@ impl NetConfig {
             addresses: self.addresses.clone(),
             mtu: self.mtu,
             offload: netstack::Offload::FULL,
+            foreign: self.eth0.is_some(),
             ..netstack::Config::default()
         }
     }

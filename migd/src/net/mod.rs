@@ -19,13 +19,16 @@ mod capture;
 mod config;
 mod describe;
 mod filter;
+mod interface;
 mod plane;
 mod pump;
 mod stack;
+mod wire;
 
 pub use bridge::{BridgeImage, DescriptorKeys, SocketKey};
 pub use capture::{PacketStream, RecordingImage, section};
 pub use config::NetConfig;
 pub use describe::{SocketDescription, TcpDetail};
 pub use filter::filter;
+pub use interface::furnish_namespace;
 pub use plane::{NetError, NetImage, NetPlane};

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use netstack::{Checksum, Instant, RxPacket, Secrets};
+use netstack::{Checksum, Handled, Instant, RxPacket, Secrets};
 use sys::epoll::{Epoll, Events, Interest};
 use sys::seccomp::Listener;
 use sys::tun::{self, Tun};
@@ -20,10 +20,12 @@ use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
 use super::plane::{Command, Mailbox, NetError, NetImage};
 use super::stack::Stack;
+use super::wire::Wire;
 
 const TOKEN_TUN: u64 = u64::MAX;
 const TOKEN_LISTENER: u64 = u64::MAX - 1;
 const TOKEN_COMMAND: u64 = u64::MAX - 2;
+const TOKEN_WIRE: u64 = u64::MAX - 3;
 
 /// Packets read in one round before sockets are served: enough to batch, few enough to keep the answer prompt.
 const PACKETS_A_ROUND: usize = 64;
@@ -40,6 +42,7 @@ pub(super) enum Start {
 pub(super) struct Pump {
     bridge: Bridge,
     tun: Tun,
+    wire: Option<Wire>,
     epoll: Rc<Epoll>,
     mailbox: Mailbox,
     clock: Clock,
@@ -87,23 +90,37 @@ impl Pump {
         epoll.add(listener.as_fd(), TOKEN_LISTENER, Interest::IN).map_err(watch("watch the seccomp listener"))?;
         epoll.add(mailbox.wake.as_fd(), TOKEN_COMMAND, Interest::IN).map_err(watch("watch the mailbox"))?;
 
+        let stack_config = config.stack_config();
+        let wire = match config.eth0 {
+            Some(eth0) => {
+                let wire =
+                    Wire::new(eth0, config.addresses.clone()).map_err(watch("ask the job's eth0 for its address"))?;
+                epoll
+                    .add(wire.as_fd(), TOKEN_WIRE, Interest::IN | Interest::EDGE)
+                    .map_err(watch("watch the job's eth0"))?;
+                Some(wire)
+            }
+            None => None,
+        };
+
         let parked = matches!(start, Start::Thaw(_));
         let mut recorder = Recorder::default();
         let (bridge, programs_ends) = match start {
             Start::Fresh => {
-                let stack = netstack::Stack::new(config.stack_config(), secrets()?, clock.now());
+                let stack = netstack::Stack::new(stack_config, secrets()?, clock.now());
                 (Bridge::new(Stack::here(stack), listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
             }
             Start::Thaw(image) => {
                 let NetImage { stack, bridge, recordings } = *image;
                 recorder = Recorder::thaw(recordings);
-                let stack = netstack::Stack::thaw(stack, clock.now(), config.stack_config())?;
+                let stack = netstack::Stack::thaw(stack, clock.now(), stack_config)?;
                 Bridge::thaw(Stack::here(stack), bridge, listener, Rc::clone(&epoll), config.init_pid)?
             }
         };
         let pump = Pump {
             bridge,
             tun,
+            wire,
             epoll,
             mailbox,
             clock,
@@ -130,6 +147,7 @@ impl Pump {
             for event in events.iter() {
                 match event.token {
                     TOKEN_TUN => self.tun_readable = true,
+                    TOKEN_WIRE => self.wire.iter_mut().for_each(|wire| wire.readable = true),
                     TOKEN_LISTENER => {
                         if !self.listener_event(event.ready) {
                             continue;
@@ -165,6 +183,9 @@ impl Pump {
         self.bridge.set_now(now);
         if self.tun_readable {
             self.receive_packets(now);
+        }
+        if let Some(wire) = &mut self.wire {
+            wire.send_outward(&self.tun, &mut self.recorder);
         }
         if self.bridge.stack.poll_timeout().is_some_and(|due| due <= now) {
             self.bridge.stack.handle_timeout(now);
@@ -216,7 +237,16 @@ impl Pump {
             if self.recorder.is_on() {
                 self.recorder.packet(Direction::In, &[data]);
             }
-            self.bridge.stack.handle_packet(now, RxPacket { data, checksum, gso_size });
+            let handled = self.bridge.stack.handle_packet(now, RxPacket { data, checksum, gso_size });
+            let Some(wire) = &mut self.wire else { continue };
+            if handled == Handled::Foreign
+                && let Some((header, packet)) = self.buffer[..length].split_first_chunk()
+            {
+                wire.receive(header, packet);
+            }
+            while let Some(packet) = self.bridge.stack.poll_foreign() {
+                wire.receive_whole(&packet);
+            }
         }
     }
 
@@ -259,7 +289,8 @@ impl Pump {
         if self.parked {
             return None;
         }
-        if self.tun_readable || self.bridge.has_work() {
+        let from_job = self.wire.as_ref().is_some_and(|wire| wire.readable);
+        if self.tun_readable || from_job || self.bridge.has_work() {
             return Some(Duration::ZERO);
         }
         let due = [self.bridge.stack.poll_timeout(), self.bridge.next_deadline()].into_iter().flatten().min()?;
@@ -310,6 +341,9 @@ impl Pump {
     fn park(&mut self) {
         if !self.parked {
             self.parked = true;
+            if let Some(wire) = &mut self.wire {
+                wire.send_all_outward(&self.tun, &mut self.recorder);
+            }
             drop(self.epoll.modify(self.bridge.listener().as_fd(), TOKEN_LISTENER, Interest::empty()));
         }
     }
@@ -318,6 +352,7 @@ impl Pump {
         if self.parked {
             self.parked = false;
             self.tun_readable = true;
+            self.wire.iter_mut().for_each(|wire| wire.readable = true);
             drop(self.epoll.modify(self.bridge.listener().as_fd(), TOKEN_LISTENER, Interest::IN));
             let now = self.clock.now();
             self.bridge.set_now(now);

@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 
 use netstack::{
-    Instant, Reuse, RxPacket, Shutdown, SocketError, SocketId, StackImage, Status, TcpInfo, TcpOption, TcpOptions,
-    TxPacket,
+    Handled, Instant, Reuse, RxPacket, Shutdown, SocketError, SocketId, StackImage, Status, TcpInfo, TcpOption,
+    TcpOptions, TxPacket,
 };
 
 type Result<T> = std::result::Result<T, SocketError>;
@@ -22,9 +22,15 @@ impl Stack {
         Stack::Here(Box::new(stack))
     }
 
-    pub(super) fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) {
+    pub(super) fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) -> Handled {
         match self {
             Stack::Here(stack) => stack.handle_packet(now, packet),
+        }
+    }
+
+    pub(super) fn poll_foreign(&mut self) -> Option<Vec<u8>> {
+        match self {
+            Stack::Here(stack) => stack.poll_foreign(),
         }
     }
 

@@ -12,11 +12,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::commands::{Command, Commands};
-use super::links::{Links, furnish_namespace};
+use super::links::Links;
 use super::stdio::{ProgramEnds, Stdio};
 use super::{Shared, daemon, transfer};
 use crate::api::{DaemonRequest, Exit, ExitFile, ShimEvent, unix_ms};
-use crate::net::{NetConfig, NetPlane};
+use crate::net::{NetConfig, NetPlane, furnish_namespace};
 
 /// The announcements after the first, counted from it: a neighbour may have missed one.
 const REPEAT_ANNOUNCEMENT: [Duration; 3] =
@@ -38,8 +38,6 @@ pub struct Job {
     pub(super) stdio: Arc<Stdio>,
     pub(super) epoch: u64,
     pub(super) root: sys::Pid,
-    /// The job's own eth0, which ends with it.
-    pub(super) _eth0: OwnedFd,
     pub(super) announced: Announced,
 }
 
@@ -62,7 +60,8 @@ impl Surroundings {
         let mut sandbox = Sandbox::create(spec).context("can't make the job's namespaces")?;
         let listener = sandbox.take_listener().context("the job's system call filter has no listener")?;
         let (links, tun) = Links::create(file.address, &file.uplinks)?;
-        let eth0 = furnish_namespace(sandbox.net_namespace(), file.address, file.prefix_length, links.mtu())?;
+        let addresses = [(IpAddr::V4(file.address), file.prefix_length)];
+        let eth0 = furnish_namespace(sandbox.net_namespace(), &addresses, links.mtu())?;
         Ok(Surroundings { sandbox, links, tun, listener, eth0 })
     }
 
@@ -73,6 +72,7 @@ impl Surroundings {
             mtu: usize::try_from(self.links.mtu())?,
             namespace: Some(self.sandbox.net_namespace().try_clone_to_owned()?),
             init_pid: Some(self.sandbox.init_pid().as_raw()),
+            eth0: Some(self.eth0.try_clone()?),
         })
     }
 }
@@ -99,7 +99,7 @@ impl Announced {
 pub fn launch(shared: &Arc<Shared>) -> anyhow::Result<Job> {
     let around = Surroundings::create(shared, None)?;
     let config = around.net_config(shared)?;
-    let Surroundings { mut sandbox, mut links, tun, listener, eth0 } = around;
+    let Surroundings { mut sandbox, mut links, tun, listener, eth0: _ } = around;
     let (stdio, ends) = Stdio::create(&shared.paths.output()).context("can't make the job's standard streams")?;
     shared.stdio.send_replace(Some(Arc::clone(&stdio)));
     let plane = NetPlane::start(config, tun, listener).context("can't start the job's network")?;
@@ -116,7 +116,7 @@ pub fn launch(shared: &Arc<Shared>) -> anyhow::Result<Job> {
     shared.tell_running(epoch, root);
     tracing::info!(root = root.as_raw(), device = links.device(), "the job runs");
     let shared = Arc::clone(shared);
-    Ok(Job { shared, sandbox, links, plane, stdio, epoch, root, _eth0: eth0, announced: Announced::now() })
+    Ok(Job { shared, sandbox, links, plane, stdio, epoch, root, announced: Announced::now() })
 }
 
 fn command(shared: &Shared, stdio: ProgramEnds) -> CommandSpec {

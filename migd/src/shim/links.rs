@@ -1,5 +1,4 @@
-//! The network around a job: its TUN device, the routes that lead to it, the announcements on the wire, and the devices
-//! that the job itself sees.
+//! The network around a job: its TUN device, the routes that lead to it, and the announcements on the wire.
 //!
 //! A node attracts a job's packets by two things: a route to the address out of the job's TUN device, and a proxy
 //! neighbour entry on each uplink, by which the kernel answers ARP for the address. The TUN device and with it its route
@@ -12,13 +11,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use nix::sched::{CloneFlags, setns};
 use sys::netlink::{Hop, Link, Netlink, Route};
 use sys::packet::PacketSocket;
-use sys::tun::{Tun, create_tap};
+use sys::tun::Tun;
 
 /// Metric of the route out of a job's TUN device on the node where it runs. Not 0: to the kernel a deletion with metric 0 means
 /// a route of any metric, and so would take the one that follows the job.
@@ -243,43 +241,6 @@ fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr, operation: u8) -> [u8; 42] {
     frame[32..38].copy_from_slice(&mac);
     frame[38..42].copy_from_slice(&address.octets());
     frame
-}
-
-/// Makes the devices that the job sees in its own namespace: `lo`, and an `eth0` with the cluster address that
-/// carries no packet (the job's TCP is ours) but shows the address to whoever lists interfaces. It lives as long as the
-/// descriptor.
-///
-/// # Errors
-/// When the kernel refuses a step, which is named.
-pub fn furnish_namespace(
-    namespace: BorrowedFd<'_>,
-    address: Ipv4Addr,
-    prefix_length: u8,
-    mtu: u32,
-) -> Result<OwnedFd, LinkError> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            context(setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from), || {
-                "can't enter the job's network namespace".into()
-            })?;
-            let mut netlink = context(Netlink::open(), || "can't open an rtnetlink socket in the job".into())?;
-            let lo = context(netlink.link("lo"), || "the job has no lo".into())?;
-            context(netlink.set_up(lo.index, None, None), || "can't bring the job's lo up".into())?;
-            let tap = context(create_tap("eth0"), || "can't make the job's eth0".into())?;
-            set_sysctl("ipv6/conf/eth0/disable_ipv6", "1");
-            let eth0 = context(netlink.link("eth0"), || "the job has no eth0".into())?;
-            context(netlink.set_up(eth0.index, Some(mtu), None), || "can't bring the job's eth0 up".into())?;
-            context(netlink.add_address(eth0.index, address.into(), prefix_length), || {
-                format!("can't give {address} to the job's eth0")
-            })?;
-            let default = Route { destination: Ipv4Addr::UNSPECIFIED.into(), prefix_length: 0, metric: 0 };
-            context(netlink.replace_route(default, Hop::Device(eth0.index)), || {
-                "can't set the job's default route".into()
-            })?;
-            Ok(tap)
-        });
-        thread.join().expect("nothing in the thread panics")
-    })
 }
 
 #[cfg(test)]

@@ -73,7 +73,6 @@ struct Driver {
 struct Prepared {
     sandbox: checkpoint::Sandbox,
     links: Links,
-    eth0: OwnedFd,
     plane: NetPlane,
     stdio: Arc<Stdio>,
 }
@@ -278,13 +277,13 @@ impl Driver {
         let around = self.around.take().ok_or_else(|| anyhow::anyhow!("there is no sandbox"))?;
         let log = self.log.take().ok_or_else(|| anyhow::anyhow!("there is no log"))?;
         let config = around.net_config(&self.shared)?;
-        let Surroundings { sandbox, mut links, tun, listener, eth0 } = around;
+        let Surroundings { sandbox, mut links, tun, listener, eth0: _ } = around;
         let (stdio, ends) = Stdio::restore(log, &self.shared.paths.output(), &stdio)?;
         let (plane, sockets) = NetPlane::thaw(config, net, tun, listener)?;
         self.steps.end("thaw");
         links.attract()?;
         // From here on there is something to discard.
-        self.prepared = Some(Prepared { sandbox, links, eth0, plane, stdio });
+        self.prepared = Some(Prepared { sandbox, links, plane, stdio });
         let tree = self.tree.as_mut().ok_or_else(|| anyhow::anyhow!("there is no tree"))?;
         restore(tree, image, sockets, ends)?;
         self.steps.end("restore");
@@ -334,23 +333,13 @@ impl Driver {
         let reason = match self.outcome.take() {
             Some(Outcome::Running { epoch }) => {
                 let prepared = self.prepared.take();
-                let Prepared { sandbox, links, eth0, plane, stdio } =
+                let Prepared { sandbox, links, plane, stdio } =
                     prepared.ok_or_else(|| anyhow::anyhow!("the job runs without its surroundings"))?;
                 let root = sandbox.root_pid().ok_or_else(|| anyhow::anyhow!("the job came without a first process"))?;
                 let shared = self.shared;
                 shared.stdio.send_replace(Some(Arc::clone(&stdio)));
                 shared.tell_running(epoch, root);
-                return Ok(Job {
-                    shared,
-                    sandbox,
-                    links,
-                    plane,
-                    stdio,
-                    epoch,
-                    root,
-                    _eth0: eth0,
-                    announced: Announced::now(),
-                });
+                return Ok(Job { shared, sandbox, links, plane, stdio, epoch, root, announced: Announced::now() });
             }
             Some(Outcome::Refused { reason } | Outcome::Aborted { reason }) => reason,
             None => "the move ended without an outcome".to_owned(),
