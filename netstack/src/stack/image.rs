@@ -262,6 +262,9 @@ impl StackImage {
             }
         }
         for (_, entry) in self.half_open.iter() {
+            if !entry.is_consistent() {
+                return Err(ImageError::Corrupt("a half-open connection contradicts itself".into()));
+            }
             claim(&entry.tuple)?;
         }
         for (_, entry) in self.time_wait.iter() {

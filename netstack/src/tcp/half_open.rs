@@ -207,8 +207,9 @@ impl HalfOpen {
             return OnTimeout::Remove;
         }
         // A peer that has acknowledged is left in peace, until at the end of the time its ACK is to come once more.
-        let quiet = waits_for_data && self.timeouts + 1 < deferred;
-        self.timeouts += 1;
+        let next = self.timeouts.saturating_add(1);
+        let quiet = waits_for_data && next < deferred;
+        self.timeouts = next;
         self.sent_at = now;
         if quiet { OnTimeout::Wait } else { OnTimeout::SendSynAck }
     }
@@ -228,6 +229,14 @@ impl HalfOpen {
             self.answered_at = Some(now);
         }
         may
+    }
+
+    /// Whether the parts agree with each other; for images.
+    pub(crate) fn is_consistent(&self) -> bool {
+        self.snd_scale <= super::receive::SCALE_MAX
+            && self.rcv_scale <= super::receive::SCALE_MAX
+            && self.peer_mss >= MSS_MIN
+            && self.tuple.local.is_ipv4() == self.tuple.remote.is_ipv4()
     }
 
     /// How long the handshake has taken, if nothing had to be repeated.

@@ -188,6 +188,20 @@ pub(crate) struct Probe {
     pub(crate) retransmission: bool,
 }
 
+/// Was a retransmission time-out spurious? F-RTO (RFC 5682, 3.1, the variant for SACK, as in Linux) for peers whose
+/// acknowledgments carry no timestamp that would tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Frto {
+    /// Not in question, or answered.
+    #[default]
+    Settled,
+    /// The first segment was sent again; the next acknowledgment tells more.
+    Repeated,
+    /// That acknowledgment advanced, so new data leaves rather than what is taken for lost: only an original that was
+    /// late, and no repetition, can explain an acknowledgment of what was never sent again.
+    Probing,
+}
+
 /// All of it for one connection.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Recovery {
@@ -204,6 +218,15 @@ pub(crate) struct Recovery {
     pub(crate) timeouts: u8,
     /// When the first retransmission of what is still outstanding left.
     pub(crate) retransmitting_since: Option<Instant>,
+    #[serde(default)]
+    pub(crate) frto: Frto,
+}
+
+impl Recovery {
+    /// Up to where delivery of what was sent only once would show that a time-out was spurious.
+    pub(crate) fn frto_point(&self) -> Option<Seq> {
+        (self.frto != Frto::Settled).then_some(self.point)
+    }
 }
 
 #[cfg(test)]

@@ -383,6 +383,13 @@ impl Sender {
         newly
     }
 
+    /// How much of `start..end` is taken for lost and not sent again.
+    pub(crate) fn lost_in(&self, start: Seq, end: Seq) -> usize {
+        let from = self.index_of(start);
+        let chunks = self.chunks.iter().skip(from).take_while(|chunk| chunk.start < end);
+        chunks.filter(|chunk| chunk.lost && !chunk.retransmitted).map(Chunk::len).sum()
+    }
+
     /// Takes the first `bytes` in flight for lost (for peers without SACK). Returns the bytes newly lost.
     pub(crate) fn mark_head_lost(&mut self, bytes: usize) -> usize {
         let limit = self.una + bytes;

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use super::super::Env;
 use super::super::congestion::Acked;
-use super::super::recovery::{DUPLICATE_THRESHOLD, Phase, Reduction, Undo};
+use super::super::recovery::{DUPLICATE_THRESHOLD, Frto, Phase, Reduction, Undo};
 use super::super::rtt::RTO_MAX;
 use super::super::segment::{Flags, Segment};
 use super::super::send::Chunk;
 use super::super::seq::{Seq, wire_before};
 use super::super::timers::Timer;
 use super::super::timestamp;
-use super::{Connection, Verdict, path_mtu};
+use super::{Connection, Verdict};
 use crate::Instant;
 
 /// Room a delayed ACK of the peer needs (RFC 8985: `WCDelAckT`; Linux: `TCP_RTO_MIN`).
@@ -30,6 +30,11 @@ struct Report {
     advanced: bool,
     /// A D-SACK came.
     duplicate: bool,
+    /// Something was delivered by a SACK.
+    sacked: bool,
+    /// Something before this was delivered that was never sent again.
+    original_before: Option<Seq>,
+    original: bool,
 }
 
 impl Report {
@@ -37,6 +42,7 @@ impl Report {
         self.delivered += chunk.len();
         if !chunk.ever_retransmitted {
             self.sample = self.sample.max(Some(chunk.sent_at));
+            self.original |= self.original_before.is_some_and(|point| chunk.end <= point);
         }
     }
 }
@@ -83,7 +89,7 @@ impl Connection {
         }
 
         let had_outstanding = self.snd.outstanding() > 0;
-        let mut report = Report::default();
+        let mut report = Report { original_before: self.recovery.frto_point(), ..Report::default() };
         if self.agreed.sack && !segment.options.sack.is_empty() {
             self.take_sack_blocks(env, segment, ack, &mut report);
         }
@@ -99,9 +105,8 @@ impl Connection {
             self.recovery.timeouts = 0;
             self.recovery.retransmitting_since = None;
             self.rtt.reset_backoff();
-            if self.size.raise_at.is_some_and(|at| at <= env.now) {
-                self.size.raise_at = None;
-                self.size.path_mtu = u32::try_from(path_mtu(env.config, self.looped)).unwrap_or(u32::MAX);
+            if self.size.raise_at.is_some() || self.size.search.is_some() {
+                self.update_path_mtu(env);
             }
         }
         if !had_outstanding {
@@ -143,6 +148,7 @@ impl Connection {
             }
             let rack = &mut self.recovery.rack;
             self.snd.sack(left.max(una + 1), right, |chunk| {
+                report.sacked = true;
                 report.on_delivered(chunk);
                 rack.on_delivered(env.now, chunk, min_rtt);
             });
@@ -180,12 +186,14 @@ impl Connection {
         let now = env.now;
         let mss = self.mss();
         self.try_undo(segment, report);
+        self.question_time_out(report, duplicate_ack);
         self.finish_probe(report, duplicate_ack);
         if self.recovery.phase != Phase::Open && self.snd.una() >= self.recovery.point {
             self.complete();
         }
         let newly_lost =
             if self.agreed.sack { self.detect_loss(now) } else { self.count_duplicates(report, duplicate_ack) };
+        let newly_lost = if newly_lost > 0 && self.only_the_probe_is_lost(now) { 0 } else { newly_lost };
         if newly_lost > 0 && matches!(self.recovery.phase, Phase::Open | Phase::Reducing) {
             self.enter_recovery();
         }
@@ -193,7 +201,6 @@ impl Connection {
             self.statistics.delivered_marked += report.delivered.div_ceil(mss) as u64;
             if self.recovery.phase == Phase::Open && self.snd.outstanding() > 0 {
                 self.enter(Phase::Reducing);
-                self.ecn.confirm = true;
             }
         }
         match self.recovery.phase {
@@ -275,6 +282,8 @@ impl Connection {
     fn enter(&mut self, phase: Phase) {
         let mss = self.mss();
         self.recovery.phase = phase;
+        // RFC 3168 (6.1.2): every reduction is told to the peer, whatever the reason.
+        self.ecn.confirm = self.agreed.ecn;
         self.recovery.point = self.snd.nxt();
         self.recovery.reduction = Reduction::new(self.snd.pipe().max(self.snd.outstanding() - self.snd.sacked()));
         self.congestion.on_congestion(self.snd.outstanding(), mss);
@@ -306,6 +315,7 @@ impl Connection {
         self.recovery.rack.on_recovery_end();
         self.recovery.phase = Phase::Open;
         self.recovery.undo = None;
+        self.recovery.frto = Frto::Settled;
         self.recovery.duplicates = 0;
     }
 
@@ -319,13 +329,41 @@ impl Connection {
             && self.agreed.timestamps
             && matches!((undo.timestamp, segment.options.timestamps), (Some(first), Some((_, echo))) if echo != 0 && wire_before(echo, first));
         let by_duplicates = report.duplicate && undo.timestamp.is_some() && undo.retransmitted == 0;
-        if !by_timestamp && !by_duplicates {
-            return;
+        if by_timestamp || by_duplicates {
+            self.undo();
         }
+    }
+
+    /// Nothing was lost: back to where things stood before.
+    fn undo(&mut self) {
+        self.recovery.frto = Frto::Settled;
         if let Some(undo) = self.recovery.undo.take() {
             self.congestion.restore(undo.saved);
             self.snd.unmark_lost();
             self.recovery.phase = Phase::Open;
+        }
+    }
+
+    /// RFC 5682 (3.1), after a retransmission time-out (Linux: `tcp_process_loss`).
+    fn question_time_out(&mut self, report: &Report, duplicate_ack: bool) {
+        if self.recovery.phase != Phase::Loss || self.recovery.frto == Frto::Settled {
+            return;
+        }
+        // Step 3b
+        if report.original {
+            return self.undo();
+        }
+        match self.recovery.frto {
+            // Step 3a: what was sent in between arrived before what is taken for lost.
+            Frto::Probing if report.sacked || duplicate_ack => self.recovery.frto = Frto::Settled,
+            // Step 2b
+            Frto::Repeated if report.advanced && self.snd.una() < self.recovery.point => {
+                let window = (self.snd.una() + self.window.size).since(self.snd.nxt());
+                let may_send = self.snd.unsent_payload() > 0 && window > 0;
+                self.recovery.point = self.snd.nxt();
+                self.recovery.frto = if may_send { Frto::Probing } else { Frto::Settled };
+            }
+            _ => {}
         }
     }
 

@@ -10,13 +10,10 @@ use super::super::seq::{Seq, wire_before};
 use super::super::timers::Timer;
 use super::super::{Agreed, Env, MSS_MIN, TIMESTAMP_AGE_MAX, default_mss, timestamp};
 use super::{Connection, DELAYED_ACK_MAX, QUICK_ACKS, RELEASE_AFTER};
-use crate::{Instant, SocketError, State};
+use crate::{SocketError, State};
 
 /// Least time between two challenge ACKs of one connection (Linux: `tcp_invalid_ratelimit`).
 const CHALLENGE_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How long the path is believed to be narrow (RFC 1191, 6.3; Linux: `route/mtu_expires`).
-const PATH_MTU_AGE: Duration = Duration::from_secs(600);
 
 /// What a segment did to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -369,30 +366,5 @@ impl Connection {
                 None
             }
         }
-    }
-
-    /// ICMP says that a packet was too big (RFC 1191, RFC 8201).
-    pub(crate) fn handle_packet_too_big(&mut self, env: &Env<'_>, mtu: usize, seq: u32) {
-        let seq = self.snd.una().expand(seq);
-        if !(self.snd.una() <= seq && seq < self.snd.nxt()) {
-            return;
-        }
-        // Linux: `ip_rt_min_pmtu`; below it the message is more likely an attack than a path.
-        let least = if self.tuple.remote.is_ipv4() { 552 } else { 1280 };
-        let mtu = u32::try_from(mtu.max(least)).unwrap_or(u32::MAX);
-        if mtu >= self.size.path_mtu {
-            return;
-        }
-        self.lower_path_mtu(mtu, env.now + PATH_MTU_AGE);
-    }
-
-    /// Packets of the path's former size are gone: send what they carried again, smaller, at once.
-    pub(super) fn lower_path_mtu(&mut self, mtu: u32, raise_at: Instant) {
-        let before = self.mss();
-        self.size.path_mtu = mtu;
-        self.size.raise_at = Some(raise_at);
-        let after = self.mss();
-        self.congestion.rescale(before, after);
-        self.snd.mark_lost(|chunk| chunk.len() > after);
     }
 }

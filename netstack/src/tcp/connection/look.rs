@@ -68,9 +68,12 @@ impl Connection {
 
     /// Payload bytes a segment may carry, the timestamp option allowed for.
     pub(crate) fn mss(&self) -> usize {
-        let path = mss_of(self.size.path_mtu as usize, self.tuple.remote);
-        let whole = usize::from(self.size.peer.min(path));
-        whole.saturating_sub(Header::options_len(self.agreed.timestamps, 0)).max(16)
+        self.mss_without_options().saturating_sub(Header::options_len(self.agreed.timestamps, 0)).max(16)
+    }
+
+    /// The same with the option's bytes.
+    pub(super) fn mss_without_options(&self) -> usize {
+        usize::from(self.size.peer.min(mss_of(self.size.path_mtu as usize, self.tuple.remote)))
     }
 
     /// The record that takes this connection's place in TIME-WAIT.

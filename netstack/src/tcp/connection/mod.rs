@@ -10,6 +10,7 @@
 //! * [`acknowledge`]: what an acknowledgment means for what is in flight.
 //! * [`output`]: what to send next.
 //! * [`timeout`]: what the timers do.
+//! * [`mtu`]: how large its packets may be.
 //! * [`look`]: what others ask of it.
 //!
 //! A connection is plain data and holds its whole state: serializing it is freezing it.
@@ -17,6 +18,7 @@
 mod acknowledge;
 mod input;
 mod look;
+mod mtu;
 mod open;
 mod output;
 mod parts;

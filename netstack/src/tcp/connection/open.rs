@@ -75,6 +75,7 @@ impl Connection {
                 raise_at: None,
                 black_holes: 0,
                 received: default_mss(tuple.local),
+                search: None,
             },
             agreed: Agreed::default(),
             timestamps: Timestamps { offset: timestamp_offset, ..Timestamps::default() },

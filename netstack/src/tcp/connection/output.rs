@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::super::recovery::{Phase, Probe};
+use super::super::recovery::{Frto, Phase, Probe};
 use super::super::segment::{Flags, Header};
 use super::super::send::Chunk;
 use super::super::seq::Seq;
@@ -50,10 +50,28 @@ impl Connection {
             State::Closed | State::Listen | State::TimeWait => return None,
             _ => {}
         }
+        if self.recovery.frto == Frto::Probing
+            && let Some(held) = self.poll_instead_of_retransmission(env)
+        {
+            return held;
+        }
         self.poll_retransmission(env)
             .or_else(|| self.poll_probe(env))
             .or_else(|| self.poll_new_data(env))
             .or_else(|| self.poll_acknowledgment(env))
+    }
+
+    /// F-RTO, step 2b: new data leaves, and what is taken for lost waits for the next acknowledgment. Nothing if there is
+    /// no new data to send after all.
+    fn poll_instead_of_retransmission(&mut self, env: &Env<'_>) -> Option<Option<Emission>> {
+        if let Some(fresh) = self.poll_new_data(env) {
+            return Some(Some(fresh));
+        }
+        if self.snd.nxt() > self.recovery.point {
+            return Some(self.poll_acknowledgment(env));
+        }
+        self.recovery.frto = Frto::Settled;
+        None
     }
 
     fn poll_syn(&mut self, env: &Env<'_>) -> Option<Emission> {
@@ -128,7 +146,7 @@ impl Connection {
     }
 
     /// Payload of one segment now, with what the SACK option takes away.
-    fn segment_size(&self) -> usize {
+    pub(super) fn segment_size(&self) -> usize {
         let blocks = if self.agreed.sack && self.rcv.has_sack() {
             // One block for a duplicate and one per range, as many as fit.
             let most = if self.agreed.timestamps { 3 } else { 4 };
@@ -163,7 +181,7 @@ impl Connection {
     }
 
     /// Wraps a stretch of the stream into a packet and does what sending it entails.
-    fn emit_stream(&mut self, env: &Env<'_>, start: Seq, end: Seq, segment: usize, fresh: bool) -> Emission {
+    pub(super) fn emit_stream(&mut self, env: &Env<'_>, start: Seq, end: Seq, segment: usize, fresh: bool) -> Emission {
         let payload = self.snd.payload_span(start, end);
         let fin = self.snd.covers_fin(end);
         let drains = end.since(self.snd.una())
@@ -276,6 +294,11 @@ impl Connection {
         if self.snd.unsent() == 0 {
             return None;
         }
+        if self.size.search.is_some()
+            && let Some(probe) = self.poll_mtu_probe(env)
+        {
+            return Some(probe);
+        }
         let segment = self.segment_size();
         let len = self.new_data_len(env, segment)?;
         let start = self.snd.nxt();
@@ -307,7 +330,7 @@ impl Connection {
     }
 
     /// RFC 7661 in Linux's manner: how much of the window was used in the last round trip.
-    fn note_usage(&mut self) {
+    pub(super) fn note_usage(&mut self) {
         let pipe = self.snd.pipe();
         if self.snd.una() >= self.usage.until || pipe > self.usage.most {
             self.usage.most = pipe;

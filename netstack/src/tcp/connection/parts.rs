@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::seq::Seq;
+use super::mtu::Search;
 use crate::Instant;
 
 /// What the peer lets this side send.
@@ -29,12 +30,15 @@ pub(super) struct SegmentSize {
     pub(super) own: u16,
     /// Largest packet the path carries.
     pub(super) path_mtu: u32,
-    /// When to try again what the link itself carries (RFC 1191, 6.3).
+    /// When to search for a larger one (RFC 1191, 6.3).
     pub(super) raise_at: Option<Instant>,
     /// How often packets seemed to vanish for their size.
     pub(super) black_holes: u8,
     /// Largest segment seen from the peer.
     pub(super) received: u16,
+    /// The search for the path's largest packet.
+    #[serde(default)]
+    pub(super) search: Option<Search>,
 }
 
 /// Timestamps (RFC 7323).

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::Env;
-use super::super::recovery::Phase;
+use super::super::recovery::{Frto, Phase};
 use super::super::rtt::{RTO_MAX, RTO_MIN};
 use super::super::timers::Timer;
 use super::{Connection, ProbeKind, RELEASE_AFTER, Verdict};
@@ -33,7 +33,8 @@ impl Connection {
             match timer {
                 Timer::Retransmit => self.on_retransmission_timeout(env)?,
                 Timer::Reorder => {
-                    if self.detect_loss(env.now) > 0 && matches!(self.recovery.phase, Phase::Open | Phase::Reducing) {
+                    let lost = self.detect_loss(env.now) > 0 && !self.only_the_probe_is_lost(env.now);
+                    if lost && matches!(self.recovery.phase, Phase::Open | Phase::Reducing) {
                         self.enter_recovery();
                         let mss = self.mss();
                         let window = self.recovery_window(mss);
@@ -88,12 +89,16 @@ impl Connection {
         if self.snd.first_chunk().is_some_and(|chunk| chunk.sacked) {
             self.snd.renege();
         }
+        // RFC 5682 (3.1), step 1: not in the middle of another recovery, which has sent again more than the first segment.
+        let questionable = matches!(self.recovery.phase, Phase::Open | Phase::Reducing) || self.recovery.timeouts > 0;
+        self.recovery.frto = if questionable && self.agreed.sack { Frto::Repeated } else { Frto::Settled };
         if self.recovery.phase != Phase::Loss {
             self.enter_loss();
         }
         self.recovery.point = self.snd.nxt();
         self.recovery.probe = None;
         self.probing.due = None;
+        self.give_up_probe();
         self.mark_timed_out(env.now);
         // RFC 5681 (3.1): one segment, beyond what is still believed to be on its way.
         let window = self.snd.pipe() + mss;
@@ -115,6 +120,7 @@ impl Connection {
             self.recovery.undo =
                 Some(super::super::recovery::Undo { saved: self.congestion.save(), retransmitted: 0, timestamp: None });
             self.congestion.on_congestion(self.snd.outstanding(), mss);
+            self.ecn.confirm = self.agreed.ecn;
         }
         self.recovery.phase = Phase::Loss;
     }
@@ -124,20 +130,6 @@ impl Connection {
         let head = self.snd.una();
         let rack = &self.recovery.rack;
         self.snd.mark_lost(|chunk| chunk.start == head || rack.is_expired(now, chunk));
-    }
-
-    /// RFC 4821 in little: full-sized packets vanish and no ICMP says why. Try with smaller ones for a while; the next time
-    /// for longer, since it may as well have been an outage.
-    fn suspect_black_hole(&mut self, env: &Env<'_>) {
-        /// Linux: `tcp_base_mss`, with headers.
-        const BASE: u32 = 1064;
-        const FIRST: Duration = Duration::from_secs(10);
-        let full = self.snd.first_chunk().is_some_and(|chunk| chunk.len() >= self.mss());
-        if !self.looped && self.size.path_mtu > BASE && full {
-            let patience = FIRST * (1 << self.size.black_holes.min(6));
-            self.size.black_holes = self.size.black_holes.saturating_add(1);
-            self.lower_path_mtu(BASE, env.now + patience);
-        }
     }
 
     fn timeout_error(&self) -> SocketError {
