@@ -182,7 +182,7 @@ impl Pump {
         let now = self.clock.now();
         self.bridge.set_now(now);
         if self.tun_readable {
-            self.receive_packets(now);
+            self.receive_packets();
         }
         if let Some(wire) = &mut self.wire {
             wire.send_outward(&self.tun, &mut self.recorder);
@@ -213,7 +213,7 @@ impl Pump {
         self.bridge.serve();
     }
 
-    fn receive_packets(&mut self, now: Instant) {
+    fn receive_packets(&mut self) {
         for _ in 0..PACKETS_A_ROUND {
             let length = match self.tun.receive(&mut self.buffer) {
                 Ok(length) => length,
@@ -237,7 +237,7 @@ impl Pump {
             if self.recorder.is_on() {
                 self.recorder.packet(Direction::In, &[data]);
             }
-            let handled = self.bridge.stack.handle_packet(now, RxPacket { data, checksum, gso_size });
+            let handled = self.bridge.handle_packet(RxPacket { data, checksum, gso_size });
             let Some(wire) = &mut self.wire else { continue };
             if handled == Handled::Foreign
                 && let Some((header, packet)) = self.buffer[..length].split_first_chunk()

@@ -22,9 +22,14 @@ impl Stack {
         Stack::Here(Box::new(stack))
     }
 
-    pub(super) fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) -> Handled {
+    pub(super) fn handle_packet_with(
+        &mut self,
+        now: Instant,
+        packet: RxPacket<'_>,
+        deliver: &mut dyn FnMut(SocketId, [&[u8]; 3]) -> usize,
+    ) -> Handled {
         match self {
-            Stack::Here(stack) => stack.handle_packet(now, packet),
+            Stack::Here(stack) => stack.handle_packet_with(now, packet, deliver),
         }
     }
 

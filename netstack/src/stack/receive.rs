@@ -17,7 +17,7 @@ use crate::tcp::receive::{INITIAL_LIMIT, Receiver};
 use crate::tcp::segment::{Flags, Segment};
 use crate::tcp::time_wait;
 use crate::tcp::{Agreed, Env, Tuple, default_mss};
-use crate::{Instant, SocketError, State};
+use crate::{Instant, SocketError, SocketId, State};
 
 /// A packet with what is known of it beside its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,9 @@ pub(super) struct Arrival<'a> {
 /// Packets for the driver that may wait; it takes them after each one that it hands in.
 const FOREIGN_MAX: usize = 64;
 
+/// Takes bytes that are next in a connection's stream, see [`Stack::handle_packet_with`].
+type Deliver<'a> = dyn FnMut(SocketId, [&[u8]; 3]) -> usize + 'a;
+
 /// What of a connection a driver can see; a change of it is reported.
 type Visible = (State, usize, bool, bool, Option<(usize, bool)>);
 
@@ -41,9 +44,17 @@ fn visible(connection: &Connection) -> Visible {
 impl Stack {
     /// Takes in a packet that arrived from the link.
     pub fn handle_packet(&mut self, now: Instant, packet: RxPacket<'_>) -> Handled {
+        self.handle_packet_with(now, packet, &mut |_, _| 0)
+    }
+
+    /// Takes in a packet that arrived from the link, and offers bytes that are next in a connection's stream to `deliver`,
+    /// which returns how many it took. They come in three parts: what could be read before, and the packet's payload.
+    /// What isn't taken is kept for [`Stack::tcp_recv_with`]; not all bytes are offered. So the bulk of a stream
+    /// needs no copy here.
+    pub fn handle_packet_with(&mut self, now: Instant, packet: RxPacket<'_>, deliver: &mut Deliver<'_>) -> Handled {
         let now = self.clock.enter(now);
         let verify = packet.checksum == Checksum::Verify;
-        self.receive(now, Arrival { data: packet.data, verify, gso_size: packet.gso_size, looped: false })
+        self.receive(now, Arrival { data: packet.data, verify, gso_size: packet.gso_size, looped: false }, deliver)
     }
 
     /// A packet that came in fragments and isn't for the stack, like those that [`Handled::Foreign`] speaks of. Its checksums
@@ -52,7 +63,7 @@ impl Stack {
         self.foreign.pop_front()
     }
 
-    pub(super) fn receive(&mut self, now: Instant, arrival: Arrival<'_>) -> Handled {
+    pub(super) fn receive(&mut self, now: Instant, arrival: Arrival<'_>, deliver: &mut Deliver<'_>) -> Handled {
         let Some(datagram) = ip::parse(arrival.data, arrival.verify) else {
             return Handled::Taken;
         };
@@ -67,12 +78,18 @@ impl Stack {
             self.collect(now, &arrival, &datagram, &fragment);
             return Handled::Taken;
         }
-        self.receive_whole(now, &arrival, &datagram)
+        self.receive_whole(now, &arrival, &datagram, deliver)
     }
 
-    fn receive_whole(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>) -> Handled {
+    fn receive_whole(
+        &mut self,
+        now: Instant,
+        arrival: &Arrival<'_>,
+        datagram: &Datagram<'_>,
+        deliver: &mut Deliver<'_>,
+    ) -> Handled {
         match datagram.protocol {
-            protocol::TCP => self.receive_tcp(now, arrival, datagram),
+            protocol::TCP => self.receive_tcp(now, arrival, datagram, deliver),
             protocol::ICMP if datagram.destination.is_ipv4() => return self.receive_icmp(now, arrival, datagram),
             protocol::ICMPV6 if datagram.destination.is_ipv6() => return self.receive_icmp(now, arrival, datagram),
             _ if self.config.foreign => return Handled::Foreign,
@@ -100,7 +117,7 @@ impl Stack {
                 };
                 // A fragment of fragments is nobody's honest work.
                 if datagram.fragment.is_none()
-                    && self.receive_whole(now, &arrival, &datagram) == Handled::Foreign
+                    && self.receive_whole(now, &arrival, &datagram, &mut |_, _| 0) == Handled::Foreign
                     && self.foreign.len() < FOREIGN_MAX
                 {
                     self.foreign.push_back(packet);
@@ -178,7 +195,7 @@ impl Stack {
         }
     }
 
-    fn receive_tcp(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>) {
+    fn receive_tcp(&mut self, now: Instant, arrival: &Arrival<'_>, datagram: &Datagram<'_>, deliver: &mut Deliver<'_>) {
         let congested = datagram.traffic_class & 3 == ip::ECN_CE;
         let parsed = Segment::parse(
             datagram.source,
@@ -196,17 +213,27 @@ impl Stack {
             remote_port: segment.source_port,
         };
         match self.flows.get(&tuple).copied() {
-            Some(Flow::Socket(slot)) => self.segment_for_socket(now, slot, &tuple, &segment),
+            Some(Flow::Socket(slot)) => self.segment_for_socket(now, slot, &tuple, &segment, deliver),
             Some(Flow::HalfOpen(index)) => self.segment_for_half_open(now, index, arrival, &tuple, &segment),
             Some(Flow::TimeWait(index)) => self.segment_for_time_wait(now, index, arrival, &tuple, &segment),
             None => self.segment_for_nobody(now, arrival, &tuple, &segment),
         }
     }
 
-    fn segment_for_socket(&mut self, now: Instant, slot: u32, tuple: &Tuple, segment: &Segment<'_>) {
+    fn segment_for_socket(
+        &mut self,
+        now: Instant,
+        slot: u32,
+        tuple: &Tuple,
+        segment: &Segment<'_>,
+        deliver: &mut Deliver<'_>,
+    ) {
+        let Some(id) = self.sockets.get(slot).map(|socket| socket.id) else {
+            return;
+        };
         let outcome = self.with_connection(now, slot, |connection, env| {
             let (before, queued) = (visible(connection), connection.unacked() + connection.unsent());
-            let verdict = connection.handle_segment(env, segment);
+            let verdict = connection.handle_segment(env, segment, &mut |parts| deliver(id, parts));
             let freed = connection.unacked() + connection.unsent() < queued;
             (verdict, visible(connection) != before || freed, connection.looped)
         });
@@ -483,7 +510,8 @@ impl Stack {
         if let Some(queue) = self.sockets.get_mut(listener).and_then(Socket::listener_mut) {
             queue.queue.push_back(slot);
         }
-        self.segment_for_socket(now, slot, tuple, segment);
+        // Nobody can read it before it is accepted.
+        self.segment_for_socket(now, slot, tuple, segment, &mut |_, _| 0);
         self.note_change(listener);
     }
 }

@@ -63,7 +63,8 @@ impl Stack {
     fn next_plan(&mut self, now: Instant) -> Option<Plan> {
         loop {
             if let Some(packet) = self.looped.pop_front() {
-                self.receive(now, Arrival { data: &packet, verify: false, gso_size: None, looped: true });
+                let arrival = Arrival { data: &packet, verify: false, gso_size: None, looped: true };
+                self.receive(now, arrival, &mut |_, _| 0);
                 if self.scratch.spare.len() < SPARE_MAX {
                     self.scratch.spare.push(packet);
                 }

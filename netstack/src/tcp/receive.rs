@@ -29,11 +29,16 @@ struct Range {
     stamp: u64,
 }
 
+/// Takes bytes that are next in the stream, in three parts, and returns how many of them: what it leaves is kept to be read.
+pub(crate) type Deliver<'a> = dyn FnMut([&[u8]; 3]) -> usize + 'a;
+
 /// What taking in a segment's payload did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Inserted {
-    /// Bytes that became readable.
+    /// Bytes that became readable, those delivered at once included.
     pub(crate) readable: usize,
+    /// Bytes that were delivered at once; some may have been readable before.
+    pub(crate) delivered: usize,
     /// The segment left or met a gap, or was a duplicate: acknowledge at once (RFC 5681, 4.2).
     pub(crate) out_of_order: bool,
     /// The peer's FIN was reached.
@@ -189,12 +194,17 @@ impl Receiver {
         self.ring.parts(0, self.readable())
     }
 
-    /// Drops what the program has read and grows the limit if the program keeps up.
+    /// Drops what the program has read.
     pub(crate) fn consume(&mut self, now: Instant, bytes: usize, rtt: Option<Duration>) {
         self.ring.consume(bytes);
         if self.urgent.is_some_and(|urgent| urgent.at < self.base()) {
             self.urgent = None;
         }
+        self.note_read(now, bytes, rtt);
+    }
+
+    /// The program has been given bytes: grows the limit if it keeps up.
+    pub(crate) fn note_read(&mut self, now: Instant, bytes: usize, rtt: Option<Duration>) {
         if self.autotune.enabled {
             self.adjust_limit(now, bytes, rtt);
         }
@@ -303,8 +313,16 @@ impl Receiver {
         }
     }
 
-    /// Takes in a segment's payload and FIN. What lies outside the window is cut off.
-    pub(crate) fn insert(&mut self, now: Instant, seq: Seq, payload: &[u8], fin: bool) -> Inserted {
+    /// Takes in a segment's payload and FIN. What lies outside the window is cut off. What is next in the stream is
+    /// offered to `deliver` together with all that was readable before, and copied into the buffer only if not taken.
+    pub(crate) fn insert(
+        &mut self,
+        now: Instant,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        deliver: &mut Deliver<'_>,
+    ) -> Inserted {
         let mut inserted = Inserted::default();
         let mut start = seq;
         let mut payload = payload;
@@ -339,7 +357,7 @@ impl Receiver {
             self.fin = Some(end);
         }
         if start == self.nxt {
-            self.insert_in_order(now, payload, &mut inserted);
+            self.insert_in_order(now, payload, &mut inserted, deliver);
         } else {
             inserted.out_of_order = true;
             self.insert_ahead(start, end, payload);
@@ -354,11 +372,22 @@ impl Receiver {
         inserted
     }
 
-    fn insert_in_order(&mut self, now: Instant, payload: &[u8], inserted: &mut Inserted) {
-        let before = self.ring.len();
+    fn insert_in_order(&mut self, now: Instant, payload: &[u8], inserted: &mut Inserted, deliver: &mut Deliver<'_>) {
+        let before = self.nxt;
         if !payload.is_empty() {
-            self.ring.write_at(before, payload);
-            self.ring.commit(payload.len());
+            let mut rest = payload;
+            // With a gap behind it the payload joins what lies beyond, and all of that is read together. An urgent byte
+            // has to be taken out.
+            if self.ranges.is_empty() && self.urgent.is_none() {
+                let waiting = self.ring.len();
+                let [first, second] = self.ring.parts(0, waiting);
+                inserted.delivered = deliver([first, second, payload]).min(waiting + payload.len());
+                let old = inserted.delivered.min(waiting);
+                self.ring.consume(old);
+                rest = &payload[inserted.delivered - old..];
+            }
+            self.ring.write_at(self.ring.len(), rest);
+            self.ring.commit(rest.len());
             self.nxt += payload.len();
         }
         let mut merged = 0;
@@ -375,7 +404,7 @@ impl Receiver {
             inserted.out_of_order = true;
         }
         inserted.out_of_order |= !self.ranges.is_empty();
-        inserted.readable = self.ring.len() - before;
+        inserted.readable = self.nxt.since(before);
         self.measure_round_trip(now);
     }
 
@@ -510,7 +539,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order, overlap and repetition of segments, the stream comes out whole and once.
+        /// Whatever the order, overlap and repetition of segments, and however much of them is taken on arrival, the
+        /// stream comes out whole and once.
         #[test]
         fn reassembles(isn in any::<u32>(), mut pieces in proptest::collection::vec((0usize..5000, 1usize..700), 1..60), seed in any::<u64>()) {
             let stream: Vec<u8> = (0..6000u32).map(|i| (i.wrapping_mul(31) >> 3) as u8).collect();
@@ -522,13 +552,19 @@ mod tests {
             }
             let mut random = seed | 1;
             let mut covered = vec![false; 6000];
+            let mut delivered = Vec::new();
             while !pieces.is_empty() {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
                 let (at, len) = pieces.swap_remove((random % pieces.len() as u64) as usize);
                 let end = (at + len).min(6000);
-                receiver.insert(Instant::ZERO, start + at, &stream[at..end], end == 6000);
+                receiver.insert(Instant::ZERO, start + at, &stream[at..end], end == 6000, &mut |parts| {
+                    let offered = parts.concat();
+                    let taken = (random >> 20) as usize % 3 * offered.len() / 2;
+                    delivered.extend_from_slice(&offered[..taken]);
+                    taken
+                });
                 covered[at..end].fill(true);
                 let in_order = covered.iter().take_while(|&&seen| seen).count();
                 let fin = usize::from(in_order == 6000);
@@ -543,7 +579,8 @@ mod tests {
                 }
             }
             prop_assert!(receiver.finished());
-            prop_assert_eq!(receiver.readable_parts().concat(), stream);
+            delivered.extend(receiver.readable_parts().concat());
+            prop_assert_eq!(delivered, stream);
         }
 
         #[test]
@@ -553,7 +590,7 @@ mod tests {
             let mut edge = receiver.edge();
             for (arrive, read) in steps {
                 let bytes = vec![1; arrive];
-                receiver.insert(Instant::ZERO, receiver.nxt(), &bytes, false);
+                receiver.insert(Instant::ZERO, receiver.nxt(), &bytes, false, &mut |_| 0);
                 let told = usize::from(receiver.advertise(1460)) << scale;
                 let told_edge = receiver.nxt() + told;
                 prop_assert!(told_edge >= edge, "{told_edge:?} < {edge:?}");
@@ -567,13 +604,13 @@ mod tests {
     fn freshest_block_first_and_duplicates_before_it() {
         let mut receiver = receiver(1);
         let nxt = receiver.nxt();
-        receiver.insert(Instant::ZERO, nxt + 1000, &[1; 100], false);
-        receiver.insert(Instant::ZERO, nxt + 3000, &[1; 100], false);
-        receiver.insert(Instant::ZERO, nxt + 1100, &[1; 100], false);
+        receiver.insert(Instant::ZERO, nxt + 1000, &[1; 100], false, &mut |_| 0);
+        receiver.insert(Instant::ZERO, nxt + 3000, &[1; 100], false, &mut |_| 0);
+        receiver.insert(Instant::ZERO, nxt + 1100, &[1; 100], false, &mut |_| 0);
         let blocks: Vec<_> =
             receiver.sack_blocks(3).iter().map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt))).collect();
         assert_eq!(blocks, [(1000, 1200), (3000, 3100)]);
-        receiver.insert(Instant::ZERO, nxt + 3000, &[1; 50], false);
+        receiver.insert(Instant::ZERO, nxt + 3000, &[1; 50], false, &mut |_| 0);
         let first =
             receiver.sack_blocks(3).iter().next().map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt)));
         assert_eq!(first, Some((3000, 3050)));
@@ -585,8 +622,8 @@ mod tests {
     fn fin_out_of_order_waits() {
         let mut receiver = receiver(1);
         let nxt = receiver.nxt();
-        assert!(!receiver.insert(Instant::ZERO, nxt + 10, &[2; 10], true).finished);
-        assert!(receiver.insert(Instant::ZERO, nxt, &[1; 10], false).finished);
+        assert!(!receiver.insert(Instant::ZERO, nxt + 10, &[2; 10], true, &mut |_| 0).finished);
+        assert!(receiver.insert(Instant::ZERO, nxt, &[1; 10], false, &mut |_| 0).finished);
         assert_eq!(receiver.nxt(), nxt + 21);
         assert_eq!(receiver.readable(), 20);
     }

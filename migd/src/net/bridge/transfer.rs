@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::AsFd;
 
-use netstack::{Instant, Shutdown, SocketError, SocketId, State};
+use netstack::{Handled, Instant, RxPacket, Shutdown, SocketError, SocketId, State};
 use sys::unix::{self, Half, Receive};
 
 use super::socket::{Connected, End, Ended, Phase, Socket, SocketKey};
@@ -47,6 +47,28 @@ enum Verdict {
 }
 
 impl Bridge {
+    /// Takes in a packet. What is next in a stream goes from the packet straight into the pair, if that has room.
+    pub(in crate::net) fn handle_packet(&mut self, packet: RxPacket<'_>) -> Handled {
+        let Bridge { stack, now, sockets, by_id, .. } = self;
+        stack.handle_packet_with(*now, packet, &mut |id, parts| {
+            let socket = by_id.get(&id).and_then(|key| sockets.get_mut(key));
+            let Some(Socket { phase: Phase::Connected { end, .. }, shut_read: false, .. }) = socket else {
+                return 0;
+            };
+            if !end.writable || end.hung_up {
+                return 0;
+            }
+            // An error is met again, and dealt with, where what was received is pushed.
+            match unix::send(end.fd.as_fd(), &parts.map(IoSlice::new)) {
+                Ok(count) => count,
+                Err(error) => {
+                    end.writable &= error.kind() != ErrorKind::WouldBlock;
+                    0
+                }
+            }
+        })
+    }
+
     pub(super) fn serve_connected(&mut self, key: SocketKey) {
         let Some(socket) = self.sockets.get_mut(&key) else {
             return;

@@ -4,16 +4,19 @@
 
 use std::time::Duration;
 
-use super::super::receive::SCALE_MAX;
+use super::super::receive::{Deliver, SCALE_MAX};
 use super::super::segment::{Flags, Segment};
 use super::super::seq::{Seq, wire_before};
 use super::super::timers::Timer;
 use super::super::{Agreed, Env, MSS_MIN, TIMESTAMP_AGE_MAX, default_mss, timestamp};
-use super::{Connection, DELAYED_ACK_MAX, QUICK_ACKS, RELEASE_AFTER};
+use super::{Connection, DELAYED_ACK_MAX, KEEP_SMALL, QUICK_ACKS, RELEASE_AFTER};
 use crate::{SocketError, State};
 
 /// Least time between two challenge ACKs of one connection (Linux: `tcp_invalid_ratelimit`).
 const CHALLENGE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Payload from which on a segment is worth a delivery of its own.
+const DELIVER_LEN: usize = 8 << 10;
 
 /// What a segment did to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +54,15 @@ enum Disposition {
 
 impl Connection {
     /// Takes in a segment.
-    pub(crate) fn handle_segment(&mut self, env: &Env<'_>, segment: &Segment<'_>) -> Verdict {
+    pub(crate) fn handle_segment(
+        &mut self,
+        env: &Env<'_>,
+        segment: &Segment<'_>,
+        deliver: &mut Deliver<'_>,
+    ) -> Verdict {
         self.statistics.segments_in += segment.count() as u64;
         if self.state == State::SynSent {
-            return self.handle_in_syn_sent(env, segment);
+            return self.handle_in_syn_sent(env, segment, deliver);
         }
         match self.judge(env, segment) {
             Disposition::Drop => Verdict::Continue,
@@ -74,7 +82,7 @@ impl Connection {
                 _ => SocketError::ConnectionReset,
             })),
             Disposition::Reject => Verdict::Reject,
-            Disposition::Process { seq, ack } => self.process(env, segment, seq, ack),
+            Disposition::Process { seq, ack } => self.process(env, segment, seq, ack, deliver),
         }
     }
 
@@ -157,7 +165,7 @@ impl Connection {
     }
 
     /// RFC 9293 (3.10.7.3)
-    fn handle_in_syn_sent(&mut self, env: &Env<'_>, segment: &Segment<'_>) -> Verdict {
+    fn handle_in_syn_sent(&mut self, env: &Env<'_>, segment: &Segment<'_>, deliver: &mut Deliver<'_>) -> Verdict {
         let acceptable =
             segment.has(Flags::ACK) && segment.ack == self.snd.iss().wire().wrapping_add(1) && !self.syn_due_first();
         if segment.has(Flags::ACK) && !acceptable {
@@ -215,7 +223,7 @@ impl Connection {
         self.set_window(usize::from(segment.window), irs, self.snd.una());
         self.acking.now = true;
         if !segment.payload.is_empty() || segment.has(Flags::FIN) {
-            return self.receive(env, segment, irs + 1);
+            return self.receive(env, segment, irs + 1, deliver);
         }
         Verdict::Continue
     }
@@ -225,7 +233,14 @@ impl Connection {
         self.snd.nxt() == self.snd.iss()
     }
 
-    fn process(&mut self, env: &Env<'_>, segment: &Segment<'_>, seq: Seq, ack: Seq) -> Verdict {
+    fn process(
+        &mut self,
+        env: &Env<'_>,
+        segment: &Segment<'_>,
+        seq: Seq,
+        ack: Seq,
+        deliver: &mut Deliver<'_>,
+    ) -> Verdict {
         self.last_received = env.now;
         self.probing.keepalives = 0;
         // RFC 7323 (4.3): only a segment that reaches back to the last ACK updates TS.Recent.
@@ -272,11 +287,11 @@ impl Connection {
         if segment.payload.is_empty() && !segment.has(Flags::FIN) {
             return Verdict::Continue;
         }
-        self.receive(env, segment, seq)
+        self.receive(env, segment, seq, deliver)
     }
 
     /// Takes in payload and FIN.
-    fn receive(&mut self, env: &Env<'_>, segment: &Segment<'_>, seq: Seq) -> Verdict {
+    fn receive(&mut self, env: &Env<'_>, segment: &Segment<'_>, seq: Seq, deliver: &mut Deliver<'_>) -> Verdict {
         if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
             // The peer's FIN has been here already: there can't be anything beyond it.
             if segment.len() > 0 && seq + segment.len() <= self.rcv.nxt() {
@@ -296,7 +311,12 @@ impl Connection {
             self.ecn.echo = segment.congestion_experienced;
         }
         let before = self.rcv.nxt();
-        let inserted = self.rcv.insert(env.now, seq, segment.payload, segment.has(Flags::FIN));
+        // Small segments of a longer stretch gather in the buffer, so that the driver moves them together.
+        let prompt = segment.has(Flags::PSH) || segment.payload.len() >= DELIVER_LEN;
+        let may_deliver = prompt && !self.read_shut;
+        let inserted = self.rcv.insert(env.now, seq, segment.payload, segment.has(Flags::FIN), &mut |parts| {
+            if may_deliver { deliver(parts) } else { 0 }
+        });
         self.statistics.data_segments_in += segment.count() as u64;
         self.statistics.bytes_received += inserted.readable as u64;
         if self.read_shut && inserted.readable > 0 {
@@ -307,6 +327,12 @@ impl Connection {
         }
         self.owe_acknowledgment(env, segment, inserted.out_of_order || inserted.finished, self.rcv.nxt() > before);
         self.last_data_received = env.now;
+        if inserted.delivered > 0 {
+            let window = self.rcv.window();
+            self.rcv.note_read(env.now, inserted.delivered, self.rtt.smoothed());
+            self.rcv.release_small(KEEP_SMALL);
+            self.after_reading(window);
+        }
         if self.rcv.memory() > 0 {
             self.timers.start(Timer::Release, env.now + RELEASE_AFTER);
         }

@@ -79,7 +79,8 @@ impl Connection {
                 self.last_data_sent = env.now;
             }
         }
-        if env.now.since(self.last_data_received) < DELAYED_ACK_MAX && self.acking.owed {
+        // Linux's `tcp_event_data_sent`: an answer follows soon after what it answers, acknowledged meanwhile or not.
+        if env.now.since(self.last_data_received) < DELAYED_ACK_MAX {
             self.acking.interactive = true;
         }
     }
@@ -129,7 +130,7 @@ impl Connection {
     }
 
     /// Linux's `__tcp_cleanup_rbuf`: tell the peer when its window has at least doubled, or when all is read.
-    fn after_reading(&mut self, window_told: usize) {
+    pub(super) fn after_reading(&mut self, window_told: usize) {
         if self.rcv.finished() || !self.is_synchronized() {
             return;
         }
