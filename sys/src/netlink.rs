@@ -156,6 +156,16 @@ impl Netlink {
         self.exchange(new_link(name, &info), |_, _| {})
     }
 
+    /// Removes a device; of a veth pair both ends go.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn delete_link(&mut self, index: u32) -> io::Result<()> {
+        let mut body = [0; 16];
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        self.exchange(Request::new(libc::RTM_DELLINK, NLM_F_ACK, &body), |_, _| {})
+    }
+
     /// Makes the device a port of a bridge.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 mod figures;
 mod latency;
+mod loss;
 mod peer;
 mod programs;
 mod rr;
@@ -52,12 +53,17 @@ enum BenchCommand {
         #[arg(long, value_name = "MS", default_value_t = 1000)]
         interval_ms: u64,
     },
+    /// One bulk stream over links with loss and delay: the kernel's TCP and migd
+    Loss(loss::Args),
     /// The far end of a measured stream (started by the benchmarks)
     #[command(hide = true)]
     Peer {
         /// Port to listen on
         #[arg(long)]
         port: u16,
+        /// Congestion control to use
+        #[arg(long)]
+        congestion: Option<String>,
     },
     /// A server on smoltcp's own sockets over a TUN device (started by the benchmarks)
     #[command(hide = true)]
@@ -78,7 +84,8 @@ pub fn main(args: Args) -> anyhow::Result<ExitCode> {
             throughput::main(json, rounds, &streams, Duration::from_millis(interval_ms))
         }
         BenchCommand::Rr { json, rounds, interval_ms } => rr::main(json, rounds, Duration::from_millis(interval_ms)),
-        BenchCommand::Peer { port } => peer::main(port),
         BenchCommand::Smoltcp { address } => smoltcp::main(address),
+        BenchCommand::Loss(args) => loss::main(&args),
+        BenchCommand::Peer { port, congestion } => peer::main(port, congestion.as_deref()),
     }
 }

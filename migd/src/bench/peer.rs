@@ -23,9 +23,15 @@ pub(super) const CHUNK: usize = 256 << 10;
 pub(super) const TELL: Duration = Duration::from_millis(10);
 
 /// Serves until it is killed.
-pub(super) fn main(port: u16) -> anyhow::Result<ExitCode> {
+///
+/// `congestion` is the congestion control that its connections use; by default that of the machine.
+pub(super) fn main(port: u16, congestion: Option<&str>) -> anyhow::Result<ExitCode> {
     let listener =
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("can't listen on {port}"))?;
+    if let Some(name) = congestion {
+        // Connections inherit it.
+        rustix::net::sockopt::set_tcp_congestion(&listener, name).with_context(|| format!("can't choose {name}"))?;
+    }
     loop {
         let (stream, _) = listener.accept().context("can't accept")?;
         // A client that hangs up is how every stream ends.

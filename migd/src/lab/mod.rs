@@ -11,6 +11,7 @@ mod cleanup;
 mod commands;
 mod jobs;
 mod layout;
+mod link;
 mod network;
 mod nodes;
 mod processes;
@@ -27,6 +28,7 @@ pub use cleanup::{Leftovers, down, own_name, remove_abandoned};
 pub use commands::{Args, main};
 pub use jobs::Moved;
 pub use layout::{Kind, Layout, Member, Names, state_directory};
+pub use link::{BadLink, BothWays, Bursts, Faults, Passed, Rate};
 
 /// How to make a lab.
 #[derive(Debug, Clone)]
@@ -127,6 +129,19 @@ impl Lab {
     /// `NotFound` when there is none of this name.
     pub fn namespace(&self, member: &str) -> io::Result<sys::netns::NetNamespace> {
         sys::netns::NetNamespace::open_named(&self.names.namespace(member))
+    }
+
+    /// Makes the link between a client and the switch a bad one, for as long as the returned value lives; after that the
+    /// client is cut off. Equal seeds do the same to equal packets.
+    ///
+    /// # Errors
+    /// When there is no such client, or the kernel refuses a device.
+    pub fn degrade(&self, client: &str, faults: BothWays, seed: u64) -> anyhow::Result<BadLink> {
+        let member = self.layout.member(client).filter(|member| member.kind == Kind::Client);
+        let member = member.with_context(|| format!("the lab has no client {client}"))?;
+        let (near, far) = network::replace_uplink(&self.names, &self.layout, member)
+            .with_context(|| format!("can't put another link before {client}"))?;
+        BadLink::start(near, far, faults, seed).context("can't start an emulated link")
     }
 
     /// Process id of a node's daemon, when it was started by this value and not stopped.

@@ -1,17 +1,20 @@
 //! The lab's namespaces, links, addresses and settings of the kernel.
 
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::{fs, io};
 
 use anyhow::Context;
 use sys::netlink::{Hop, Netlink, Route};
 use sys::netns::NetNamespace;
+use sys::tun::create_tap;
 
 use super::layout::{Kind, Layout, Member, Names};
 
 const BRIDGE: &str = "br0";
 const UPLINK: &str = "eth0";
+/// What waits for an emulated link to be read: a whole window, since what is lost there is not the emulation's doing.
+const TAP_QUEUE_PACKETS: u32 = 10_000;
 
 /// Settings of a node, as a machine that forwards for its jobs needs them. `send_redirects` is off because a node that
 /// relays a stray packet to the job's new node on the same link would otherwise tell the sender to change its route.
@@ -67,6 +70,34 @@ fn plug_in(member: &Member, namespace: &NetNamespace) -> io::Result<()> {
     let bridge = netlink.link(BRIDGE)?.index;
     netlink.set_master(port, bridge)?;
     netlink.set_up(port, None, None)
+}
+
+/// Puts a TAP device in the place of a member's uplink, and one in that of its port on the switch. Returns the member's
+/// and the switch's.
+pub(super) fn replace_uplink(names: &Names, layout: &Layout, member: &Member) -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    let prefix = layout.parsed_prefix()?;
+    let switch = NetNamespace::open_named(&layout.switch)?;
+    let far = switch.run(|| {
+        let mut netlink = Netlink::open()?;
+        let port = netlink.link(&member.name)?.index;
+        netlink.delete_link(port)?;
+        let far = create_tap(&member.name)?;
+        let port = netlink.link(&member.name)?.index;
+        let bridge = netlink.link(BRIDGE)?.index;
+        netlink.set_master(port, bridge)?;
+        netlink.set_up(port, None, Some(TAP_QUEUE_PACKETS))?;
+        Ok(far)
+    })?;
+    let namespace = NetNamespace::open_named(&names.namespace(&member.name))?;
+    let near = namespace.run(|| {
+        let near = create_tap(UPLINK)?;
+        let mut netlink = Netlink::open()?;
+        let uplink = netlink.link(UPLINK)?.index;
+        netlink.set_up(uplink, None, Some(TAP_QUEUE_PACKETS))?;
+        configure(member, prefix.0.into(), prefix.1)?;
+        Ok(near)
+    })?;
+    Ok((near, far))
 }
 
 /// Inside the member.
