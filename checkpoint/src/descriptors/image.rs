@@ -4,6 +4,8 @@
 //! flags), and several open files may refer to one *object* (a pipe, a deleted file). Each level refers to the next by index,
 //! so whatever was shared at the source is shared at the target.
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -354,6 +356,26 @@ pub struct SocketImage {
     pub remote: Option<ByteBuf>,
     /// Options.
     pub options: Vec<SocketOption>,
+    /// What waits to be received, oldest first; UDP only.
+    #[serde(default)]
+    pub queue: Vec<DatagramImage>,
+}
+
+/// A datagram that waits to be received, with what a program can learn of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramImage {
+    /// Its data.
+    pub data: ByteBuf,
+    /// Who sent it.
+    pub source: SocketAddr,
+    /// The address it was sent to.
+    pub destination: IpAddr,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// TOS or traffic class.
+    pub traffic_class: u8,
+    /// It came through the loopback device.
+    pub looped: bool,
 }
 
 /// A Unix socket.

@@ -5,6 +5,7 @@
 //! the same file, as a function of the image.
 
 pub(super) mod content;
+mod datagrams;
 pub(super) mod epoll;
 pub(super) mod events;
 pub(super) mod inotify;

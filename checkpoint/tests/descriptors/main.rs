@@ -53,6 +53,31 @@ fn an_aborted_dump_and_restore_leave_the_source_as_it_was() {
     assert!(directory.names().iter().all(|name| !name.starts_with(".migd")), "{:?}", directory.names());
 }
 
+/// Datagrams that wait are received after a move by whom they waited for, with all that the kernel told of them.
+#[test]
+fn queued_datagrams_move() {
+    let directory = Directory::new("datagrams");
+    let source = Program::start_elsewhere("datagrams.py", &["open", directory.path()]);
+    let target = Program::start_elsewhere("datagrams.py", &["stub", directory.path()]);
+    let mut frozen = Tree::stop(&[&source]);
+    let image = frozen.dump(&NoExternals).expect("everything can move");
+    support::assert_alike(&image, &frozen.dump(&NoExternals).expect("again"));
+    let mut stubs = Tree::stop(&[&target]);
+    let mut restorer = stubs.restore(image.clone(), &mut |key| panic!("no {key:?} here"));
+    stubs.finish(&mut restorer);
+    drop(restorer);
+    support::assert_alike(&image, &stubs.dump(&NoExternals).expect("the restored can move"));
+    // The source goes on as if nothing had been, and so does the copy.
+    for (mut tree, program) in [(frozen, &source), (stubs, &target)] {
+        tree.release();
+        program.signal(sys::libc::SIGUSR1);
+        assert_eq!(directory.await_file("verdict", Duration::from_secs(30)), "fine");
+        std::fs::remove_file(std::path::Path::new(directory.path()).join("verdict")).expect("it was read");
+    }
+    let shares = |role| directory.await_file(role, Duration::from_secs(30));
+    assert_eq!(shares("shares-open"), shares("shares-stub"));
+}
+
 #[test]
 fn a_socket_from_outside_moves_once_its_peer_is_gone() {
     let (inner, outer) = sys::fds::sockets::socket_pair(sys::libc::SOCK_STREAM).expect("a pair");

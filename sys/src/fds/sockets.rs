@@ -216,7 +216,7 @@ pub fn receive_with_descriptors(fd: BorrowedFd<'_>, data: &mut [u8]) -> io::Resu
     let (bytes, _, control_length, _) =
         receive_message(fd, data, &mut [], &mut control.0, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC)?;
     let mut descriptors = Vec::new();
-    each_control(&control.0[..control_length], |kind, body| {
+    each_control(&control.0[..control_length], |_, kind, body| {
         if kind == libc::SCM_RIGHTS {
             for number in body.chunks_exact(4) {
                 let number = i32::from_ne_bytes([number[0], number[1], number[2], number[3]]);
@@ -251,13 +251,14 @@ fn receive_message(
     Ok((received, name_length, message.msg_controllen.min(control.len()), message.msg_flags))
 }
 
-fn each_control(mut control: &[u8], mut take: impl FnMut(i32, &[u8])) {
+fn each_control(mut control: &[u8], mut take: impl FnMut(i32, i32, &[u8])) {
     while let Some(header) = control.get(..16) {
         let (size, rest) = header.split_at(8);
         let length = usize::from_ne_bytes(size.try_into().unwrap_or([0; 8]));
+        let level = i32::from_ne_bytes(rest[..4].try_into().unwrap_or([0; 4]));
         let kind = i32::from_ne_bytes(rest[4..8].try_into().unwrap_or([0; 4]));
         let Some(body) = control.get(16..length) else { return };
-        take(kind, body);
+        take(level, kind, body);
         control = control.get(length.next_multiple_of(8)..).unwrap_or(&[]);
     }
 }
@@ -285,6 +286,65 @@ pub fn peek_queue(fd: BorrowedFd<'_>, stream: bool) -> io::Result<Vec<Peeked>> {
         .and_then(|()| peek_from_position(fd, stream));
     set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &before.to_ne_bytes())?;
     result
+}
+
+/// A datagram in the queue of an IP socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeekedDatagram {
+    /// Its data.
+    pub data: Vec<u8>,
+    /// The sender's address (`struct sockaddr`).
+    pub sender: Vec<u8>,
+    /// What the socket's options have the kernel tell with it: level, kind and bytes of each control message.
+    pub control: Vec<(i32, i32, Vec<u8>)>,
+}
+
+/// Reads the queue of an IP datagram socket and leaves it as it is. As with [`peek_queue`], nobody else may use the socket in the
+/// meantime.
+///
+/// A pending error of the socket is taken and forgotten, as by any receive. A datagram without a single byte is passed over if it
+/// was peeked at before, which the kernel remembers of each.
+pub fn peek_datagrams(fd: BorrowedFd<'_>) -> io::Result<Vec<PeekedDatagram>> {
+    let before = int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &0i32.to_ne_bytes())?;
+    let mut queue = Vec::new();
+    // No datagram is longer.
+    let mut buffer = vec![0u8; 1 << 16];
+    let mut name = [0u8; 128];
+    let mut control = Control([0; 2048]);
+    let mut errors = 0;
+    let result = loop {
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        match receive_message(fd, &mut buffer, &mut name, &mut control.0, flags) {
+            Ok((length, name_length, control_length, _)) => {
+                let mut told = Vec::new();
+                each_control(&control.0[..control_length], |level, kind, body| told.push((level, kind, body.to_vec())));
+                let sender = name[..name_length].to_vec();
+                // A socket shut for reading says 0 bytes from nobody for ever.
+                if length == 0 && sender.is_empty() {
+                    break Ok(queue);
+                }
+                queue.push(PeekedDatagram { data: buffer[..length].to_vec(), sender, control: told });
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(queue),
+            Err(_) if errors < ERRORS_MAX => errors += 1,
+            Err(error) => break Err(error),
+        }
+    };
+    set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, &before.to_ne_bytes())?;
+    result
+}
+
+/// More pending errors than a datagram socket can have.
+const ERRORS_MAX: usize = 8;
+
+/// Bytes of memory that what waits in the socket's receive queue takes (SO_MEMINFO).
+pub fn receive_memory(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    // linux/socket.h; the first of an array of words (linux/sock_diag.h, SK_MEMINFO_RMEM_ALLOC).
+    const SO_MEMINFO: i32 = 55;
+    let words = option(fd, libc::SOL_SOCKET, SO_MEMINFO)?;
+    let first = words.first_chunk().copied().unwrap_or_default();
+    Ok(usize::try_from(u32::from_ne_bytes(first)).unwrap_or(0))
 }
 
 fn peek_from_position(fd: BorrowedFd<'_>, stream: bool) -> io::Result<Vec<Peeked>> {
@@ -319,7 +379,7 @@ fn peek_from_position(fd: BorrowedFd<'_>, stream: bool) -> io::Result<Vec<Peeked
             return Ok(queue);
         }
         let mut credentials = None;
-        each_control(&control[..control_length], |kind, body| {
+        each_control(&control[..control_length], |_, kind, body| {
             if kind == libc::SCM_CREDENTIALS && body.len() >= 12 {
                 let word = |at: usize| u32::from_ne_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
                 credentials = Some((i32::from_ne_bytes(word(0).to_ne_bytes()), word(4), word(8)));

@@ -1,6 +1,6 @@
 //! Sockets that aren't Unix sockets and aren't the caller's: netlink, and UDP in the job's own network namespace. They are made
-//! anew with their addresses and options. What they hold in their queues is lost, which UDP allows; a netlink answer that
-//! waits to be read keeps the job here for the moment.
+//! anew with their addresses and options, and UDP sockets with what waits in their queues ([`super::datagrams`]); a netlink answer
+//! that waits to be read keeps the job here for the moment. Memberships of multicast groups end with a move.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +11,7 @@ use sys::libc;
 
 use super::super::image::{Kind, SocketImage, SocketOption};
 use super::super::scan::Seen;
-use super::{Dumping, Handler, Problem, View};
+use super::{Dumping, Handler, Problem, View, datagrams};
 
 /// A netlink or datagram socket.
 pub(in super::super) struct Native;
@@ -31,10 +31,14 @@ const INTEGERS: &[i32] = &[
     libc::SO_TIMESTAMPNS,
     libc::SO_MARK,
     libc::SO_PEEK_OFF,
+    libc::SO_DONTROUTE,
+    libc::SO_NO_CHECK,
+    libc::SO_RXQ_OVFL,
+    libc::SO_BUSY_POLL,
 ];
 
 /// Options that aren't integers, or have a meaning of their own.
-const RECORDS: &[i32] = &[libc::SO_LINGER, libc::SO_RCVTIMEO, libc::SO_SNDTIMEO];
+const RECORDS: &[i32] = &[libc::SO_LINGER, libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, libc::SO_BINDTODEVICE];
 
 /// Options of netlink sockets.
 const NETLINK: &[i32] = &[
@@ -49,26 +53,73 @@ const NETLINK: &[i32] = &[
 ];
 
 /// Options of IP sockets.
-const IP: &[i32] = &[libc::IP_TOS, libc::IP_TTL, libc::IP_PKTINFO, libc::IP_RECVERR, libc::IP_MTU_DISCOVER];
+const IP: &[i32] = &[
+    libc::IP_TOS,
+    libc::IP_TTL,
+    libc::IP_PKTINFO,
+    libc::IP_RECVERR,
+    libc::IP_MTU_DISCOVER,
+    libc::IP_RECVTTL,
+    libc::IP_RECVTOS,
+    libc::IP_RECVOPTS,
+    libc::IP_RETOPTS,
+    libc::IP_RECVORIGDSTADDR,
+    libc::IP_MULTICAST_TTL,
+    libc::IP_MULTICAST_LOOP,
+    libc::IP_MULTICAST_ALL,
+    libc::IP_FREEBIND,
+    libc::IP_TRANSPARENT,
+    libc::IP_BIND_ADDRESS_NO_PORT,
+    // IP_CHECKSUM, IP_RECVFRAGSIZE, IP_RECVERR_RFC4884, IP_LOCAL_PORT_RANGE
+    23,
+    25,
+    26,
+    51,
+];
 
 /// Options of IPv6 sockets.
-const IPV6: &[i32] = &[libc::IPV6_V6ONLY, libc::IPV6_RECVPKTINFO, libc::IPV6_UNICAST_HOPS, libc::IPV6_RECVERR];
+const IPV6: &[i32] = &[
+    libc::IPV6_V6ONLY,
+    libc::IPV6_RECVPKTINFO,
+    libc::IPV6_UNICAST_HOPS,
+    libc::IPV6_RECVERR,
+    libc::IPV6_RECVHOPLIMIT,
+    libc::IPV6_RECVTCLASS,
+    libc::IPV6_TCLASS,
+    libc::IPV6_MTU_DISCOVER,
+    libc::IPV6_DONTFRAG,
+    libc::IPV6_MULTICAST_HOPS,
+    libc::IPV6_MULTICAST_LOOP,
+    libc::IPV6_FREEBIND,
+    libc::IPV6_TRANSPARENT,
+    libc::IPV6_RECVORIGDSTADDR,
+    libc::IPV6_ADDR_PREFERENCES,
+    // IPV6_RECVPATHMTU, IPV6_AUTOFLOWLABEL, IPV6_RECVFRAGSIZE, IPV6_MULTICAST_ALL
+    60,
+    70,
+    77,
+    29,
+];
+
+/// Options of UDP sockets (linux/udp.h): UDP_CORK, UDP_NO_CHECK6_TX and _RX, UDP_SEGMENT, UDP_GRO.
+const UDP: &[i32] = &[1, 101, 102, 103, 104];
 
 /// Buffer sizes: the kernel reports twice what is asked for.
 const BUFFERS: [(i32, i32); 2] = [(libc::SO_SNDBUF, libc::SO_SNDBUFFORCE), (libc::SO_RCVBUF, libc::SO_RCVBUFFORCE)];
 
 /// The options of a socket, as far as it has them.
 pub(in super::super) fn options(fd: BorrowedFd<'_>, domain: i32) -> Vec<SocketOption> {
-    let of_family: (i32, &[i32]) = match domain {
-        libc::AF_NETLINK => (libc::SOL_NETLINK, NETLINK),
-        libc::AF_INET => (libc::IPPROTO_IP, IP),
-        libc::AF_INET6 => (libc::IPPROTO_IPV6, IPV6),
-        _ => (0, &[]),
+    // An IPv6 socket that takes IPv4 as well has the options of both.
+    let of_family: &[(i32, &[i32])] = match domain {
+        libc::AF_NETLINK => &[(libc::SOL_NETLINK, NETLINK)],
+        libc::AF_INET => &[(libc::IPPROTO_IP, IP), (libc::IPPROTO_UDP, UDP)],
+        libc::AF_INET6 => &[(libc::IPPROTO_IPV6, IPV6), (libc::IPPROTO_IP, IP), (libc::IPPROTO_UDP, UDP)],
+        _ => &[],
     };
     let buffers = BUFFERS.map(|(name, _)| name);
     let general = [INTEGERS, RECORDS, &buffers].concat();
     let names = general.into_iter().map(|name| (libc::SOL_SOCKET, name));
-    let names = names.chain(of_family.1.iter().map(|name| (of_family.0, *name)));
+    let names = names.chain(of_family.iter().flat_map(|(level, names)| names.iter().map(|name| (*level, *name))));
     names
         .filter_map(|(level, name)| {
             let value = sockets::option(fd, level, name).ok()?;
@@ -137,13 +188,19 @@ impl Handler for Native {
             return Err(Problem::Stays("netlink answer that the program hasn't read yet; try again".into()));
         }
         let local = sockets::local_address(fd)?;
+        let protocol = sockets::int_option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?;
         Ok(Kind::Socket(SocketImage {
             domain,
             kind,
-            protocol: sockets::int_option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?,
+            protocol,
             local: is_bound(domain, &local).then(|| ByteBuf::from(local)),
             remote: sockets::peer_address(fd).ok().filter(|peer| is_bound(domain, peer)).map(ByteBuf::from),
             options: options(fd, domain),
+            queue: if domain != libc::AF_NETLINK && protocol == libc::IPPROTO_UDP {
+                datagrams::queue(fd, domain)?
+            } else {
+                Vec::new()
+            },
         }))
     }
 }
@@ -162,6 +219,8 @@ pub(in super::super) fn make(image: &SocketImage) -> io::Result<OwnedFd> {
     if let Some(local) = &image.local {
         sockets::bind(fd.as_fd(), local)?;
     }
+    // Before it is connected: what waits may come from others than its peer of now.
+    datagrams::fill(fd.as_fd(), image.domain, &image.queue)?;
     if let Some(remote) = &image.remote {
         sockets::connect(fd.as_fd(), remote)?;
     }
