@@ -174,6 +174,11 @@ pub fn create_plain(name: &str) -> io::Result<OwnedFd> {
     open_device(name, IFF_TUN | IFF_NO_PI)
 }
 
+/// The same with Ethernet frames, as a TAP device.
+pub fn create_plain_tap(name: &str) -> io::Result<OwnedFd> {
+    open_device(name, IFF_TAP | IFF_NO_PI)
+}
+
 /// Length of the Ethernet header in front of each packet of a [`Tap`].
 pub const ETHERNET_LEN: usize = 14;
 

@@ -14,7 +14,7 @@ use anyhow::Context;
 use serde::Serialize;
 use sys::netns::NetNamespace;
 
-use super::stream::{Direction, Stream};
+use super::stream::{Bulk, Direction};
 use crate::demo::Interrupt;
 use crate::lab::{BadLink, BothWays, Bursts, Faults, Lab, Rate, Spec, own_name, remove_abandoned};
 
@@ -221,9 +221,9 @@ impl<'a> Bench<'a> {
     /// Streams from all of these senders at the same time, in Mbit/s.
     fn measure(&self, senders: &[SocketAddr]) -> anyhow::Result<Vec<f64>> {
         let start = |&sender: &SocketAddr| {
-            Stream::start(&self.client, sender, Direction::Send).with_context(|| format!("no stream from {sender}"))
+            Bulk::start(&self.client, sender, Direction::Send, 1).with_context(|| format!("no stream from {sender}"))
         };
-        let streams: Vec<Stream> = senders.iter().map(start).collect::<Result<_, _>>()?;
+        let streams: Vec<Bulk> = senders.iter().map(start).collect::<Result<_, _>>()?;
         self.interrupt.sleep(Duration::from_millis(self.args.warm_up_ms))?;
         let interval = Duration::from_millis(self.args.interval_ms);
         let measured = std::thread::scope(|scope| {

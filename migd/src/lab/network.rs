@@ -7,7 +7,7 @@ use std::{fs, io};
 use anyhow::Context;
 use sys::netlink::{Hop, Netlink, Route};
 use sys::netns::NetNamespace;
-use sys::tun::create_tap;
+use sys::tun::create_plain_tap;
 
 use super::layout::{Kind, Layout, Member, Names};
 
@@ -81,7 +81,7 @@ pub(super) fn replace_uplink(names: &Names, layout: &Layout, member: &Member) ->
         let mut netlink = Netlink::open()?;
         let port = netlink.link(&member.name)?.index;
         netlink.delete_link(port)?;
-        let far = create_tap(&member.name)?;
+        let far = create_plain_tap(&member.name)?;
         let port = netlink.link(&member.name)?.index;
         let bridge = netlink.link(BRIDGE)?.index;
         netlink.set_master(port, bridge)?;
@@ -90,7 +90,7 @@ pub(super) fn replace_uplink(names: &Names, layout: &Layout, member: &Member) ->
     })?;
     let namespace = NetNamespace::open_named(&names.namespace(&member.name))?;
     let near = namespace.run(|| {
-        let near = create_tap(UPLINK)?;
+        let near = create_plain_tap(UPLINK)?;
         let mut netlink = Netlink::open()?;
         let uplink = netlink.link(UPLINK)?.index;
         netlink.set_up(uplink, None, Some(TAP_QUEUE_PACKETS))?;
