@@ -184,7 +184,7 @@ impl HalfOpen {
             seq: self.iss.wrapping_add(1),
             ack: self.irs.wrapping_add(1),
             flags: Flags::ACK,
-            window: self.offered >> self.rcv_scale,
+            window: self.offered.div_ceil(1 << self.rcv_scale),
             timestamps: self.timestamps(now),
             ..Header::default()
         }

@@ -480,9 +480,9 @@ impl Receiver {
         u16::try_from(told).unwrap_or(u16::MAX)
     }
 
-    /// The window the peer knows of, as a segment writes it.
+    /// The window the peer knows of, as a segment writes it: rounded up, since down would take back what was promised.
     pub(crate) fn window_told(&self) -> u16 {
-        u16::try_from(self.window() >> self.scale).unwrap_or(u16::MAX)
+        u16::try_from(self.window().div_ceil(1 << self.scale)).unwrap_or(u16::MAX)
     }
 
     /// Gives memory back if nothing is held. Returns whether none is held now.

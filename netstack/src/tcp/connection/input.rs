@@ -176,8 +176,10 @@ impl Connection {
             && let Some((_, echo)) = segment.options.timestamps
             && echo != 0
         {
-            let age = timestamp(env.now, self.timestamps.offset).wrapping_sub(echo);
-            if u128::from(age) > env.now.since(self.opened_at()).as_millis() {
+            // Both by the timestamp clock, which counts whole milliseconds: the time between could be one less.
+            let now = timestamp(env.now, self.timestamps.offset);
+            let opened = timestamp(self.opened_at(), self.timestamps.offset);
+            if now.wrapping_sub(echo) > now.wrapping_sub(opened) {
                 return if segment.has(Flags::RST) { Verdict::Continue } else { Verdict::Reject };
             }
         }
