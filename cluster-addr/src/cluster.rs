@@ -1,25 +1,35 @@
-//! The operations on a cluster; each is one transaction of the directory.
+//! The operations on a cluster; each change is one transaction of the directory.
 //!
 //! Invariants, whatever fails and whoever calls at the same time:
-//! - an address belongs to at most one job ([`AddressRecord::Held`] is written only over nothing or a rested address);
+//! - an address belongs to at most one job. Two conditions of the transaction that gives it out see to that, and either
+//!   alone would do between sound nodes: the block it is taken from is leased by this start of this node's daemon, and the
+//!   address has no record but one that it has rested ([`crate::allocator`]);
 //! - a job has one owner per epoch, and epochs only grow ([`Cluster::transfer`] is the only change of owner).
 
+mod blocks;
+mod jobs;
+mod reservations;
+mod survey;
+
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::{
     allocator::Allocator,
     directory::{Directory, DirectoryError, Expect, Outcome, Revision, Transaction, Versioned, Watch},
     records::{
-        ADDRESSES, AddressRecord, BLOCKS, BlockRecord, CLUSTER_KEY, ClusterRecord, JOBS, JobId, JobRecord, NODES,
-        NodeRecord, Owner, address_key, block_key, decode, encode, job_key, name_key, node_key,
+        BLOCKS, BlockRecord, CLUSTER_KEY, ClusterRecord, JOBS, JobId, JobRecord, NODES, NodeRecord, Prefix, block_key,
+        decode, encode, job_key, node_key,
     },
 };
+
+pub use jobs::{NewJob, Transfer, Wanted};
+pub use survey::{Finding, Survey, UsedAddress};
 
 /// How often an operation that lost a race is tried again before it gives up.
 const RACES_MAX: usize = 64;
@@ -27,35 +37,30 @@ const RACES_MAX: usize = 64;
 /// Longest job or node name in bytes: a host name label (RFC 1123 section 2.1).
 pub const NAME_MAX: usize = 63;
 
+/// The time since any fixed moment, never going back.
+pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
 /// A node's view of its cluster.
 pub struct Cluster {
     directory: Arc<dyn Directory>,
-    record: ClusterRecord,
-    node: String,
-    allocator: Mutex<Allocator>,
-    started: Instant,
+    node: NodeRecord,
+    clock: Clock,
+    state: Mutex<State>,
 }
 
-/// What a new job is to have.
-#[derive(Debug, Clone)]
-pub struct NewJob {
-    /// From fresh entropy.
-    pub id: JobId,
-    /// Wanted name; must be free.
-    pub name: String,
-    /// The command, for listings.
-    pub command: Vec<String>,
-    /// Milliseconds since 1970, for listings.
-    pub started_ms: u64,
-}
-
-/// How a change of owner ended. Both answers are final.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Transfer {
-    /// The new owner, with its epoch.
-    Won(Owner),
-    /// Somebody else changed it before; who owns it now. `None`: there is no such job any more.
-    Lost(Option<Owner>),
+/// What a node believes of the directory. Every belief is a condition of the transactions built on it.
+#[derive(Default)]
+struct State {
+    record: Option<(ClusterRecord, Revision)>,
+    /// This start of the daemon; see [`BlockRecord::incarnation`].
+    incarnation: Revision,
+    allocator: Allocator,
+    /// All blocks that are leased, and by whom.
+    leased: BTreeMap<IpNet, String>,
+    /// Changes of which it isn't known whether they were made.
+    doubtful: Vec<jobs::Doubt>,
+    /// Where the next look at a block begins.
+    reconciled: usize,
 }
 
 /// Why an operation on the cluster failed. Nothing was changed, but for [`DirectoryError::Unknown`].
@@ -68,11 +73,20 @@ pub enum ClusterError {
     #[error("there is no cluster in this directory yet: start its first daemon with --create")]
     NoCluster,
     /// Another cluster, or other settings, are there already.
-    #[error("the directory already holds a cluster with prefix {0}; start without --prefix, or with that one")]
-    OtherCluster(Ipv4Net),
+    #[error(
+        "the directory already holds a cluster with {0}; start without --prefix, or with those, and use `migd addr add` for more"
+    )]
+    OtherCluster(String),
     /// No address is left.
-    #[error("every address of {0} is in use or resting; end jobs, or wait five minutes for addresses lately freed")]
-    Exhausted(Ipv4Net),
+    #[error(
+        "every address of {prefixes} is in use, resting or in a block of another node; end jobs and wait five minutes for \
+         their addresses, add addresses with `migd addr add PREFIX`, or free the blocks of a node that is gone for ever \
+         with `migd addr release --node NODE` (`migd addr blocks` shows who has which)"
+    )]
+    Exhausted {
+        /// The prefixes of the family that ran out.
+        prefixes: String,
+    },
     /// The name is another job's.
     #[error("the name {name:?} belongs to job {job}; choose another with --name, or end that job")]
     NameTaken {
@@ -84,37 +98,82 @@ pub enum ClusterError {
     /// Not a host name label.
     #[error("{0:?} is no name: use 1 to 63 of a-z, A-Z, 0-9, '-', '_' and '.', beginning with a letter or digit")]
     BadName(String),
-    /// A prefix too small to be cut into blocks.
-    #[error("the prefix {0} is too small: a cluster needs at least a /30")]
-    PrefixTooSmall(Ipv4Net),
+    /// A prefix that can't be used.
+    #[error("{net} can't be a prefix of the cluster: {why}")]
+    BadPrefix {
+        /// The prefix.
+        net: IpNet,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The address can't be given out.
+    #[error("the address {address} can't be had: {why}")]
+    AddressUnavailable {
+        /// Which.
+        address: std::net::IpAddr,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// There is no such reservation.
+    #[error(
+        "there is no reservation {0:?}; make it with `migd addr reserve {0}`, `migd addr ls` lists those there are"
+    )]
+    NoReservation(String),
+    /// The name is taken.
+    #[error("there is a reservation {0:?} already; `migd addr release {0}` gives it up")]
+    ReservationTaken(String),
+    /// There is no such block or node.
+    #[error("{0}")]
+    NotFound(String),
+    /// The node owns jobs, so what it holds is not given to others.
+    #[error(
+        "the directory has {count} jobs on node {node} ({jobs}); if that machine is gone for ever, or was started afresh, say \
+         so with --gone: its jobs' records are then removed. Were it still running them, their addresses could be given out twice"
+    )]
+    NodeHasJobs {
+        /// The node.
+        node: String,
+        /// How many.
+        count: usize,
+        /// The first of them.
+        jobs: String,
+    },
     /// Others were faster too many times.
     #[error("the directory changed under this operation {RACES_MAX} times; try again")]
     Contended,
 }
 
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("node", &self.node.name).finish_non_exhaustive()
+    }
+}
+
 impl Cluster {
-    /// Makes a cluster, or opens the one there is if it has the same prefix.
+    /// Makes a cluster, or opens the one there is if it has the same prefixes.
     ///
     /// # Errors
-    /// [`ClusterError::OtherCluster`], [`ClusterError::PrefixTooSmall`], [`ClusterError::Directory`].
+    /// [`ClusterError::OtherCluster`], [`ClusterError::BadPrefix`], [`ClusterError::Directory`].
     pub async fn create(
         directory: Arc<dyn Directory>,
         id: String,
-        prefix: Ipv4Net,
+        prefixes: &[IpNet],
         node: NodeRecord,
     ) -> Result<Self, ClusterError> {
-        let prefix = prefix.trunc();
-        if prefix.prefix_len() > 30 {
-            return Err(ClusterError::PrefixTooSmall(prefix));
+        let mut record = ClusterRecord { id, prefixes: Vec::new() };
+        for net in prefixes {
+            blocks::widen(&mut record, *net)?;
         }
-        // At least four blocks, so that small test clusters work too.
-        let block_length = (prefix.prefix_len() + 2).clamp(26, 32);
-        let record = ClusterRecord { id, prefix, block_length };
+        if let (None, Some(net)) = (record.of_family(crate::allocator::Family::V4).next(), prefixes.first()) {
+            let why = "a cluster needs an IPv4 prefix as well".to_owned();
+            return Err(ClusterError::BadPrefix { net: *net, why });
+        }
         let create = Transaction::default().expect(CLUSTER_KEY, Expect::Absent).put(CLUSTER_KEY, encode(&record));
         if let Outcome::Conflict { found: Some(found), .. } = directory.transact(&create).await? {
             let there: ClusterRecord = decode(CLUSTER_KEY, &found.value)?;
-            if there.prefix != prefix {
-                return Err(ClusterError::OtherCluster(there.prefix));
+            let known = |net: &IpNet| there.prefixes.iter().any(|prefix| prefix.net.contains(net));
+            if !prefixes.iter().all(known) {
+                return Err(ClusterError::OtherCluster(there.prefixes_in_words()));
             }
         }
         Self::open(directory, node).await
@@ -125,136 +184,71 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::NoCluster`], [`ClusterError::BadName`], [`ClusterError::Directory`].
     pub async fn open(directory: Arc<dyn Directory>, node: NodeRecord) -> Result<Self, ClusterError> {
+        let started = Instant::now();
+        Self::open_with_clock(directory, node, Arc::new(move || started.elapsed())).await
+    }
+
+    /// [`Cluster::open`] with a clock of the caller's, for simulations.
+    ///
+    /// # Errors
+    /// As [`Cluster::open`].
+    pub async fn open_with_clock(
+        directory: Arc<dyn Directory>,
+        node: NodeRecord,
+        clock: Clock,
+    ) -> Result<Self, ClusterError> {
         check_name(&node.name)?;
-        let Some(found) = directory.get(CLUSTER_KEY).await? else { return Err(ClusterError::NoCluster) };
-        let record: ClusterRecord = decode(CLUSTER_KEY, &found.value)?;
-        let name = node.name.clone();
-        directory.transact(&Transaction::default().put(node_key(&name), encode(&node))).await?;
-        let cluster = Self { directory, record, node: name, allocator: Mutex::default(), started: Instant::now() };
-        cluster.load_blocks().await?;
+        let cluster = Self { directory, node, clock, state: Mutex::default() };
+        cluster.reopen().await?;
         Ok(cluster)
     }
 
-    /// The cluster's facts.
+    /// Registers this node again and takes up its blocks anew, as after a restart: for a directory whose revisions have
+    /// changed because it moved to another engine.
+    ///
+    /// # Errors
+    /// As [`Cluster::open`].
+    pub async fn reopen(&self) -> Result<(), ClusterError> {
+        let Some(found) = self.directory.get(CLUSTER_KEY).await? else { return Err(ClusterError::NoCluster) };
+        let record: ClusterRecord = decode(CLUSTER_KEY, &found.value)?;
+        let register = Transaction::default().put(node_key(&self.node.name), encode(&self.node));
+        let Outcome::Done(incarnation) = self.directory.transact(&register).await? else {
+            return Err(DirectoryError::Storage("an unconditional write was refused".to_owned()).into());
+        };
+        let mut allocator = Allocator::default();
+        allocator.set_special(record.special());
+        {
+            let mut state = self.state();
+            let doubtful = std::mem::take(&mut state.doubtful);
+            *state = State {
+                record: Some((record, found.revision)),
+                incarnation,
+                allocator,
+                leased: BTreeMap::new(),
+                doubtful,
+                reconciled: 0,
+            };
+        }
+        self.renew_blocks().await
+    }
+
+    /// The cluster's facts as last seen.
     #[must_use]
-    pub fn record(&self) -> &ClusterRecord {
-        &self.record
+    pub fn record(&self) -> ClusterRecord {
+        let empty = || ClusterRecord { id: String::new(), prefixes: Vec::new() };
+        self.state().record.as_ref().map_or_else(empty, |(record, _)| record.clone())
+    }
+
+    /// The prefix that an address lies in.
+    #[must_use]
+    pub fn prefix_of(&self, address: std::net::IpAddr) -> Option<Prefix> {
+        self.state().record.as_ref()?.0.prefix_of(address).copied()
     }
 
     /// The directory itself.
     #[must_use]
     pub fn directory(&self) -> &Arc<dyn Directory> {
         &self.directory
-    }
-
-    /// Gives a new job an address out of this node's blocks and makes this node its owner, at epoch 1.
-    ///
-    /// # Errors
-    /// [`ClusterError::NameTaken`], [`ClusterError::BadName`], [`ClusterError::Exhausted`],
-    /// [`ClusterError::Directory`], [`ClusterError::Contended`].
-    pub async fn create_job(&self, job: NewJob) -> Result<JobRecord, ClusterError> {
-        check_name(&job.name)?;
-        let NewJob { id, name, command, started_ms } = job;
-        for _ in 0..RACES_MAX {
-            let address = self.take_address().await?;
-            let key = address_key(IpAddr::V4(address));
-            let there = match self.directory.get(&key).await {
-                Ok(there) => there,
-                Err(error) => {
-                    self.allocator().free(address, self.now());
-                    return Err(error.into());
-                }
-            };
-            if let Some(Versioned { value, .. }) = &there
-                && let AddressRecord::Held { .. } = decode(&key, value)?
-            {
-                self.allocator().mark_held(address);
-                continue;
-            }
-            let owner = Owner { node: self.node.clone(), epoch: 1 };
-            let record =
-                JobRecord { id: id.clone(), name: name.clone(), address, owner, command: command.clone(), started_ms };
-            let unchanged = there.map_or(Expect::Absent, |v| Expect::Revision(v.revision));
-            let transaction = Transaction::default()
-                .expect(job_key(&id), Expect::Absent)
-                .expect(name_key(&name), Expect::Absent)
-                .expect(&key, unchanged)
-                .put(job_key(&id), encode(&record))
-                .put(name_key(&name), encode(&id))
-                .put(&key, encode(&AddressRecord::Held { job: id.clone() }));
-            let outcome = self.directory.transact(&transaction).await;
-            match outcome {
-                Ok(Outcome::Done(_)) => return Ok(record),
-                Ok(Outcome::Conflict { key: lost, found }) => {
-                    if lost == key {
-                        self.allocator().mark_held(address);
-                        continue;
-                    }
-                    self.allocator().free(address, self.now());
-                    if lost == name_key(&name)
-                        && let Some(found) = found
-                    {
-                        let holder: JobId = decode(&lost, &found.value)?;
-                        return Err(ClusterError::NameTaken { name, job: holder.to_string() });
-                    }
-                    return Err(DirectoryError::Invalid(format!("a job {id} exists already")).into());
-                }
-                Err(error) => {
-                    // If it was written after all, the record keeps the address from being used: `mark_held` then.
-                    self.allocator().free(address, self.now());
-                    return Err(error.into());
-                }
-            }
-        }
-        Err(ClusterError::Contended)
-    }
-
-    /// The one change of owner: from exactly this owner to a node, at the next epoch.
-    ///
-    /// With `to` being the present node it is a fence: whoever else tries to take over from the same epoch loses.
-    ///
-    /// # Errors
-    /// [`DirectoryError::Unknown`] means it may have been done: ask again with [`Cluster::job`].
-    pub async fn transfer(&self, id: &JobId, from: &Owner, to: &str) -> Result<Transfer, ClusterError> {
-        let key = job_key(id);
-        loop {
-            let Some((mut record, revision)) = self.read_job(&key).await? else { return Ok(Transfer::Lost(None)) };
-            if record.owner != *from {
-                return Ok(Transfer::Lost(Some(record.owner)));
-            }
-            record.owner = Owner { node: to.to_owned(), epoch: from.epoch + 1 };
-            let swap = Transaction::default().expect(&key, Expect::Revision(revision)).put(&key, encode(&record));
-            match self.directory.transact(&swap).await? {
-                Outcome::Done(_) => return Ok(Transfer::Won(record.owner)),
-                // Another field of the record changed, or the owner did: look again.
-                Outcome::Conflict { .. } => {}
-            }
-        }
-    }
-
-    /// Ends a job that this owner has: its name is free at once, its address after its rest. Says whether it was done;
-    /// `false` means that somebody else owns it now, or that it is gone.
-    ///
-    /// # Errors
-    /// [`ClusterError::Directory`].
-    pub async fn release(&self, id: &JobId, owner: &Owner) -> Result<bool, ClusterError> {
-        let key = job_key(id);
-        loop {
-            let Some((record, revision)) = self.read_job(&key).await? else { return Ok(false) };
-            if record.owner != *owner {
-                return Ok(false);
-            }
-            let resting = AddressRecord::Resting { last: id.clone() };
-            let release = Transaction::default()
-                .expect(&key, Expect::Revision(revision))
-                .delete(&key)
-                .delete(name_key(&record.name))
-                .put(address_key(IpAddr::V4(record.address)), encode(&resting));
-            if let Outcome::Done(_) = self.directory.transact(&release).await? {
-                self.allocator().free(record.address, self.now());
-                return Ok(true);
-            }
-        }
     }
 
     /// One job.
@@ -292,89 +286,38 @@ impl Cluster {
         Ok(listing.entries.iter().map(|e| decode(&e.key, &e.versioned.value)).collect::<Result<_, _>>()?)
     }
 
-    /// Takes note of addresses of own blocks that other nodes released (their jobs had moved away and ended there), so
-    /// that they can be used again after their rest. Call it for a deletion that [`Cluster::watch_jobs`] reports.
-    pub fn note_released(&self, address: Ipv4Addr) {
-        self.allocator().free(address, self.now());
-    }
-
     async fn read_job(&self, key: &str) -> Result<Option<(JobRecord, Revision)>, ClusterError> {
         let Some(found) = self.directory.get(key).await? else { return Ok(None) };
         Ok(Some((decode(key, &found.value)?, found.revision)))
     }
 
-    async fn take_address(&self) -> Result<Ipv4Addr, ClusterError> {
-        for _ in 0..RACES_MAX {
-            let address = self.allocator().allocate(self.now());
-            match address {
-                Some(address) => return Ok(address),
-                None => self.lease_block().await?,
-            }
-        }
-        Err(ClusterError::Contended)
-    }
-
-    /// Leases one more block, the first that nobody holds.
-    async fn lease_block(&self) -> Result<(), ClusterError> {
-        let prefix = self.record.prefix;
-        let leased = self.leased_blocks().await?;
-        let subnets = prefix.subnets(self.record.block_length);
-        let subnets = subnets.map_err(|_| DirectoryError::Storage("the cluster's record is damaged".into()))?;
-        for net in subnets {
-            if leased.iter().any(|b| b.net == IpNet::V4(net)) {
-                continue;
-            }
-            let block = BlockRecord { net: IpNet::V4(net), node: self.node.clone() };
-            let key = block_key(block.net);
-            let lease = Transaction::default().expect(&key, Expect::Absent).put(&key, encode(&block));
-            if let Outcome::Done(_) = self.directory.transact(&lease).await? {
-                self.take_up(net).await?;
-                return Ok(());
-            }
-        }
-        Err(ClusterError::Exhausted(prefix))
-    }
-
-    async fn leased_blocks(&self) -> Result<Vec<BlockRecord>, ClusterError> {
+    async fn blocks_recorded(&self) -> Result<Vec<(BlockRecord, Revision)>, ClusterError> {
         let listing = self.directory.list(BLOCKS).await?;
-        Ok(listing.entries.iter().map(|e| decode(&e.key, &e.versioned.value)).collect::<Result<_, _>>()?)
+        let read = |entry: crate::directory::Entry| {
+            Ok((decode(&entry.key, &entry.versioned.value)?, entry.versioned.revision))
+        };
+        listing.entries.into_iter().map(read).collect()
     }
 
-    async fn load_blocks(&self) -> Result<(), ClusterError> {
-        for block in self.leased_blocks().await? {
-            if let (IpNet::V4(net), true) = (block.net, block.node == self.node) {
-                self.take_up(net).await?;
-            }
-        }
-        Ok(())
+    async fn block_recorded(&self, net: IpNet) -> Result<Option<(BlockRecord, Revision)>, ClusterError> {
+        let key = block_key(net);
+        let found = self.directory.get(&key).await?;
+        let read = |Versioned { value, revision }: Versioned| Ok((decode(&key, &value)?, revision));
+        found.map(read).transpose()
     }
 
-    async fn take_up(&self, net: Ipv4Net) -> Result<(), ClusterError> {
-        let (mut held, mut resting) = (Vec::new(), Vec::new());
-        for entry in self.directory.list(ADDRESSES).await?.entries {
-            let text = entry.key.trim_start_matches(ADDRESSES);
-            let Ok(address) = text.parse::<Ipv4Addr>() else { continue };
-            match decode(&entry.key, &entry.versioned.value)? {
-                AddressRecord::Held { .. } => held.push(address),
-                AddressRecord::Resting { .. } => resting.push(address),
-            }
-        }
-        // The prefix's own first and last address mean "this network" and "everybody" to hosts that have it on-link.
-        let reserved = [self.record.prefix.network(), self.record.prefix.broadcast()];
-        self.allocator().add_block(net, held, resting, &reserved, self.now());
-        Ok(())
-    }
-
-    fn allocator(&self) -> MutexGuard<'_, Allocator> {
-        // Each operation on the allocator leaves it whole, so a poisoned lock is still good.
-        self.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each operation on the state leaves it whole, and what it believes is checked by the directory: a poisoned lock
+        // is still good.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        (self.clock)()
     }
 }
 
+/// Whether a job, a node or a reservation can have this name.
 fn check_name(name: &str) -> Result<(), ClusterError> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let starts = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());

@@ -59,6 +59,27 @@ pub enum Expect {
     Absent,
     /// It was last written at this revision.
     Revision(Revision),
+    /// Exactly these bytes are stored under it, whenever they were written.
+    Value(serde_bytes::ByteBuf),
+}
+
+impl Expect {
+    /// [`Expect::Value`] of these bytes.
+    #[must_use]
+    pub fn value(bytes: Vec<u8>) -> Self {
+        Self::Value(serde_bytes::ByteBuf::from(bytes))
+    }
+
+    /// Whether it holds for what is stored.
+    #[must_use]
+    pub fn holds(&self, found: Option<&Versioned>) -> bool {
+        match (self, found) {
+            (Self::Absent, None) => true,
+            (Self::Revision(wanted), Some(found)) => found.revision == *wanted,
+            (Self::Value(wanted), Some(found)) => found.value == **wanted,
+            _ => false,
+        }
+    }
 }
 
 /// Conditions, and the writes that happen only if all of them hold.

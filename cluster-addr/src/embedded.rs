@@ -10,8 +10,8 @@ use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
 
 use crate::directory::{
-    Change, Directory, DirectoryError, Entry, Expect, KEY_MAX, Listing, Outcome, Reply, Revision, TRANSACTION_MAX,
-    Transaction, VALUE_MAX, Versioned, Watch,
+    Change, Directory, DirectoryError, Entry, KEY_MAX, Listing, Outcome, Reply, Revision, TRANSACTION_MAX, Transaction,
+    VALUE_MAX, Versioned, Watch,
 };
 
 /// How many changes are kept for watches that come back.
@@ -96,12 +96,7 @@ impl Embedded {
             let mut data = write.open_table(DATA).map_err(storage)?;
             for (key, expect) in &transaction.conditions {
                 let found = data.get(key.as_str()).map_err(storage)?.map(|s| unpack(s.value())).transpose()?;
-                let holds = match (expect, &found) {
-                    (Expect::Absent, None) => true,
-                    (Expect::Revision(wanted), Some(versioned)) => versioned.revision == *wanted,
-                    _ => false,
-                };
-                if !holds {
+                if !expect.holds(found.as_ref()) {
                     // Dropping the write transaction undoes it.
                     return Ok(Outcome::Conflict { key: key.clone(), found });
                 }

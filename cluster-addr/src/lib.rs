@@ -15,7 +15,7 @@ pub mod directory;
 pub mod embedded;
 pub mod records;
 
-pub use cluster::{Cluster, ClusterError, NewJob, Transfer};
+pub use cluster::{Cluster, ClusterError, NewJob, Transfer, Wanted};
 pub use directory::{Directory, DirectoryError};
 pub use embedded::Embedded;
-pub use records::{BlockRecord, ClusterRecord, JobId, JobRecord, NodeRecord, Owner};
+pub use records::{BlockRecord, ClusterRecord, JobId, JobRecord, NodeRecord, Owner, Prefix};

@@ -26,6 +26,8 @@ const NLMSG_DONE: u16 = 3;
 const NTF_PROXY: u8 = 0x08;
 const NUD_PERMANENT: u16 = 0x80;
 const NDA_DST: u16 = 1;
+/// linux/if_addr.h
+const IFA_F_NODAD: u8 = 0x02;
 /// linux/veth.h
 const VETH_INFO_PEER: u16 = 1;
 /// Length of `struct nlmsghdr`.
@@ -211,7 +213,8 @@ impl Netlink {
         self.exchange(Request::new(libc::RTM_NEWLINK, NLM_F_ACK, &body), |_, _| {})
     }
 
-    /// Gives the device an address; one that it has already is no error.
+    /// Gives the device an address; one that it has already is no error. An IPv6 address can be used at once: that it is
+    /// nobody else's is the caller's to know (no duplicate address detection, RFC 4862 section 5.4).
     ///
     /// # Errors
     /// As the kernel's.
@@ -219,6 +222,9 @@ impl Netlink {
         let mut body = [0; 8];
         body[0] = family(address);
         body[1] = prefix_length;
+        if address.is_ipv6() {
+            body[2] = IFA_F_NODAD;
+        }
         body[4..8].copy_from_slice(&index.to_ne_bytes());
         let mut request = Request::new(libc::RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, &body);
         let octets = octets(address);

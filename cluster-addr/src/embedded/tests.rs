@@ -1,4 +1,5 @@
 use super::*;
+use crate::directory::Expect;
 
 fn engine() -> (tempfile::TempDir, Embedded) {
     let dir = tempfile::tempdir().expect("a temporary directory");

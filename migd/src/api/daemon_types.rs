@@ -1,6 +1,6 @@
 //! Command line (and shims) to daemon.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +113,9 @@ pub struct RunRequest {
     pub cwd: String,
     /// Where to start it; this node when missing.
     pub node: Option<String>,
+    /// The name of a reservation, or an address of the cluster; any address when missing.
+    #[serde(default)]
+    pub address: Option<String>,
 }
 
 /// How a request ended.
@@ -152,7 +155,7 @@ pub struct DaemonStatus {
     pub version: String,
     /// The cluster's id, once it was joined.
     pub cluster: Option<String>,
-    /// The cluster's prefix, once it was joined.
+    /// The cluster's prefixes with commas between, once it was joined.
     pub prefix: Option<String>,
     /// Where it listens for peers.
     pub peer: SocketAddr,
@@ -211,6 +214,9 @@ pub struct JobView {
     pub created_ms: u64,
     /// Its cluster address (the last one, when it ended).
     pub address: Ipv4Addr,
+    /// The same of IPv6, in a cluster that has such.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     /// Where it is.
     pub node: String,
     /// Its epoch.

@@ -1,7 +1,7 @@
 //! Types that several of the conversations share.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,17 @@ pub struct NodeAddress {
     pub name: String,
     /// Where its daemon listens for peers. Packets for its jobs are routed via the IP address of this.
     pub peer: SocketAddr,
+    /// Further addresses of the node, for routes to jobs' addresses of the other family.
+    #[serde(default)]
+    pub hops: Vec<IpAddr>,
+}
+
+impl NodeAddress {
+    /// The next hop to an address of a job on that node: an address of the node of the same family.
+    pub fn hop_for(&self, address: IpAddr) -> Option<IpAddr> {
+        let mut all = std::iter::once(self.peer.ip()).chain(self.hops.iter().copied());
+        all.find(|hop| hop.is_ipv4() == address.is_ipv4())
+    }
 }
 
 /// `job.json`: all that a shim needs to know when it is started. Written by the daemon; the shim only reads it.
@@ -56,8 +67,14 @@ pub struct JobFile {
     pub spec: JobSpec,
     /// The job's cluster address.
     pub address: Ipv4Addr,
-    /// The cluster's prefix length, for the netmask that the job sees.
+    /// Length of that address's prefix, for the netmask that the job sees.
     pub prefix_length: u8,
+    /// The job's IPv6 cluster address, in a cluster that has such.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
+    /// Length of that address's prefix; 0 without one.
+    #[serde(default)]
+    pub prefix_length6: u8,
     /// This node.
     pub node: NodeAddress,
     /// Epoch under which this node owns the job; for a job to be received, the epoch at which the source owns it.
@@ -68,6 +85,20 @@ pub struct JobFile {
     pub uplinks: Vec<String>,
     /// The daemon's control socket, for [`DaemonRequest::Transfer`] and [`DaemonRequest::JobExited`].
     pub control: std::path::PathBuf,
+}
+
+impl JobFile {
+    /// All the job's addresses.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.networks().into_iter().map(|(address, _)| address).collect()
+    }
+
+    /// All the job's addresses, with the lengths of their prefixes.
+    pub fn networks(&self) -> Vec<(IpAddr, u8)> {
+        let v4 = (IpAddr::V4(self.address), self.prefix_length);
+        let v6 = self.address6.map(|address| (IpAddr::V6(address), self.prefix_length6));
+        std::iter::once(v4).chain(v6).collect()
+    }
 }
 
 /// How a job ended.

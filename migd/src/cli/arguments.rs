@@ -87,6 +87,9 @@ pub struct RunArgs {
     /// Set a variable in the job's environment, on top of the present one; may be given more than once
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = parse_variable)]
     pub env: Vec<(String, String)>,
+    /// The job's address: the name of a reservation (`migd addr reserve`) or an address of the cluster [default: any]
+    #[arg(long, value_name = "NAME|IP")]
+    pub address: Option<String>,
     /// The job's working directory [default: the present one]
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<PathBuf>,

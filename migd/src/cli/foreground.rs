@@ -34,8 +34,14 @@ const OWN_VARIABLES: [&str; 3] = ["MIGD_SOCKET", "MIGD_LOG", "MIGD_LAB"];
 /// `migd run`.
 pub async fn run(target: &Target, args: RunArgs) -> anyhow::Result<ExitCode> {
     let (client, node) = target.client_for_run();
-    let request =
-        RunRequest { name: args.name, argv: args.argv, env: environment(args.env)?, cwd: cwd(args.workdir)?, node };
+    let request = RunRequest {
+        name: args.name,
+        argv: args.argv,
+        env: environment(args.env)?,
+        cwd: cwd(args.workdir)?,
+        node,
+        address: args.address,
+    };
     let job: JobView = client.ask(&DaemonRequest::Run(request)).await?;
     if args.detach {
         print(&format!("{}\n", job.id))?;

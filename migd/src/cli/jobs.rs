@@ -34,6 +34,9 @@ fn describe(inspection: &JobInspection) -> String {
     line("command", &job.argv.join(" "));
     line("node", &job.node);
     line("address", &job.address.to_string());
+    if let Some(address) = job.address6 {
+        line("ipv6", &address.to_string());
+    }
     line("state", &state(job, now));
     line("epoch", &job.epoch.to_string());
     line("started", &format!("{} ago", age(now.saturating_sub(job.created_ms))));

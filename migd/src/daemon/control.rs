@@ -108,7 +108,7 @@ async fn reply<T: Serialize>(connection: &mut Connection, result: Result<T, ApiE
 }
 
 fn status(node: &Node) -> Result<DaemonStatus, ApiError> {
-    let prefix = node.cluster().map(|cluster| cluster.record().prefix.to_string());
+    let prefix = node.cluster().map(|cluster| cluster.record().prefixes_in_words());
     Ok(DaemonStatus {
         node: node.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),

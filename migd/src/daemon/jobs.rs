@@ -146,6 +146,7 @@ impl LocalJob {
             argv: spec.argv.clone(),
             created_ms: spec.created_ms,
             address: self.file.address,
+            address6: self.file.address6,
             node: self.file.node.name.clone(),
             epoch,
             state,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use cluster_addr::records::CLUSTER_KEY;
 use cluster_addr::{Cluster, Directory, Embedded, NodeRecord};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -32,8 +32,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 pub enum Way {
     /// It serves the directory.
     Create {
-        /// Prefix asked for.
-        prefix: Option<Ipv4Net>,
+        /// Prefixes asked for; the usual ones when none are.
+        prefixes: Vec<IpNet>,
     },
     /// It belongs to the cluster of that node.
     Join(SocketAddr),
@@ -60,7 +60,7 @@ pub async fn join(node: &Arc<Node>, way: Way) -> anyhow::Result<()> {
         node.peers.set_cluster(&remembered.cluster);
     }
     let cluster = match way {
-        Way::Create { prefix } => {
+        Way::Create { prefixes } => {
             if let Some(remembered) = &remembered
                 && !node.paths.directory().exists()
             {
@@ -70,7 +70,7 @@ pub async fn join(node: &Arc<Node>, way: Way) -> anyhow::Result<()> {
                     remembered.directory
                 );
             }
-            create(node, prefix).await?
+            create(node, &prefixes).await?
         }
         Way::Join(through) => join_until(node, through, remembered.as_ref()).await?,
     };
@@ -82,33 +82,44 @@ pub async fn join(node: &Arc<Node>, way: Way) -> anyhow::Result<()> {
     }
     node.learn_nodes(cluster.nodes().await?);
     release_leaks(node, &cluster).await?;
-    tracing::info!(cluster = id, prefix = %cluster.record().prefix, %directory, "joined");
+    tracing::info!(cluster = id, prefixes = cluster.record().prefixes_in_words(), %directory, "joined");
     node.set_cluster(cluster);
     node.note_directory(None);
     Ok(())
 }
 
 fn own_record(node: &Node) -> NodeRecord {
-    NodeRecord { name: node.name.clone(), peer: node.peer }
+    NodeRecord { name: node.name.clone(), peer: node.peer, hops: node.hops.clone() }
 }
 
-async fn create(node: &Arc<Node>, prefix: Option<Ipv4Net>) -> anyhow::Result<Cluster> {
+async fn create(node: &Arc<Node>, prefixes: &[IpNet]) -> anyhow::Result<Cluster> {
     let path = node.paths.directory();
     let engine = Embedded::open(&path).with_context(|| format!("can't open the directory {}", path.display()))?;
     let engine = Arc::new(engine);
     node.set_place(Place::Local(Arc::clone(&engine)));
     let exists = engine.get(CLUSTER_KEY).await?.is_some();
-    if exists && prefix.is_none() {
+    if exists && prefixes.is_empty() {
         return Ok(Cluster::open(engine, own_record(node)).await?);
     }
     let mut bytes = [0; 8];
     random(&mut bytes)?;
     let id = format!("{:016x}", u64::from_be_bytes(bytes));
-    let prefix = match prefix {
-        Some(prefix) => prefix,
-        None => DEFAULT_PREFIX.parse()?,
-    };
-    Ok(Cluster::create(engine, id, prefix, own_record(node)).await?)
+    let mut prefixes = prefixes.to_vec();
+    if !exists && !prefixes.iter().any(|net| net.addr().is_ipv4()) {
+        prefixes.push(DEFAULT_PREFIX.parse()?);
+    }
+    if !exists && !prefixes.iter().any(|net| net.addr().is_ipv6()) {
+        prefixes.push(local_prefix(bytes));
+    }
+    Ok(Cluster::create(engine, id, &prefixes, own_record(node)).await?)
+}
+
+/// A prefix of unique local addresses (RFC 4193 section 3.1): 40 random bits after fd00::/8, and subnet 0.
+fn local_prefix(random: [u8; 8]) -> IpNet {
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets[1..6].copy_from_slice(&random[..5]);
+    IpNet::V6(Ipv6Net::new_assert(octets.into(), 64))
 }
 
 async fn join_until(node: &Arc<Node>, through: SocketAddr, remembered: Option<&Remembered>) -> anyhow::Result<Cluster> {
@@ -187,7 +198,7 @@ async fn release_leaks(node: &Arc<Node>, cluster: &Cluster) -> anyhow::Result<()
     for record in records.iter().filter(|record| record.owner.node == node.name) {
         if node.jobs.get(record.id.as_str()).is_none() {
             tracing::warn!(job = %record.id, name = record.name, "not here any more, its address and name are given back");
-            cluster.release(&record.id, &record.owner).await?;
+            cluster.release(record).await?;
         }
     }
     let _ = node.learn_jobs(&records);

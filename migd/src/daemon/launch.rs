@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster_addr::{JobId, JobRecord, NewJob};
+use cluster_addr::{JobId, JobRecord, NewJob, Wanted};
 
 use super::jobs::{LocalJob, Phase, write_json};
 use super::node::Node;
@@ -46,7 +47,8 @@ async fn run_here(node: &Arc<Node>, request: RunRequest) -> Result<JobView, ApiE
     let id = new_id()?;
     let name = request.name.unwrap_or_else(|| derive_name(program, &id));
     let started_ms = unix_ms();
-    let new = NewJob { id, name, command: request.argv.clone(), started_ms };
+    let wanted = wanted(request.address);
+    let new = NewJob { id, name, command: request.argv.clone(), started_ms, wanted };
     let record = node.cluster()?.create_job(new).await.map_err(|error| node.explain(error))?;
     let spec = JobSpec {
         id: record.id.to_string(),
@@ -81,17 +83,33 @@ async fn run_here(node: &Arc<Node>, request: RunRequest) -> Result<JobView, ApiE
     }
 }
 
+/// What `--address` means.
+fn wanted(address: Option<String>) -> Wanted {
+    match address {
+        None => Wanted::Any,
+        Some(text) => match text.parse() {
+            Ok(address) => Wanted::Address(address),
+            Err(_) => Wanted::Reservation(text),
+        },
+    }
+}
+
 /// Makes the job's directory, starts its shim and supervises it from now on.
 ///
 /// # Errors
 /// When the directory can't be made or the shim can't be executed; nothing is left then.
 pub fn start(node: &Arc<Node>, spec: JobSpec, record: &JobRecord, receive: bool) -> Result<Arc<LocalJob>, ApiError> {
     let paths = node.paths.job(&spec.id);
-    let prefix_length = node.cluster()?.record().prefix.prefix_len();
+    let cluster = node.cluster()?;
+    let length = |address| cluster.prefix_of(address).map(|prefix| prefix.net.prefix_len());
+    let own = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+    let prefix_length = |address| length(address).unwrap_or_else(|| own(address));
     let file = JobFile {
         spec,
         address: record.address,
-        prefix_length,
+        prefix_length: prefix_length(record.address.into()),
+        address6: record.address6,
+        prefix_length6: record.address6.map_or(0, |address| prefix_length(address.into())),
         node: node.address(),
         epoch: record.owner.epoch,
         receive,

@@ -147,7 +147,7 @@ pub async fn current_node(node: &Arc<Node>, id: &str) -> Option<String> {
 /// The jobs that the nodes themselves know of, running or ended; and the nodes that did not answer.
 pub async fn everywhere(node: &Arc<Node>) -> (Vec<JobView>, Vec<String>) {
     let mut asked = tokio::task::JoinSet::new();
-    for NodeRecord { name, peer } in node.members().into_iter().map(|member| member.record) {
+    for NodeRecord { name, peer, .. } in node.members().into_iter().map(|member| member.record) {
         if name == node.name {
             continue;
         }
@@ -210,6 +210,7 @@ pub fn from_record_only(record: &JobRecord) -> JobView {
         argv: record.command.clone(),
         created_ms: record.started_ms,
         address: record.address,
+        address6: record.address6,
         node: record.owner.node.clone(),
         epoch: record.owner.epoch,
         state: JobState::Unreachable,

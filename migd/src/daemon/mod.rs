@@ -24,14 +24,14 @@ mod routes;
 mod supervise;
 
 use std::fs::{self, File, TryLockError};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -53,9 +53,14 @@ pub struct Args {
     /// Address and port at which other nodes reach this one; packets for its jobs are routed via this address
     #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
     pub listen: SocketAddr,
-    /// Prefix out of which jobs get their addresses, with --create [default: 10.77.0.0/16]
-    #[arg(long, value_name = "PREFIX")]
-    pub prefix: Option<Ipv4Net>,
+    /// Prefix out of which jobs get their addresses, with --create; may be given more than once, for IPv4 and IPv6
+    /// [default: 10.77.0.0/16 and a random unique local /64]
+    #[arg(long = "prefix", value_name = "PREFIX")]
+    pub prefixes: Vec<IpNet>,
+    /// Further address of this node, for routes to its jobs' addresses of the other family than that of --listen
+    /// [default: the global IPv6 addresses of the uplinks]
+    #[arg(long = "hop", value_name = "IP")]
+    pub hops: Vec<IpAddr>,
     /// Device on which job addresses are announced; may be given more than once
     #[arg(long = "uplink", value_name = "DEV", value_delimiter = ',')]
     pub uplinks: Vec<String>,
@@ -104,14 +109,18 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let way = match (args.join, args.create) {
         (Some(through), _) => Way::Join(through),
-        (None, true) => Way::Create { prefix: args.prefix },
+        (None, true) => Way::Create { prefixes: args.prefixes },
         (None, false) => bail!("either --create or --join IP:PORT is needed"),
+    };
+    let hops = match args.hops.as_slice() {
+        [] => machine::global_addresses6(&args.uplinks).into_iter().map(IpAddr::V6).collect(),
+        _ => args.hops,
     };
     let root = std::path::absolute(&args.state).context("the state directory")?;
     let paths = StatePaths::new(root);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let settings = Settings { name, paths: paths.clone(), listen: args.listen, uplinks: args.uplinks, way };
+    let settings = Settings { name, paths: paths.clone(), listen: args.listen, hops, uplinks: args.uplinks, way };
     let result = tokio::select! {
         result = serve(settings, Arc::new(machine::Linux)) => result,
         _ = terminate.recv() => Ok(()),
@@ -130,13 +139,14 @@ struct Settings {
     name: String,
     paths: StatePaths,
     listen: SocketAddr,
+    hops: Vec<IpAddr>,
     uplinks: Vec<String>,
     way: Way,
 }
 
 /// Is a node's daemon; returns only with an error.
 async fn serve(settings: Settings, machine: Arc<dyn Machine>) -> anyhow::Result<()> {
-    let Settings { name, paths, listen, uplinks, way } = settings;
+    let Settings { name, paths, listen, hops, uplinks, way } = settings;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -149,7 +159,7 @@ async fn serve(settings: Settings, machine: Arc<dyn Machine>) -> anyhow::Result<
         .with_context(|| format!("can't listen at {listen}; is it an address of this node, and the port free?"))?;
     // With port 0 the kernel chose one.
     let peer = peers.local_addr()?;
-    let node = Arc::new(Node::new(name, peer, paths, uplinks, machine));
+    let node = Arc::new(Node::new(name, peer, hops, paths, uplinks, machine));
     tracing::info!(node = node.name, %peer, state = %node.paths.root().display(), "started");
     supervise::adopt(&node).context("can't read the jobs of the state directory")?;
     tokio::spawn(control::serve(Arc::clone(&node), control));

@@ -57,7 +57,7 @@ pub async fn begin(node: &Arc<Node>, job: &Located, to: &str) -> Result<mpsc::Un
     }
     let (events, receiver) = mpsc::unbounded_channel();
     let node = Arc::clone(node);
-    let target = NodeAddress { name: target.name, peer: target.peer };
+    let target = NodeAddress { name: target.name, peer: target.peer, hops: target.hops };
     tokio::spawn(async move {
         tracing::info!(job = local.label(), to = target.name, "move begins");
         let end = match carry_out(&node, &local, target, standing.epoch, &events).await {
@@ -82,7 +82,7 @@ async fn carry_out(
     let record = record.ok_or_else(|| super::locate::not_found(job.id()))?;
     let mut connection = node.peers.connect(target.peer).await?;
     let offer = MoveOffer { spec: job.file.spec.clone(), record, source: node.address() };
-    let offer = PeerRequest::MoveOffer(offer);
+    let offer = PeerRequest::MoveOffer(Box::new(offer));
     let answer = connection.exchange::<Reply<MoveAnswer>>(&offer);
     let silent = |reason: String| {
         ApiError::new(ErrorKind::Unavailable, format!("node {} did not take the job: {reason}", target.name))
@@ -201,7 +201,7 @@ pub async fn transfer(node: &Arc<Node>, job: &str, from: Owner, to: &str) -> Res
         Err(error) => return Ok(unknown(&error)),
     };
     let wanted = Owner { node: to.to_owned(), epoch: from.epoch.saturating_add(1) };
-    let reply = match cluster.transfer(&id, &from, to).await {
+    let reply = match cluster.transfer(&id, &from, to, node.known_job(job).as_ref()).await {
         Ok(Transfer::Won(owner)) => TransferReply::Won { epoch: owner.epoch },
         // An earlier try, whose answer got lost, had made it.
         Ok(Transfer::Lost(Some(owner))) if owner == wanted => TransferReply::Won { epoch: owner.epoch },

@@ -1,7 +1,7 @@
 //! What all parts of a daemon share.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -19,6 +19,8 @@ pub struct Node {
     pub name: String,
     /// Where other daemons reach this one.
     pub peer: SocketAddr,
+    /// Further addresses of this node, of the other family than that of `peer`.
+    pub hops: Vec<IpAddr>,
     /// The state directory.
     pub paths: StatePaths,
     /// Devices on which jobs' addresses are announced.
@@ -57,6 +59,7 @@ impl Node {
     pub fn new(
         name: String,
         peer: SocketAddr,
+        hops: Vec<IpAddr>,
         paths: StatePaths,
         uplinks: Vec<String>,
         machine: Arc<dyn Machine>,
@@ -65,6 +68,7 @@ impl Node {
         Self {
             name,
             peer,
+            hops,
             paths,
             uplinks,
             machine,
@@ -83,7 +87,7 @@ impl Node {
 
     /// This node as other nodes reach it.
     pub fn address(&self) -> NodeAddress {
-        NodeAddress { name: self.name.clone(), peer: self.peer }
+        NodeAddress { name: self.name.clone(), peer: self.peer, hops: self.hops.clone() }
     }
 
     /// Where the directory is, as soon as that is known.
@@ -138,8 +142,14 @@ impl Node {
                 self.note_directory(Some(error.to_string()));
                 return ApiError::new(ErrorKind::Unavailable, error.to_string()).hint(self.directory_hint());
             }
-            ClusterError::NameTaken { .. } => ErrorKind::Conflict,
-            ClusterError::BadName(_) => ErrorKind::Invalid,
+            ClusterError::NameTaken { .. }
+            | ClusterError::AddressUnavailable { .. }
+            | ClusterError::ReservationTaken(_)
+            | ClusterError::NodeHasJobs { .. }
+            | ClusterError::Contended => ErrorKind::Conflict,
+            ClusterError::NoReservation(_) | ClusterError::NotFound(_) => ErrorKind::NotFound,
+            ClusterError::BadName(_) | ClusterError::BadPrefix { .. } => ErrorKind::Invalid,
+            ClusterError::Exhausted { .. } => ErrorKind::Unavailable,
             _ => ErrorKind::Internal,
         };
         ApiError::new(kind, error.to_string())
@@ -179,6 +189,11 @@ impl Node {
     /// All job records, as last seen.
     pub fn known_jobs(&self) -> Vec<JobRecord> {
         self.view().jobs.values().cloned().collect()
+    }
+
+    /// A job's record, as last seen.
+    pub fn known_job(&self, id: &str) -> Option<JobRecord> {
+        self.view().jobs.get(id).cloned()
     }
 
     /// Replaces what is known of the jobs; returns those that are gone.

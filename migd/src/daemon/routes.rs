@@ -4,7 +4,7 @@
 //! preferred ([`crate::shim::links::FOLLOW_METRIC`]); so following is right at every moment, whatever the shims of this node do meanwhile.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +36,10 @@ async fn follow_once(node: &Arc<Node>, cluster: &Cluster) -> Result<(), ClusterE
     let (records, mut revision) = cluster.jobs().await?;
     node.note_directory(None);
     for gone in node.learn_jobs(&records) {
-        forget(node, cluster, &gone);
+        unroute(node, &gone);
     }
+    // Releases may have been missed.
+    cluster.reconcile().await?;
     for record in &records {
         apply(node, record).await;
     }
@@ -55,7 +57,8 @@ async fn take(node: &Arc<Node>, cluster: &Cluster, change: Change) {
     let id = change.key.trim_start_matches(cluster_addr::records::JOBS).to_owned();
     let Some(value) = change.value else {
         if let Some(gone) = node.learn_job(&id, None) {
-            forget(node, cluster, &gone);
+            cluster.note_released(&gone, change.revision);
+            unroute(node, &gone);
         }
         return;
     };
@@ -68,16 +71,9 @@ async fn take(node: &Arc<Node>, cluster: &Cluster, change: Change) {
     }
 }
 
-fn forget(node: &Arc<Node>, cluster: &Cluster, gone: &JobRecord) {
-    if gone.owner.node != node.name {
-        cluster.note_released(gone.address);
-    }
-    unroute(node, gone.address);
-}
-
 async fn apply(node: &Arc<Node>, record: &JobRecord) {
     if record.owner.node == node.name {
-        unroute(node, record.address);
+        unroute(node, record);
         return;
     }
     let owner = match node.find_node(&record.owner.node).await {
@@ -87,12 +83,24 @@ async fn apply(node: &Arc<Node>, record: &JobRecord) {
             return;
         }
     };
-    if let Err(error) = node.machine.follow(record.address, owner.peer.ip()) {
-        tracing::warn!(job = %record.id, address = %record.address, via = %owner.peer.ip(), %error, "can't route to the job");
+    for address in record.addresses() {
+        let Some(via) = owner.hop_for(address) else {
+            tracing::warn!(job = %record.id, %address, node = owner.name, "that node has no address of this kind, see its --hop");
+            continue;
+        };
+        if let Err(error) = node.machine.follow(address, via) {
+            tracing::warn!(job = %record.id, %address, %via, %error, "can't route to the job");
+        }
     }
 }
 
-fn unroute(node: &Node, address: Ipv4Addr) {
+fn unroute(node: &Node, record: &JobRecord) {
+    for address in record.addresses() {
+        unroute_address(node, address);
+    }
+}
+
+fn unroute_address(node: &Node, address: IpAddr) {
     if let Err(error) = node.machine.unfollow(address) {
         tracing::warn!(%address, %error, "can't remove a route");
     }
@@ -100,12 +108,11 @@ fn unroute(node: &Node, address: Ipv4Addr) {
 
 /// Removes routes that a former daemon made for jobs that are gone.
 fn remove_strays(node: &Node, cluster: &Cluster, records: &[JobRecord]) {
-    let wanted: BTreeSet<Ipv4Addr> = records.iter().map(|record| record.address).collect();
-    let prefix = cluster.record().prefix;
+    let wanted: BTreeSet<IpAddr> = records.iter().flat_map(JobRecord::addresses).collect();
     for address in node.machine.followed() {
-        if prefix.contains(&address) && !wanted.contains(&address) {
+        if cluster.prefix_of(address).is_some() && !wanted.contains(&address) {
             tracing::info!(%address, "removing the route of a job that is gone");
-            unroute(node, address);
+            unroute_address(node, address);
         }
     }
 }

@@ -147,7 +147,7 @@ fn clean_up(node: &Arc<Node>, job: &LocalJob) {
     if node.jobs.all().iter().any(taken) {
         return;
     }
-    if let Err(error) = node.machine.clean_up(job.file.address, &node.uplinks) {
+    if let Err(error) = node.machine.clean_up(&job.file.addresses(), &node.uplinks) {
         tracing::warn!(job = job.label(), %error, "can't clean up after the shim");
     }
 }
@@ -270,7 +270,7 @@ pub async fn release(node: &Arc<Node>, record: &JobRecord) {
     let mut pause = RETRY;
     loop {
         if let Ok(cluster) = node.cluster() {
-            match cluster.release(&record.id, &record.owner).await {
+            match cluster.release(record).await {
                 Ok(done) => {
                     tracing::debug!(job = %record.id, done, "released");
                     node.learn_job(record.id.as_str(), None);

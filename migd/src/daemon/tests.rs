@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ const STEP: Duration = Duration::from_millis(5);
 /// One machine for all daemons of a test. Shims run on its runtime, so that they survive daemons.
 struct Stage {
     runtime: Option<tokio::runtime::Runtime>,
-    routes: Mutex<BTreeMap<(String, Ipv4Addr), IpAddr>>,
+    routes: Mutex<BTreeMap<(String, IpAddr), IpAddr>>,
 }
 
 impl Drop for Stage {
@@ -57,22 +57,22 @@ impl Machine for PlayedMachine {
         Ok(Box::pin(async move { drop(shim.await) }))
     }
 
-    fn follow(&self, address: Ipv4Addr, via: IpAddr) -> io::Result<()> {
+    fn follow(&self, address: IpAddr, via: IpAddr) -> io::Result<()> {
         self.stage.routes.lock().unwrap().insert((self.name.clone(), address), via);
         Ok(())
     }
 
-    fn unfollow(&self, address: Ipv4Addr) -> io::Result<()> {
+    fn unfollow(&self, address: IpAddr) -> io::Result<()> {
         self.stage.routes.lock().unwrap().remove(&(self.name.clone(), address));
         Ok(())
     }
 
-    fn followed(&self) -> Vec<Ipv4Addr> {
+    fn followed(&self) -> Vec<IpAddr> {
         let routes = self.stage.routes.lock().unwrap();
         routes.keys().filter(|(name, _)| *name == self.name).map(|(_, address)| *address).collect()
     }
 
-    fn clean_up(&self, _: Ipv4Addr, _: &[String]) -> io::Result<()> {
+    fn clean_up(&self, _: &[IpAddr], _: &[String]) -> io::Result<()> {
         Ok(())
     }
 }
@@ -289,6 +289,7 @@ impl Scene {
             name: name.into(),
             paths: paths.clone(),
             listen: listen.unwrap_or_else(|| "127.0.0.1:0".parse().unwrap()),
+            hops: vec!["::1".parse().unwrap()],
             uplinks: Vec::new(),
             way,
         };
@@ -306,13 +307,13 @@ impl Scene {
     }
 
     async fn pair(&self) -> (Daemon, Daemon) {
-        let a = self.daemon("A", None, Way::Create { prefix: None }).await;
+        let a = self.daemon("A", None, Way::Create { prefixes: Vec::new() }).await;
         let b = self.daemon("B", None, Way::Join(a.peer)).await;
         (a, b)
     }
 
-    fn route(&self, node: &str, address: Ipv4Addr) -> Option<IpAddr> {
-        self.stage.routes.lock().unwrap().get(&(node.to_owned(), address)).copied()
+    fn route(&self, node: &str, address: impl Into<IpAddr>) -> Option<IpAddr> {
+        self.stage.routes.lock().unwrap().get(&(node.to_owned(), address.into())).copied()
     }
 }
 
@@ -333,6 +334,7 @@ impl Daemon {
             env: vec![("HOME_NODE".into(), home.into())],
             cwd: "/".into(),
             node: Some(home.into()),
+            address: None,
         };
         self.client.ask(&DaemonRequest::Run(request)).await
     }
@@ -428,6 +430,9 @@ async fn a_job_is_seen_and_ended_from_any_node() {
     assert_eq!((seen.id.as_str(), seen.state), (job.id.as_str(), JobState::Running));
     until(async || scene.route("B", job.address)).await;
     assert_eq!(scene.route("B", job.address), Some(a.peer.ip()));
+    let address6 = job.address6.unwrap();
+    until(async || scene.route("B", address6)).await;
+    assert_eq!(scene.route("B", address6), "::1".parse().ok());
     assert_eq!(scene.route("A", job.address), None);
 
     let mut output = b.attach(&job.id[..8]).await;
@@ -438,6 +443,7 @@ async fn a_job_is_seen_and_ended_from_any_node() {
 
     until(async || a.job("web").await.filter(|job| job.exit == Some(Exit::Signal(15)))).await;
     until(async || scene.route("B", job.address).is_none().then_some(())).await;
+    until(async || scene.route("B", job.address6.unwrap()).is_none().then_some(())).await;
     let again = until(async || b.run("web", "prog", "B").await.ok()).await;
     assert_ne!(again.address, job.address, "the address rests");
     assert_eq!(
@@ -480,6 +486,7 @@ async fn output_and_routes_follow_a_move() {
     assert_eq!((seen.address, seen.epoch, seen.state), (job.address, 2, JobState::Running));
     until(async || scene.route("A", job.address)).await;
     until(async || scene.route("B", job.address).is_none().then_some(())).await;
+    until(async || scene.route("B", job.address6.unwrap()).is_none().then_some(())).await;
     let goal = next + 10;
     assert_eq!(read_output(&mut output, &mut next, goal).await, None, "the stream goes on");
     until(async || (!a.paths.job(&job.id).root().exists()).then_some(())).await;
@@ -573,7 +580,7 @@ async fn without_the_directory_what_is_local_goes_on_and_nothing_is_guessed() {
     b.kill_job("web", 15).await.unwrap();
     until(async || b.job("web").await.filter(|job| job.exit.is_some())).await;
 
-    let a = scene.daemon("A", Some(peer), Way::Create { prefix: None }).await;
+    let a = scene.daemon("A", Some(peer), Way::Create { prefixes: Vec::new() }).await;
     until(async || a.run("web", "prog", "A").await.ok()).await;
 }
 
@@ -581,7 +588,7 @@ async fn without_the_directory_what_is_local_goes_on_and_nothing_is_guessed() {
 async fn nodes_that_do_not_belong_together_refuse_each_other() {
     let scene = Scene::new();
     let (a, _b) = scene.pair().await;
-    let c = scene.daemon("C", None, Way::Create { prefix: None }).await;
+    let c = scene.daemon("C", None, Way::Create { prefixes: Vec::new() }).await;
     let peers = super::peer::Peers::new("B");
     peers.set_cluster("another");
     let refused = peers.connect(a.peer).await.unwrap_err();

@@ -129,6 +129,7 @@ fn take_down(lab: &str) -> anyhow::Result<ExitCode> {
 struct Status {
     lab: String,
     prefix: String,
+    prefix6: ipnet::Ipv6Net,
     switch: String,
     nodes: Vec<NodeStatus>,
     clients: Vec<Member>,
@@ -152,6 +153,7 @@ fn describe(layout: &Layout, names: &Names) -> Status {
     Status {
         lab: layout.lab.clone(),
         prefix: layout.prefix.clone(),
+        prefix6: layout.prefix6,
         switch: layout.switch.clone(),
         nodes: layout.nodes.iter().map(node).collect(),
         clients: layout.clients.clone(),
@@ -164,12 +166,12 @@ fn print(status: &Status, json: bool) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(status)?)?;
         return Ok(());
     }
-    writeln!(out, "lab {}: jobs get addresses of {}", status.lab, status.prefix)?;
-    writeln!(out, "{:<9} {:<7} {:<12} {:<24} DAEMON", "NAME", "KIND", "ADDRESS", "NAMESPACE")?;
+    writeln!(out, "lab {}: jobs get addresses of {} and {}", status.lab, status.prefix, status.prefix6)?;
+    writeln!(out, "{:<9} {:<7} {:<12} {:<12} {:<24} DAEMON", "NAME", "KIND", "ADDRESS", "IPV6", "NAMESPACE")?;
     let line = |out: &mut std::io::StdoutLock<'_>, member: &Member, daemon: &str| {
-        let Member { name, kind, namespace, address } = member;
-        let (kind, address) = (kind.to_string(), address.to_string());
-        writeln!(out, "{name:<9} {kind:<7} {address:<12} {namespace:<24} {daemon}")
+        let Member { name, kind, namespace, address, address6 } = member;
+        let (kind, address, address6) = (kind.to_string(), address.to_string(), address6.to_string());
+        writeln!(out, "{name:<9} {kind:<7} {address:<12} {address6:<12} {namespace:<24} {daemon}")
     };
     for node in &status.nodes {
         let daemon = match &node.daemon {

@@ -31,6 +31,7 @@ impl Lab {
             env: vec![("PATH".to_owned(), path), ("HOME".to_owned(), "/root".to_owned())],
             cwd: "/tmp".to_owned(),
             node: None,
+            address: None,
         };
         ask(&self.control(node), &DaemonRequest::Run(request))
             .with_context(|| format!("can't run {} on node {node}", argv.first().unwrap_or(&"nothing")))

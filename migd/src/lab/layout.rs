@@ -1,10 +1,11 @@
 //! What a lab is made of and what its parts are called.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
 
 /// Port on which the lab's daemons listen for each other.
@@ -127,6 +128,8 @@ pub struct Member {
     pub namespace: String,
     /// The address of its `eth0`.
     pub address: Ipv4Addr,
+    /// Its IPv6 address.
+    pub address6: Ipv6Addr,
 }
 
 /// What a lab is made of. Kept in a file so that `status`, `exec` and `down` need not guess.
@@ -136,6 +139,8 @@ pub struct Layout {
     pub lab: String,
     /// Prefix out of which jobs get their addresses.
     pub prefix: String,
+    /// The same of IPv6.
+    pub prefix6: Ipv6Net,
     /// The namespace with the bridge.
     pub switch: String,
     /// The nodes; the first serves the directory.
@@ -147,6 +152,8 @@ pub struct Layout {
 impl Layout {
     /// Length of the prefix of the switch's subnet.
     pub const SUBNET_LENGTH: u8 = 24;
+    /// The same of IPv6.
+    pub const SUBNET6_LENGTH: u8 = 64;
 
     /// Plans a lab.
     ///
@@ -168,6 +175,7 @@ impl Layout {
             name,
             kind,
             address: host(number),
+            address6: host6(number),
         };
         let letters = ('A'..='Z').map(String::from);
         let nodes = letters.zip(1..).take(nodes).map(|(name, number)| member(name, Kind::Node, number));
@@ -175,6 +183,7 @@ impl Layout {
         Ok(Layout {
             lab: names.lab().to_owned(),
             prefix: prefix.to_owned(),
+            prefix6: Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0), 64),
             switch: names.namespace(Names::SWITCH),
             nodes: nodes.collect(),
             clients: clients.collect(),
@@ -237,6 +246,11 @@ fn read_layout(path: &Path) -> std::io::Result<Vec<u8>> {
 /// An address in the switch's subnet.
 fn host(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 99, 0, number)
+}
+
+/// The same of IPv6.
+fn host6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, number.into())
 }
 
 fn parse_prefix(text: &str) -> anyhow::Result<(Ipv4Addr, u8)> {

@@ -1,6 +1,5 @@
 //! The lab's namespaces, links, addresses and settings of the kernel.
 
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::{fs, io};
 
@@ -28,11 +27,12 @@ const NODE_SETTINGS: [(&str, &str); 6] = [
 ];
 
 /// Settings of a node's uplink. Without a delay of zero the kernel waits up to 0.8 s before it answers for a proxy entry.
-const UPLINK_SETTINGS: [(&str, &str); 4] = [
+const UPLINK_SETTINGS: [(&str, &str); 5] = [
     ("ipv4/conf/eth0/send_redirects", "0"),
     ("ipv4/conf/eth0/rp_filter", "0"),
     ("ipv4/neigh/eth0/proxy_delay", "0"),
     ("ipv6/neigh/eth0/proxy_delay", "0"),
+    ("ipv6/conf/eth0/proxy_ndp", "1"),
 ];
 
 /// Makes all of the lab's namespaces and joins them.
@@ -46,9 +46,8 @@ pub(super) fn build(names: &Names, layout: &Layout) -> anyhow::Result<()> {
         switch
             .run(|| plug_in(member, &namespace))
             .with_context(|| format!("can't join {} to the switch", member.name))?;
-        let prefix = layout.parsed_prefix()?;
         namespace
-            .run(|| configure(member, prefix.0.into(), prefix.1))
+            .run(|| configure(member, layout))
             .with_context(|| format!("can't set up the network of {}", member.name))?;
     }
     Ok(())
@@ -75,7 +74,6 @@ fn plug_in(member: &Member, namespace: &NetNamespace) -> io::Result<()> {
 /// Puts a TAP device in the place of a member's uplink, and one in that of its port on the switch. Returns the member's
 /// and the switch's.
 pub(super) fn replace_uplink(names: &Names, layout: &Layout, member: &Member) -> anyhow::Result<(OwnedFd, OwnedFd)> {
-    let prefix = layout.parsed_prefix()?;
     let switch = NetNamespace::open_named(&layout.switch)?;
     let far = switch.run(|| {
         let mut netlink = Netlink::open()?;
@@ -94,14 +92,14 @@ pub(super) fn replace_uplink(names: &Names, layout: &Layout, member: &Member) ->
         let mut netlink = Netlink::open()?;
         let uplink = netlink.link(UPLINK)?.index;
         netlink.set_up(uplink, None, Some(TAP_QUEUE_PACKETS))?;
-        configure(member, prefix.0.into(), prefix.1)?;
+        configure(member, layout)?;
         Ok(near)
     })?;
     Ok((near, far))
 }
 
 /// Inside the member.
-fn configure(member: &Member, prefix: IpAddr, prefix_length: u8) -> io::Result<()> {
+fn configure(member: &Member, layout: &Layout) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
     let loopback = netlink.link("lo")?.index;
     netlink.set_up(loopback, None, None)?;
@@ -111,12 +109,22 @@ fn configure(member: &Member, prefix: IpAddr, prefix_length: u8) -> io::Result<(
         set_all(&UPLINK_SETTINGS)?;
     }
     let uplink = netlink.link(UPLINK)?.index;
+    // Addresses made by the kernel itself can be used at once, too.
+    set_all(&[("ipv6/conf/eth0/accept_dad", "0")])?;
     netlink.add_address(uplink, member.address.into(), Layout::SUBNET_LENGTH)?;
     netlink.set_up(uplink, None, None)?;
     if member.kind == Kind::Client {
         // On-link: a client asks the wire who has a job's address, as a machine in the job's subnet would.
-        let route = Route { destination: prefix, prefix_length, metric: 0 };
+        let (destination, prefix_length) = layout.parsed_prefix().map_err(io::Error::other)?;
+        let route = Route { destination: destination.into(), prefix_length, metric: 0 };
         netlink.replace_route(route, Hop::Device(uplink))?;
+    }
+    if fs::exists("/proc/sys/net/ipv6")? {
+        netlink.add_address(uplink, member.address6.into(), Layout::SUBNET6_LENGTH)?;
+        if member.kind == Kind::Client {
+            let (destination, prefix_length) = (layout.prefix6.addr().into(), layout.prefix6.prefix_len());
+            netlink.replace_route(Route { destination, prefix_length, metric: 0 }, Hop::Device(uplink))?;
+        }
     }
     Ok(())
 }

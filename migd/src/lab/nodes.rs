@@ -44,7 +44,12 @@ impl Daemon {
         command.arg("--listen").arg(Layout::peer(member).to_string()).arg("--uplink").arg("eth0");
         match layout.nodes.first() {
             Some(first) if index > 0 => command.arg("--join").arg(Layout::peer(first).to_string()),
-            _ => command.arg("--create").arg("--prefix").arg(&layout.prefix),
+            _ => command
+                .arg("--create")
+                .arg("--prefix")
+                .arg(&layout.prefix)
+                .arg("--prefix")
+                .arg(layout.prefix6.to_string()),
         };
         command.env(MARK, names.lab()).env_remove("MIGD_SOCKET").current_dir("/").process_group(0);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);

@@ -1,7 +1,6 @@
 //! The job on its node: how it is launched, what it consists of, how it ends.
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,16 +58,15 @@ impl Surroundings {
             SandboxSpec { hostname: file.spec.name.clone(), clock_offsets: clocks, filter: Some(crate::net::filter()) };
         let mut sandbox = Sandbox::create(spec).context("can't make the job's namespaces")?;
         let listener = sandbox.take_listener().context("the job's system call filter has no listener")?;
-        let (links, tun) = Links::create(file.address, &file.uplinks)?;
-        let addresses = [(IpAddr::V4(file.address), file.prefix_length)];
-        let eth0 = furnish_namespace(sandbox.net_namespace(), &addresses, links.mtu())?;
+        let (links, tun) = Links::create(&file.addresses(), &file.uplinks)?;
+        let eth0 = furnish_namespace(sandbox.net_namespace(), &file.networks(), links.mtu())?;
         Ok(Surroundings { sandbox, links, tun, listener, eth0 })
     }
 
     /// How the net plane is to be made.
     pub fn net_config(&self, shared: &Shared) -> anyhow::Result<NetConfig> {
         Ok(NetConfig {
-            addresses: vec![IpAddr::V4(shared.file.address)],
+            addresses: shared.file.addresses(),
             mtu: usize::try_from(self.links.mtu())?,
             namespace: Some(self.sandbox.net_namespace().try_clone_to_owned()?),
             init_pid: Some(self.sandbox.init_pid().as_raw()),

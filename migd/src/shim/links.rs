@@ -1,22 +1,25 @@
 //! The network around a job: its TUN device, the routes that lead to it, and the announcements on the wire.
 //!
 //! A node attracts a job's packets by two things: a route to the address out of the job's TUN device, and a proxy
-//! neighbour entry on each uplink, by which the kernel answers ARP for the address. The TUN device and with it its route
-//! vanish when the shim dies, however it dies; the proxy entries then answer nothing any more (the kernel answers only
-//! for what it routes elsewhere than out of the uplink) until the daemon removes them ([`clean_up`]).
+//! neighbour entry on each uplink, by which the kernel answers ARP, or neighbour solicitations, for the address. The TUN
+//! device and with it its routes vanish when the shim dies, however it dies. What proxy entries remain then answer no ARP any
+//! more (the kernel answers only for what it routes elsewhere than out of the uplink), though still solicitations, until
+//! the daemon removes them ([`clean_up`]).
 //!
 //! Routes come in two metrics. The shim's own has [`OWN_METRIC`] and is preferred for as long as it exists; the route to
 //! the owner's node, kept by the daemon as the directory says, has [`FOLLOW_METRIC`]. So neither overwrites the other's,
 //! and in the moment of a commit there is always one that is right.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use sys::netlink::{Hop, Link, Netlink, Route};
 use sys::packet::PacketSocket;
 use sys::tun::Tun;
+
+use crate::api::NodeAddress;
 
 /// Metric of the route out of a job's TUN device on the node where it runs. Not 0: to the kernel a deletion with metric 0 means
 /// a route of any metric, and so would take the one that follows the job.
@@ -29,6 +32,7 @@ const QUEUE_PACKETS: u32 = 5000;
 /// More TUN devices than any node has jobs.
 const MAX_DEVICES: u32 = 100_000;
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const ARP_REQUEST: u8 = 1;
 const ARP_REPLY: u8 = 2;
 
@@ -48,7 +52,7 @@ fn context<T>(result: io::Result<T>, what: impl FnOnce() -> String) -> Result<T,
 /// The network of one job on this node.
 #[derive(Debug)]
 pub struct Links {
-    address: Ipv4Addr,
+    addresses: Vec<IpAddr>,
     tun: Link,
     mtu: u32,
     uplinks: Vec<Link>,
@@ -61,7 +65,7 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel refuses a step, which is named.
-    pub fn create(address: Ipv4Addr, uplinks: &[String]) -> Result<(Links, OwnedFd), LinkError> {
+    pub fn create(addresses: &[IpAddr], uplinks: &[String]) -> Result<(Links, OwnedFd), LinkError> {
         let mut netlink = context(Netlink::open(), || "can't open an rtnetlink socket".into())?;
         let packets = context(PacketSocket::open(), || "can't open a packet socket".into())?;
         let all = context(netlink.links(), || "can't list the network devices".into())?;
@@ -73,11 +77,14 @@ impl Links {
         let mtu = found.iter().map(|link| link.mtu).min().unwrap_or(1500);
         let (tun, name) = context(create_tun(&all), || "can't make a TUN device".into())?;
         set_sysctl(&format!("ipv4/conf/{name}/rp_filter"), "0");
-        set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
+        prepare_tun6(&name, addresses.iter().any(IpAddr::is_ipv6))?;
         let link = context(netlink.link(&name), || format!("can't find {name}"))?;
         context(netlink.set_up(link.index, Some(mtu), Some(QUEUE_PACKETS)), || format!("can't bring {name} up"))?;
         prepare_node(uplinks);
-        Ok((Links { address, tun: link, mtu, uplinks: found, netlink, packets }, tun.into()))
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            prepare_node6(uplinks);
+        }
+        Ok((Links { addresses: addresses.to_vec(), tun: link, mtu, uplinks: found, netlink, packets }, tun.into()))
     }
 
     /// The longest packet of the job, in bytes.
@@ -90,32 +97,38 @@ impl Links {
         &self.tun.name
     }
 
-    /// Routes the job's address to its TUN device.
+    /// Routes the job's addresses to its TUN device.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn attract(&mut self) -> Result<(), LinkError> {
-        let route = Route::host(self.address.into(), OWN_METRIC);
-        context(self.netlink.replace_route(route, Hop::Device(self.tun.index)), || {
-            format!("can't route {} to {}", self.address, self.tun.name)
-        })
+        for address in &self.addresses {
+            let route = Route::host(*address, OWN_METRIC);
+            context(self.netlink.replace_route(route, Hop::Device(self.tun.index)), || {
+                format!("can't route {address} to {}", self.tun.name)
+            })?;
+        }
+        Ok(())
     }
 
     /// Undoes [`Links::attract`].
     pub fn release(&mut self) {
-        let route = Route::host(self.address.into(), OWN_METRIC);
-        if let Err(error) = self.netlink.delete_route(route) {
-            tracing::warn!(address = %self.address, %error, "can't remove the job's route");
+        for address in &self.addresses {
+            if let Err(error) = self.netlink.delete_route(Route::host(*address, OWN_METRIC)) {
+                tracing::warn!(%address, %error, "can't remove the job's route");
+            }
         }
     }
 
-    /// Tells the networks of the uplinks that the address is here, and answers for it from now on.
+    /// Tells the networks of the uplinks that the addresses are here, and answers for them from now on.
     ///
     /// Nothing here can fail the job: it runs already, or is about to. What the kernel refuses is logged.
     pub fn announce(&mut self) {
-        for link in &self.uplinks {
-            if let Err(error) = self.netlink.add_proxy(link.index, self.address.into()) {
-                tracing::warn!(address = %self.address, uplink = link.name, %error, "can't answer ARP for the job");
+        for address in &self.addresses {
+            for link in &self.uplinks {
+                if let Err(error) = self.netlink.add_proxy(link.index, *address) {
+                    tracing::warn!(%address, uplink = link.name, %error, "can't answer for the job's address");
+                }
             }
         }
         self.repeat_announcement();
@@ -125,21 +138,27 @@ impl Links {
     pub fn repeat_announcement(&self) {
         for link in &self.uplinks {
             let Some(mac) = link.ethernet else { continue };
-            // Some systems heed requests only, some replies only (RFC 5227, section 3).
-            for operation in [ARP_REQUEST, ARP_REPLY] {
-                if let Err(error) = self.packets.send(link.index, &gratuitous_arp(mac, self.address, operation)) {
-                    tracing::warn!(address = %self.address, uplink = link.name, %error, "can't announce the job");
+            for address in &self.addresses {
+                for frame in announcements(mac, *address) {
+                    if let Err(error) = self.packets.send(link.index, &frame) {
+                        tracing::warn!(%address, uplink = link.name, %error, "can't announce the job");
+                    }
                 }
             }
         }
     }
 
     /// After the commit at the source: packets that still come here go on to the job's new node.
-    pub fn hand_over(&mut self, via: IpAddr) {
-        let address = IpAddr::from(self.address);
-        // Before the own route goes, so that no packet finds neither.
-        if let Err(error) = self.netlink.replace_route(Route::host(address, FOLLOW_METRIC), Hop::Gateway(via)) {
-            tracing::warn!(%address, %via, %error, "can't forward to the job's new node");
+    pub fn hand_over(&mut self, target: &NodeAddress) {
+        // Before the own routes go, so that no packet finds neither.
+        for address in &self.addresses {
+            let Some(via) = target.hop_for(*address) else {
+                tracing::warn!(%address, node = target.name, "that node has no address of this kind, see its --hop");
+                continue;
+            };
+            if let Err(error) = self.netlink.replace_route(Route::host(*address, FOLLOW_METRIC), Hop::Gateway(via)) {
+                tracing::warn!(%address, %via, %error, "can't forward to the job's new node");
+            }
         }
         self.release();
         self.stop_answering();
@@ -152,40 +171,46 @@ impl Links {
     }
 
     fn stop_answering(&mut self) {
-        for link in &self.uplinks {
-            if let Err(error) = self.netlink.delete_proxy(link.index, self.address.into()) {
-                tracing::warn!(address = %self.address, uplink = link.name, %error, "can't remove the proxy entry");
+        for address in &self.addresses {
+            for link in &self.uplinks {
+                if let Err(error) = self.netlink.delete_proxy(link.index, *address) {
+                    tracing::warn!(%address, uplink = link.name, %error, "can't remove the proxy entry");
+                }
             }
         }
     }
 }
 
-/// For the daemon: removes what a shim that was killed left behind for `address`.
+/// For the daemon: removes what a shim that was killed left behind for `addresses`.
 ///
 /// # Errors
 /// When the kernel can't be asked.
-pub fn clean_up(address: Ipv4Addr, uplinks: &[String]) -> io::Result<()> {
+pub fn clean_up(addresses: &[IpAddr], uplinks: &[String]) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
-    for link in netlink.links()?.into_iter().filter(|link| uplinks.contains(&link.name)) {
-        netlink.delete_proxy(link.index, address.into())?;
+    let links = netlink.links()?;
+    for address in addresses {
+        for link in links.iter().filter(|link| uplinks.contains(&link.name)) {
+            netlink.delete_proxy(link.index, *address)?;
+        }
+        netlink.delete_route(Route::host(*address, OWN_METRIC))?;
     }
-    netlink.delete_route(Route::host(address.into(), OWN_METRIC))
+    Ok(())
 }
 
 /// For the daemon: routes a job that runs on another node via that node. Harmless while the job still runs here.
 ///
 /// # Errors
-/// When the kernel refuses; ENETUNREACH when `via` is no neighbour.
-pub fn follow(address: Ipv4Addr, via: IpAddr) -> io::Result<()> {
-    Netlink::open()?.replace_route(Route::host(address.into(), FOLLOW_METRIC), Hop::Gateway(via))
+/// When the kernel refuses; ENETUNREACH or EHOSTUNREACH when `via` is no neighbour.
+pub fn follow(address: IpAddr, via: IpAddr) -> io::Result<()> {
+    Netlink::open()?.replace_route(Route::host(address, FOLLOW_METRIC), Hop::Gateway(via))
 }
 
 /// For the daemon: ends [`follow`].
 ///
 /// # Errors
 /// When the kernel can't be asked.
-pub fn unfollow(address: Ipv4Addr) -> io::Result<()> {
-    Netlink::open()?.delete_route(Route::host(address.into(), FOLLOW_METRIC))
+pub fn unfollow(address: IpAddr) -> io::Result<()> {
+    Netlink::open()?.delete_route(Route::host(address, FOLLOW_METRIC))
 }
 
 /// What a node needs that forwards for jobs; done again it changes nothing.
@@ -198,6 +223,41 @@ fn prepare_node(uplinks: &[String]) {
         // A proxied answer waits up to this long otherwise (0.8 s).
         set_sysctl(&format!("ipv4/neigh/{uplink}/proxy_delay"), "0");
     }
+}
+
+/// The same for IPv6. There is no switch for redirects: the kernel sends none for routes whose next hop is a global address, as
+/// those between nodes are.
+fn prepare_node6(uplinks: &[String]) {
+    for uplink in uplinks {
+        // A machine that forwards heeds no router advertisements unless told to; who lives by them should go on to.
+        let accepts = format!("ipv6/conf/{uplink}/accept_ra");
+        if std::fs::read_to_string(Path::new("/proc/sys/net").join(&accepts)).is_ok_and(|value| value.trim() == "1") {
+            set_sysctl(&accepts, "2");
+        }
+        set_sysctl(&format!("ipv6/conf/{uplink}/proxy_ndp"), "1");
+        set_sysctl(&format!("ipv6/neigh/{uplink}/proxy_delay"), "0");
+    }
+    set_sysctl("ipv6/conf/all/forwarding", "1");
+}
+
+/// The TUN device carries a job's IPv6 packets and none of the kernel's own: no address is made for it, so that the kernel
+/// neither solicits routers nor joins groups there.
+fn prepare_tun6(name: &str, carries: bool) -> Result<(), LinkError> {
+    let directory = format!("ipv6/conf/{name}");
+    if !Path::new("/proc/sys/net").join(&directory).exists() {
+        let missing = if carries { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) };
+        return context(missing, || {
+            "this node's kernel has no IPv6, but the jobs of this cluster have IPv6 addresses".into()
+        });
+    }
+    if carries {
+        // linux/if_link.h: IN6_ADDR_GEN_MODE_NONE.
+        set_sysctl(&format!("{directory}/addr_gen_mode"), "1");
+        set_sysctl(&format!("{directory}/accept_ra"), "0");
+        set_sysctl(&format!("{directory}/router_solicitations"), "0");
+    }
+    set_sysctl(&format!("{directory}/disable_ipv6"), if carries { "0" } else { "1" });
+    Ok(())
 }
 
 fn set_sysctl(name: &str, value: &str) {
@@ -224,6 +284,57 @@ fn create_tun(existing: &[Link]) -> io::Result<(Tun, String)> {
         }
     }
     Err(io::Error::other(format!("all of mig0 to mig{MAX_DEVICES} are taken")))
+}
+
+/// The frames that tell a network who has an address now.
+fn announcements(mac: [u8; 6], address: IpAddr) -> Vec<Vec<u8>> {
+    match address {
+        // Some systems heed requests only, some replies only (RFC 5227, section 3).
+        IpAddr::V4(address) => {
+            [ARP_REQUEST, ARP_REPLY].map(|operation| gratuitous_arp(mac, address, operation).to_vec()).into()
+        }
+        IpAddr::V6(address) => vec![unsolicited_advertisement(mac, address).to_vec()],
+    }
+}
+
+/// RFC 4861 sections 4.4 and 7.2.6: a neighbour advertisement to all nodes, not solicited, to override what they have cached.
+fn unsolicited_advertisement(mac: [u8; 6], address: Ipv6Addr) -> [u8; 86] {
+    /// ff02::1, and the Ethernet address of that group (RFC 2464 section 7).
+    const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+    const NEXT_HEADER_ICMPV6: u8 = 58;
+    const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    const OVERRIDE: u8 = 0x20;
+    const TARGET_LINK_ADDRESS: u8 = 2;
+    const LENGTH: u8 = 32;
+    let mut frame = [0; 86];
+    frame[..6].copy_from_slice(&ALL_NODES_MAC);
+    frame[6..12].copy_from_slice(&mac);
+    frame[12..14].copy_from_slice(&ETHERTYPE_IPV6);
+    frame[14] = 6 << 4;
+    frame[19] = LENGTH;
+    frame[20] = NEXT_HEADER_ICMPV6;
+    // Receivers drop it if it passed a router.
+    frame[21] = 255;
+    frame[22..38].copy_from_slice(&address.octets());
+    frame[38..54].copy_from_slice(&ALL_NODES.octets());
+    frame[54] = NEIGHBOUR_ADVERTISEMENT;
+    frame[58] = OVERRIDE;
+    frame[62..78].copy_from_slice(&address.octets());
+    // The option's length is in units of 8 bytes.
+    frame[78..80].copy_from_slice(&[TARGET_LINK_ADDRESS, 1]);
+    frame[80..86].copy_from_slice(&mac);
+    // RFC 4443 section 2.3: over a pseudo-header of both addresses, length and next header, and the message.
+    let mut sum: u32 = u32::from(LENGTH) + u32::from(NEXT_HEADER_ICMPV6);
+    for pair in frame[22..].chunks_exact(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [_, _, high, low] = (!sum).to_be_bytes();
+    frame[56..58].copy_from_slice(&[high, low]);
+    frame
 }
 
 /// RFC 5227: the sender's and the target's protocol address are both the address announced.
@@ -255,5 +366,21 @@ mod tests {
         assert_eq!(frame[28..32], [10, 77, 0, 5]);
         assert_eq!(frame[38..42], frame[28..32]);
         assert_eq!(frame[22..28], frame[6..12]);
+    }
+
+    #[test]
+    fn an_unsolicited_advertisement_overrides_and_adds_up() {
+        let address = "fd77::5".parse::<Ipv6Addr>().unwrap();
+        let mac = [2, 0, 0, 0, 0, 9];
+        let frame = unsolicited_advertisement(mac, address);
+        assert_eq!(frame[..14], [0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 0x86, 0xdd]);
+        assert_eq!(frame[14..22], [0x60, 0, 0, 0, 0, 32, 58, 255]);
+        assert_eq!(frame[54..56], [136, 0]);
+        assert_eq!(frame[58..62], [0x20, 0, 0, 0]);
+        assert_eq!((&frame[22..38], &frame[62..78]), (&address.octets()[..], &address.octets()[..]));
+        assert_eq!(frame[78..], [2, 1, 2, 0, 0, 0, 0, 9]);
+        let words = frame[22..].chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+        let sum = words.sum::<u32>() + 32 + 58;
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
     }
 }

@@ -171,7 +171,7 @@ impl Node {
     }
 
     pub fn address(&self) -> NodeAddress {
-        NodeAddress { name: self.name.clone(), peer: (self.address, 7700).into() }
+        NodeAddress { name: self.name.clone(), peer: (self.address, 7700).into(), hops: vec![] }
     }
 
     /// Names of the network devices of the node.
@@ -205,6 +205,8 @@ impl Node {
             },
             address: ADDRESS,
             prefix_length: 16,
+            address6: None,
+            prefix_length6: 0,
             node: self.address(),
             epoch,
             receive,

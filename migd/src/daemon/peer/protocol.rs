@@ -120,7 +120,7 @@ pub enum PeerRequest {
         node: String,
     },
     /// `MoveAnswer`. After `Accepted` the connection belongs to the shims.
-    MoveOffer(MoveOffer),
+    MoveOffer(Box<MoveOffer>),
 }
 
 /// Answer to [`PeerRequest::Ping`].
@@ -238,6 +238,7 @@ mod tests {
             argv: vec!["prog".into()],
             created_ms: 1,
             address: [10, 77, 0, 5].into(),
+            address6: "fd77::5".parse().ok(),
             node: "A".into(),
             epoch: 1,
             state: JobState::Running,

@@ -64,7 +64,7 @@ async fn converse(node: &Arc<Node>, mut stream: TcpStream) -> io::Result<()> {
                 return serve_capture(node, stream, request).await;
             }
             PeerRequest::Move { id, node: to } => return serve_move(node, stream, &id, &to).await,
-            PeerRequest::MoveOffer(offer) => return moves::take(node, stream, offer).await,
+            PeerRequest::MoveOffer(offer) => return moves::take(node, stream, *offer).await,
             other => answer(node, &mut stream, other).await?,
         }
     }

@@ -424,7 +424,7 @@ impl Driver {
     /// The job runs at the target: send its packets after it, then end what is here.
     fn depart(self, epoch: u64) {
         let Job { shared, sandbox, mut links, plane, stdio, .. } = self.job;
-        links.hand_over(self.target.peer.ip());
+        links.hand_over(&self.target);
         match plane.retire() {
             Ok(tun) => forward_strays(Tun::from(tun)),
             Err(error) => tracing::warn!(error = in_words(&error), "packets in the old TUN are lost"),
