@@ -6,6 +6,10 @@
 //! the plane is frozen, its image encoded, the plane retired, a new one thawed from the image, and the program gets the new
 //! descriptors (`{"number": index}` as JSON, with the descriptors beside it), which it puts in place of its old ones. It answers `k`, and the
 //! new plane runs. So everything about sockets is tested that a move does, without the move.
+//!
+//! With `NETPLANE_HOME` set as well, the freezes go in turn through the ways of a home-routed job: the sockets stay with the first
+//! plane, which becomes their home; the process goes on to another plane; the process comes back to the home; the
+//! sockets stay again; they follow the process.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,7 +21,8 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use checkpoint::{CommandSpec, Event, ExitStatus, Sandbox, SandboxSpec};
-use migd::net::{NetConfig, NetPlane, filter, furnish_namespace};
+use migd::api::NodeAddress;
+use migd::net::{Board, Guest, NetConfig, NetImage, NetPlane, SocketKey, Visitor, filter, furnish_namespace};
 use sys::epoll::{Epoll, Events, Interest};
 
 fn main() -> ExitCode {
@@ -62,7 +67,11 @@ fn run() -> Result<u8, Failure> {
     let with_prefix = |&address: &IpAddr| (address, if address.is_ipv4() { 16 } else { 64 });
     let prefixed: Vec<(IpAddr, u8)> = addresses.iter().map(with_prefix).collect();
     let eth0 = furnish_namespace(sandbox.net_namespace(), &prefixed, 1500)?;
-    let net = Net {
+    let spare = std::env::var_os("NETPLANE_HOME").map(|_| sys::tun::Tun::create(&format!("{device}b"))).transpose()?;
+    let mut net = Net {
+        home: None,
+        spare: spare.map(Into::into),
+        step: 0,
         addresses,
         namespace: sandbox.net_namespace().try_clone_to_owned()?,
         init_pid: sandbox.init_pid().as_raw(),
@@ -91,11 +100,12 @@ fn run() -> Result<u8, Failure> {
     })?;
     if let Some(control) = &mut control {
         // Ends with the program, which holds the other end alone.
-        plane = swap_on_demand(plane, &net, control, pid.as_raw())?;
+        plane = swap_on_demand(plane, &mut net, control, pid.as_raw())?;
     }
     let code = wait(&mut sandbox)?;
     let deadline = Instant::now() + Duration::from_secs(5);
-    while !plane.is_quiet() && Instant::now() < deadline {
+    let is_quiet = |plane: &NetPlane| plane.is_quiet();
+    while !(is_quiet(&plane) && net.home.as_ref().is_none_or(is_quiet)) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
     sandbox.destroy();
@@ -104,6 +114,12 @@ fn run() -> Result<u8, Failure> {
 
 /// What every plane of the job is made with.
 struct Net {
+    /// The plane at which the sockets stayed, when they did.
+    home: Option<NetPlane>,
+    /// A device without a route, for planes whose sockets are elsewhere; with it the ways of a home-routed job are taken.
+    spare: Option<OwnedFd>,
+    /// Freezes so far.
+    step: u64,
     addresses: Vec<IpAddr>,
     namespace: OwnedFd,
     init_pid: i32,
@@ -123,14 +139,67 @@ impl Net {
     }
 }
 
-fn swap_on_demand(mut plane: NetPlane, net: &Net, control: &mut UnixStream, pid: i32) -> Result<NetPlane, Failure> {
+impl Net {
+    /// Freezes a plane and goes on with a new one.
+    fn swap(&mut self, plane: NetPlane) -> Result<(NetPlane, BTreeMap<SocketKey, OwnedFd>), Failure> {
+        self.step += 1;
+        let Some(spare) = &self.spare else {
+            let image = through_bytes(&plane.freeze()?)?;
+            let tun = plane.retire()?;
+            return Ok(NetPlane::thaw(self.config()?, image, tun, self.listener.try_clone()?, None)?);
+        };
+        let spare = spare.try_clone()?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let node = NodeAddress { name: "here".into(), peer: ([127, 0, 0, 1], 1).into() };
+        let visitor = Visitor { node, epoch: self.step };
+        let guest = Guest::new(ours.into());
+        let image = match self.home.take() {
+            // The sockets stay behind.
+            None => {
+                let image = through_bytes(&plane.freeze_without_sockets()?)?;
+                plane.become_home(self.step, Board::new()?);
+                plane.add_line(theirs.into(), visitor);
+                self.home = Some(plane);
+                image
+            }
+            Some(home) => {
+                let mut image: NetImage = through_bytes(&plane.freeze()?)?;
+                match self.step % 5 {
+                    // The process comes back to its sockets.
+                    3 => image.stack = home.freeze()?.stack,
+                    // The sockets follow it.
+                    0 => {
+                        home.add_line(theirs.into(), visitor);
+                        image.stack = Some(Box::new(guest.fetch(self.step + 1, Duration::from_secs(10))?));
+                    }
+                    // It goes on to another node.
+                    _ => {
+                        home.add_line(theirs.into(), visitor);
+                        self.home = Some(home);
+                        let line = Some((guest, self.step + 1));
+                        drop(plane);
+                        return Ok(NetPlane::thaw(self.config()?, image, spare, self.listener.try_clone()?, line)?);
+                    }
+                }
+                drop(plane);
+                let tun = home.retire()?;
+                return Ok(NetPlane::thaw(self.config()?, image, tun, self.listener.try_clone()?, None)?);
+            }
+        };
+        let line = Some((guest, self.step + 1));
+        Ok(NetPlane::thaw(self.config()?, image, spare, self.listener.try_clone()?, line)?)
+    }
+}
+
+fn through_bytes(image: &NetImage) -> Result<NetImage, Failure> {
+    Ok(rmp_serde::from_slice(&rmp_serde::to_vec_named(image)?)?)
+}
+
+fn swap_on_demand(mut plane: NetPlane, net: &mut Net, control: &mut UnixStream, pid: i32) -> Result<NetPlane, Failure> {
     let mut byte = [0u8; 1];
     while control.read(&mut byte)? == 1 {
         let keys = plane.descriptor_keys();
-        let encoded = rmp_serde::to_vec_named(&plane.freeze()?)?;
-        let tun = plane.retire()?;
-        let image = rmp_serde::from_slice(&encoded)?;
-        let (thawed, ends) = NetPlane::thaw(net.config()?, image, tun, net.listener.try_clone()?)?;
+        let (thawed, ends) = net.swap(plane)?;
         plane = thawed;
         let mut placed = BTreeMap::new();
         let mut descriptors: Vec<BorrowedFd<'_>> = Vec::new();

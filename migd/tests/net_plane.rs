@@ -119,6 +119,10 @@ fn sockets_behave_like_the_kernels() {
     swapped.env("NETPLANE_SWAP", "1");
     let swapped = text(&finish(swapped, patience));
     assert_same(&native, &swapped, "with every socket frozen and thawed at each step");
+    let mut routed = lab.job(&job);
+    routed.env("NETPLANE_SWAP", "1").env("NETPLANE_HOME", "1");
+    let routed = text(&finish(routed, patience));
+    assert_same(&native, &routed, "with the sockets left at home, taken on from there and brought along in turn");
 }
 
 fn assert_same(expected: &str, found: &str, how: &str) {

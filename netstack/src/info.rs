@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::State;
 
 /// The fields of Linux's `struct tcp_info` that have a meaning here, in plain types. Counts are in segments or bytes as
 /// in Linux; units are in the names.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TcpInfo {
     /// `tcpi_state`; `None` for a socket that does not exist
     pub state: Option<State>,

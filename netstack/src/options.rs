@@ -32,7 +32,7 @@ impl Congestion {
 }
 
 /// One option to set; the comment names the `setsockopt` it stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TcpOption {
     /// `TCP_NODELAY`
     NoDelay(bool),

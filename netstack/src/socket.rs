@@ -22,6 +22,12 @@ impl SocketId {
     pub const fn as_u64(self) -> u64 {
         self.0
     }
+
+    /// The name that [`SocketId::as_u64`] gave. A number that no socket has names one that does not exist.
+    #[must_use]
+    pub const fn from_u64(number: u64) -> Self {
+        SocketId(number)
+    }
 }
 
 /// State of a TCP socket, with Linux's names (`enum` in `include/net/tcp_states.h`).

@@ -14,13 +14,18 @@ use super::bridge::{BridgeImage, DescriptorKeys, SocketKey};
 use super::capture::{PacketStream, RecordingImage};
 use super::config::NetConfig;
 use super::describe::SocketDescription;
+use super::home::{AwayImage, Board, Guest, Visitor};
 use super::pump::{Pump, Start};
 
-/// Everything of a job's network that moves: the stack and what the bridge knows beside it.
+/// Everything of a job's network that moves: the sockets and what the bridge knows beside them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NetImage {
-    /// Every connection, in every state.
-    pub stack: netstack::StackImage,
+    /// Every connection, in every state; none when the sockets stay at the job's home.
+    #[serde(default)]
+    pub stack: Option<Box<netstack::StackImage>>,
+    /// What has to be known of sockets at home.
+    #[serde(default)]
+    pub away: Option<AwayImage>,
     /// The programs' sockets, and what waited between them and the stack.
     pub bridge: BridgeImage,
     /// Recordings of its packets.
@@ -57,6 +62,12 @@ pub enum NetError {
         /// Inode of the program's end.
         inode: u64,
     },
+    /// The sockets are at the job's home, and that can't be reached.
+    #[error("the job's home is lost ({0}), and its sockets with it")]
+    HomeLost(String),
+    /// The image's sockets are at home, and there is no line to it.
+    #[error("the image of the job's sockets needs a line to their home")]
+    NoLine,
     /// The net thread is gone.
     #[error("the job's net thread has ended; see the shim's log for the reason")]
     Stopped,
@@ -68,12 +79,47 @@ impl NetError {
     }
 }
 
+/// The line to a job's home, as seen from where the process is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineView {
+    /// Bytes sent to the home.
+    pub sent_bytes: u64,
+    /// Bytes that came from it.
+    pub received_bytes: u64,
+    /// Why it is of no use any more.
+    pub lost: Option<String>,
+}
+
 /// What the net thread is asked.
 pub(super) enum Command {
-    Freeze(Sender<Result<NetImage, NetError>>),
+    /// With `stays` a stack that is here is to become the job's home.
+    Freeze {
+        stays: bool,
+        answer: Sender<Result<NetImage, NetError>>,
+    },
+    /// The processes are elsewhere from now on, under this epoch.
+    BecomeHome {
+        epoch: u64,
+        board: Board,
+        answer: Sender<()>,
+    },
+    /// A node has connected to this home.
+    AddLine {
+        line: OwnedFd,
+        visitor: Visitor,
+        answer: Sender<()>,
+    },
+    /// The job is lost to this home, for this reason.
+    Abandon(String),
+    /// What of a home is of interest elsewhere.
+    Line(Sender<Option<LineView>>),
     Resume(Sender<()>),
     Retire(Sender<OwnedFd>),
-    Record { number: u64, snap_length: u32, answer: Sender<PacketStream> },
+    Record {
+        number: u64,
+        snap_length: u32,
+        answer: Sender<PacketStream>,
+    },
     Describe(Sender<Vec<SocketDescription>>),
     Keys(Sender<DescriptorKeys>),
     IsQuiet(Sender<bool>),
@@ -105,13 +151,17 @@ impl NetPlane {
 
     /// Builds a plane from an image. It is parked: not a byte moves before [`NetPlane::resume`]. Returns the programs' ends of
     /// the sockets, which are to be placed into the restored processes; the rest is to be dropped before the resume.
+    ///
+    /// Sockets that stay at home need the line to it, and the epoch under which the process will be here; nothing is said over
+    /// the line before the resume.
     pub fn thaw(
         config: NetConfig,
         image: NetImage,
         tun: OwnedFd,
         listener: OwnedFd,
+        home: Option<(Guest, u64)>,
     ) -> Result<(NetPlane, BTreeMap<SocketKey, OwnedFd>), NetError> {
-        NetPlane::launch(config, Start::Thaw(Box::new(image)), tun, listener)
+        NetPlane::launch(config, Start::Thaw(Box::new(image), home), tun, listener)
     }
 
     fn launch(
@@ -151,7 +201,44 @@ impl NetPlane {
     /// Parks the plane and takes its image. Every thread of the job must be stopped already. On an error the plane stays parked;
     /// [`NetPlane::resume`] undoes it in any case.
     pub fn freeze(&self) -> Result<NetImage, NetError> {
-        self.ask(Command::Freeze)?
+        self.ask(|answer| Command::Freeze { stays: false, answer })?
+    }
+
+    /// As [`NetPlane::freeze`] for a process whose sockets stay: here, if they are here, or at the home where they are already.
+    pub fn freeze_without_sockets(&self) -> Result<NetImage, NetError> {
+        self.ask(|answer| Command::Freeze { stays: true, answer })?
+    }
+
+    /// Makes this plane, which was frozen, the home of a job whose process is elsewhere from now on. The stack goes on at
+    /// once. What happens to it is told on the board.
+    pub fn become_home(&self, epoch: u64, board: Board) {
+        if self.ask(|answer| Command::BecomeHome { epoch, board, answer }).is_err() {
+            tracing::error!("the job's net thread has ended; its connections are lost");
+        }
+    }
+
+    /// For a home: a node that may get the process has connected. When this returns the home waits for it, also should
+    /// the line to the process's present node end.
+    pub fn add_line(&self, line: OwnedFd, visitor: Visitor) {
+        // A thread that has ended has said why, and the line ends with it.
+        let _ = self.ask(|answer| Command::AddLine { line, visitor, answer });
+    }
+
+    /// For a home: the process is lost; its peers are to hear that.
+    pub fn abandon(&self, reason: String) {
+        self.tell(Command::Abandon(reason));
+    }
+
+    /// For a plane whose sockets are at home: how the line to it is.
+    pub fn line(&self) -> Option<LineView> {
+        self.ask(Command::Line).ok().flatten()
+    }
+
+    fn tell(&self, command: Command) {
+        // A thread that has ended has said why.
+        if self.commands.send(command).is_ok() {
+            self.wake.signal();
+        }
     }
 
     /// Lets a parked plane go on: after a freeze that led to nothing, or after a thaw, right before the job runs.

@@ -18,14 +18,18 @@ use sys::tun::{self, Tun};
 use super::bridge::{Bridge, SocketKey};
 use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
-use super::plane::{Command, Mailbox, NetError, NetImage};
+use super::home::{Away, Deputy, Guest};
+use super::plane::{Command, LineView, Mailbox, NetError, NetImage};
 use super::stack::Stack;
-use super::wire::Wire;
+use super::wire::{Amount, WHOLE, Wire};
 
 const TOKEN_TUN: u64 = u64::MAX;
 const TOKEN_LISTENER: u64 = u64::MAX - 1;
 const TOKEN_COMMAND: u64 = u64::MAX - 2;
 const TOKEN_WIRE: u64 = u64::MAX - 3;
+const TOKEN_AWAY: u64 = u64::MAX - 4;
+/// Lines to a home have the tokens from here on; there are fewer sockets and lines than numbers between.
+const TOKEN_LINES: u64 = 1 << 62;
 
 /// Packets read in one round before sockets are served: enough to batch, few enough to keep the answer prompt.
 const PACKETS_A_ROUND: usize = 64;
@@ -35,12 +39,14 @@ const BUFFER_LEN: usize = 65_536 + tun::HEADER_LEN;
 /// How the plane begins.
 pub(super) enum Start {
     Fresh,
-    Thaw(Box<NetImage>),
+    Thaw(Box<NetImage>, Option<(Guest, u64)>),
 }
 
 /// The state of the net thread.
 pub(super) struct Pump {
     bridge: Bridge,
+    /// There when the process is elsewhere and only its sockets are here.
+    home: Option<Deputy>,
     tun: Tun,
     wire: Option<Wire>,
     epoll: Rc<Epoll>,
@@ -103,22 +109,31 @@ impl Pump {
             None => None,
         };
 
-        let parked = matches!(start, Start::Thaw(_));
+        let parked = matches!(start, Start::Thaw(..));
         let mut recorder = Recorder::default();
         let (bridge, programs_ends) = match start {
             Start::Fresh => {
                 let stack = netstack::Stack::new(stack_config, secrets()?, clock.now());
                 (Bridge::new(Stack::here(stack), listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
             }
-            Start::Thaw(image) => {
-                let NetImage { stack, bridge, recordings } = *image;
+            Start::Thaw(image, home) => {
+                let NetImage { stack, away, bridge, recordings } = *image;
                 recorder = Recorder::thaw(recordings);
-                let stack = netstack::Stack::thaw(stack, clock.now(), stack_config)?;
-                Bridge::thaw(Stack::here(stack), bridge, listener, Rc::clone(&epoll), config.init_pid)?
+                let stack = match (stack, away, home) {
+                    (Some(stack), ..) => Stack::here(netstack::Stack::thaw(*stack, clock.now(), stack_config)?),
+                    (None, Some(image), Some((guest, epoch))) => {
+                        let away = Away::new(guest.into_fd(), epoch, image);
+                        away.watch(&epoll, TOKEN_AWAY).map_err(watch("watch the line to the job's home"))?;
+                        Stack::Away(Box::new(away))
+                    }
+                    _ => return Err(NetError::NoLine),
+                };
+                Bridge::thaw(stack, bridge, listener, Rc::clone(&epoll), config.init_pid)?
             }
         };
         let pump = Pump {
             bridge,
+            home: None,
             tun,
             wire,
             epoll,
@@ -154,6 +169,16 @@ impl Pump {
                         }
                     }
                     TOKEN_COMMAND => commanded = true,
+                    TOKEN_AWAY => {
+                        if let Some(away) = self.bridge.stack.as_away() {
+                            away.note_ready();
+                        }
+                    }
+                    line if line >= TOKEN_LINES => {
+                        if let Some(home) = &mut self.home {
+                            home.note_ready(line - TOKEN_LINES);
+                        }
+                    }
                     key => self.bridge.handle_event(SocketKey(key), event.ready),
                 }
             }
@@ -181,17 +206,32 @@ impl Pump {
     fn round(&mut self) {
         let now = self.clock.now();
         self.bridge.set_now(now);
+        if let Some(away) = self.bridge.stack.as_away() {
+            away.receive();
+            while let Some((header, packet)) = away.poll_packet() {
+                self.wire.iter_mut().for_each(|wire| wire.receive(&header, &packet));
+            }
+        }
+        if let (Some(home), Some(stack)) = (&mut self.home, self.bridge.stack.as_here()) {
+            home.receive(stack, now);
+            while let Some((header, packet)) = home.poll_packet() {
+                // A packet that the kernel refuses is a lost packet.
+                let _ = self.tun.send(&[IoSlice::new(&header), IoSlice::new(&packet)]);
+            }
+            if home.is_frozen() {
+                home.flush();
+                return;
+            }
+        }
         if self.tun_readable {
             self.receive_packets();
         }
-        if let Some(wire) = &mut self.wire {
-            wire.send_outward(&self.tun, &mut self.recorder);
-        }
+        self.send_from_job(Amount::ARound);
         if self.bridge.stack.poll_timeout().is_some_and(|due| due <= now) {
             self.bridge.stack.handle_timeout(now);
         }
         self.bridge.handle_deadlines();
-        self.bridge.serve();
+        self.serve(now);
         if self.calls_waiting {
             // One at a time: what its caller did before, closing a socket say, is among the events that came with it or
             // before it, and has been worked off above. That need not be so for the next call.
@@ -202,7 +242,7 @@ impl Pump {
         loop {
             self.transmit(now);
             // What waited for the last bytes to leave may now be reset; that makes packets again.
-            if !self.bridge.finish_resets() {
+            if !self.finish_resets(now) {
                 break;
             }
         }
@@ -210,7 +250,39 @@ impl Pump {
             self.recorder.flush();
         }
         // Sending over loopback inside the stack changes sockets without a packet.
-        self.bridge.serve();
+        self.serve(now);
+        if let Some(away) = self.bridge.stack.as_away() {
+            away.transmit();
+        }
+    }
+
+    /// Passes on what the job's kernel has sent, out of the TUN device or to the job's home.
+    fn send_from_job(&mut self, amount: Amount) {
+        let Pump { bridge, wire, tun, recorder, .. } = self;
+        let Some(wire) = wire else { return };
+        match bridge.stack.as_away() {
+            Some(away) => wire.send_outward(amount, recorder, &mut |header, packet| {
+                away.send_packet(header, packet);
+                Ok(())
+            }),
+            None => wire.send_outward(amount, recorder, &mut |header, packet| {
+                tun.send(&[IoSlice::new(header), IoSlice::new(packet)])
+            }),
+        }
+    }
+
+    fn serve(&mut self, now: Instant) {
+        match (&mut self.home, self.bridge.stack.as_here()) {
+            (Some(home), Some(stack)) => home.serve(stack, now),
+            _ => self.bridge.serve(),
+        }
+    }
+
+    fn finish_resets(&mut self, now: Instant) -> bool {
+        match (&mut self.home, self.bridge.stack.as_here()) {
+            (Some(home), Some(stack)) => home.finish_resets(stack, now),
+            _ => self.bridge.finish_resets(),
+        }
     }
 
     fn receive_packets(&mut self) {
@@ -238,14 +310,21 @@ impl Pump {
                 self.recorder.packet(Direction::In, &[data]);
             }
             let handled = self.bridge.handle_packet(RxPacket { data, checksum, gso_size });
-            let Some(wire) = &mut self.wire else { continue };
             if handled == Handled::Foreign
                 && let Some((header, packet)) = self.buffer[..length].split_first_chunk()
             {
-                wire.receive(header, packet);
+                match (&mut self.wire, &mut self.home) {
+                    (Some(wire), _) => wire.receive(header, packet),
+                    (None, Some(home)) => home.send_packet(header, packet),
+                    (None, None) => {}
+                }
             }
             while let Some(packet) = self.bridge.stack.poll_foreign() {
-                wire.receive_whole(&packet);
+                match (&mut self.wire, &mut self.home) {
+                    (Some(wire), _) => wire.receive(&WHOLE, &packet),
+                    (None, Some(home)) => home.send_packet(&WHOLE, &packet),
+                    (None, None) => {}
+                }
             }
         }
     }
@@ -289,8 +368,13 @@ impl Pump {
         if self.parked {
             return None;
         }
+        let home_works = match &self.home {
+            Some(home) if home.is_frozen() => return if home.has_work() { Some(Duration::ZERO) } else { None },
+            Some(home) => home.has_work(),
+            None => self.bridge.stack.as_away().is_some_and(|away| away.has_work()),
+        };
         let from_job = self.wire.as_ref().is_some_and(|wire| wire.readable);
-        if self.tun_readable || from_job || self.bridge.has_work() {
+        if self.tun_readable || from_job || self.bridge.has_work() || home_works {
             return Some(Duration::ZERO);
         }
         let due = [self.bridge.stack.poll_timeout(), self.bridge.next_deadline()].into_iter().flatten().min()?;
@@ -301,16 +385,39 @@ impl Pump {
         self.mailbox.wake.clear();
         while let Ok(command) = self.mailbox.commands.try_recv() {
             match command {
-                Command::Freeze(answer) => {
+                Command::Freeze { stays, answer } => {
                     self.park();
+                    drop(answer.send(self.freeze(stays)));
+                }
+                Command::BecomeHome { epoch, board, answer } => {
+                    let ids = self.bridge.ids();
+                    self.bridge.leave();
+                    // The calls of the process are heard where it is.
+                    drop(self.epoll.remove(self.bridge.listener().as_fd()));
+                    self.wire = None;
+                    self.home = Some(Deputy::new(epoch, ids.into_iter(), Rc::clone(&self.epoll), board));
+                    self.unpark();
+                    let _ = answer.send(());
+                }
+                Command::AddLine { line, visitor, answer } => {
+                    if let Some(home) = &mut self.home {
+                        home.add_line(line, visitor, |line| TOKEN_LINES + line);
+                    }
+                    let _ = answer.send(());
+                }
+                Command::Abandon(reason) => {
                     let now = self.clock.now();
-                    self.bridge.set_now(now);
-                    let image = self.bridge.freeze().map(|bridge| NetImage {
-                        stack: self.bridge.stack.freeze(now),
-                        bridge,
-                        recordings: self.recorder.freeze(),
+                    if let (Some(home), Some(stack)) = (&mut self.home, self.bridge.stack.as_here()) {
+                        home.abandon(reason, stack, now);
+                        self.round();
+                    }
+                }
+                Command::Line(answer) => {
+                    let view = self.bridge.stack.as_away().map(|away| {
+                        let (sent_bytes, received_bytes) = away.totals();
+                        LineView { sent_bytes, received_bytes, lost: away.lost().map(str::to_owned) }
                     });
-                    drop(answer.send(image));
+                    drop(answer.send(view));
                 }
                 Command::Resume(answer) => {
                     self.unpark();
@@ -330,20 +437,31 @@ impl Pump {
                 }
                 Command::Describe(answer) => drop(answer.send(self.bridge.describe())),
                 Command::Keys(answer) => drop(answer.send(self.bridge.descriptor_keys())),
-                Command::IsQuiet(answer) => drop(answer.send(self.bridge.is_quiet())),
+                Command::IsQuiet(answer) => {
+                    let quiet = self.home.as_ref().is_none_or(|home| !home.has_work()) && self.bridge.is_quiet();
+                    let _ = answer.send(quiet);
+                }
                 Command::Stop => return std::ops::ControlFlow::Break(()),
             }
         }
         std::ops::ControlFlow::Continue(())
     }
 
+    fn freeze(&mut self, stays: bool) -> Result<NetImage, NetError> {
+        let now = self.clock.now();
+        self.bridge.set_now(now);
+        let bridge = self.bridge.freeze()?;
+        let stack = if stays { None } else { self.bridge.stack.freeze(now) };
+        let away = if stack.is_none() { Some(self.bridge.stack.away_image(&self.bridge.ids())?) } else { None };
+        Ok(NetImage { stack, away, bridge, recordings: self.recorder.freeze() })
+    }
+
     /// Stops listening to everything but commands. Level-triggered events would otherwise spin.
     fn park(&mut self) {
         if !self.parked {
             self.parked = true;
-            if let Some(wire) = &mut self.wire {
-                wire.send_all_outward(&self.tun, &mut self.recorder);
-            }
+            // It is on its way already.
+            self.send_from_job(Amount::Everything);
             drop(self.epoll.modify(self.bridge.listener().as_fd(), TOKEN_LISTENER, Interest::empty()));
         }
     }
@@ -356,6 +474,12 @@ impl Pump {
             drop(self.epoll.modify(self.bridge.listener().as_fd(), TOKEN_LISTENER, Interest::IN));
             let now = self.clock.now();
             self.bridge.set_now(now);
+            if let Some(away) = self.bridge.stack.as_away() {
+                away.activate();
+            }
+            if let Some(home) = &mut self.home {
+                home.thaw();
+            }
             self.bridge.wake_all();
             self.round();
         }

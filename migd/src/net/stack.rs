@@ -1,6 +1,6 @@
 //! The TCP/IP stack as the bridge sees it.
 //!
-//! A method here has the name, the arguments and the meaning of the one of [`netstack::Stack`].
+//! A method here has the name, the arguments and the meaning of the one of [`netstack::Stack`], wherever the stack runs.
 
 use std::net::SocketAddr;
 
@@ -9,12 +9,17 @@ use netstack::{
     TcpOptions, TxPacket,
 };
 
+use super::home::{Away, AwayImage};
+use super::plane::NetError;
+
 type Result<T> = std::result::Result<T, SocketError>;
 
-/// A stack that runs in this thread.
+/// A job's stack.
 pub(super) enum Stack {
-    /// In this process.
+    /// It runs in this thread.
     Here(Box<netstack::Stack>),
+    /// It runs at the job's home.
+    Away(Box<Away>),
 }
 
 impl Stack {
@@ -30,84 +35,156 @@ impl Stack {
     ) -> Handled {
         match self {
             Stack::Here(stack) => stack.handle_packet_with(now, packet, deliver),
+            Stack::Away(_) => Handled::Taken,
         }
     }
 
     pub(super) fn poll_foreign(&mut self) -> Option<Vec<u8>> {
         match self {
             Stack::Here(stack) => stack.poll_foreign(),
+            Stack::Away(_) => None,
         }
     }
 
     pub(super) fn poll_transmit(&mut self, now: Instant) -> Option<TxPacket<'_>> {
         match self {
             Stack::Here(stack) => stack.poll_transmit(now),
+            Stack::Away(_) => None,
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match self {
             Stack::Here(stack) => stack.poll_timeout(),
+            Stack::Away(_) => None,
         }
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         match self {
             Stack::Here(stack) => stack.handle_timeout(now),
+            Stack::Away(_) => {}
         }
     }
 
     pub(super) fn poll_changed(&mut self) -> Option<SocketId> {
         match self {
             Stack::Here(stack) => stack.poll_changed(),
+            Stack::Away(away) => away.poll_changed(),
         }
     }
 
-    pub(super) fn freeze(&self, now: Instant) -> StackImage {
+    /// A stack that is here as an image.
+    pub(super) fn freeze(&self, now: Instant) -> Option<Box<StackImage>> {
         match self {
-            Stack::Here(stack) => stack.freeze(now),
+            Stack::Here(stack) => Some(Box::new(stack.freeze(now))),
+            Stack::Away(_) => None,
+        }
+    }
+
+    /// What another node must know to serve the sockets `ids` while the stack stays where it is.
+    pub(super) fn away_image(&mut self, ids: &[SocketId]) -> std::result::Result<AwayImage, NetError> {
+        match self {
+            Stack::Here(stack) => Ok(AwayImage::of_stack(stack, ids.iter().copied())),
+            Stack::Away(away) => away.freeze(),
+        }
+    }
+
+    /// The stack, if it runs here.
+    pub(super) fn as_here(&mut self) -> Option<&mut netstack::Stack> {
+        match self {
+            Stack::Here(stack) => Some(stack),
+            Stack::Away(_) => None,
+        }
+    }
+
+    /// The speaker for the stack, if that is at home.
+    pub(super) fn as_away(&mut self) -> Option<&mut Away> {
+        match self {
+            Stack::Here(_) => None,
+            Stack::Away(away) => Some(away),
+        }
+    }
+
+    /// Whether everything is known of a socket; before, it is not to be judged.
+    pub(super) fn is_settled(&self, id: SocketId) -> bool {
+        match self {
+            Stack::Here(_) => true,
+            Stack::Away(away) => away.is_settled(id),
+        }
+    }
+
+    /// Whether the stack can't be reached any more, nor ever again.
+    pub(super) fn is_lost(&self) -> bool {
+        match self {
+            Stack::Here(_) => false,
+            Stack::Away(away) => away.lost().is_some(),
+        }
+    }
+
+    /// Brings what [`Stack::tcp_info`] tells of a socket up to date, and how much of it is on its way out.
+    pub(super) fn refresh(&mut self, id: SocketId) {
+        match self {
+            Stack::Here(_) => {}
+            Stack::Away(away) => away.refresh(id),
+        }
+    }
+
+    /// As [`Stack::refresh`] for every socket.
+    pub(super) fn refresh_all(&mut self) {
+        match self {
+            Stack::Here(_) => {}
+            Stack::Away(away) => away.refresh_all(),
         }
     }
 
     pub(super) fn sockets(&self) -> Vec<SocketId> {
         match self {
             Stack::Here(stack) => stack.sockets().collect(),
+            Stack::Away(away) => away.sockets(),
         }
     }
 
     pub(super) fn status(&self, id: SocketId) -> Status {
         match self {
             Stack::Here(stack) => stack.status(id),
+            Stack::Away(away) => away.status(id),
         }
     }
 
-    pub(super) fn tcp_open(&mut self) -> SocketId {
+    /// Fails only when the home is lost.
+    pub(super) fn tcp_open(&mut self) -> Result<SocketId> {
         match self {
-            Stack::Here(stack) => stack.tcp_open(),
+            Stack::Here(stack) => Ok(stack.tcp_open()),
+            Stack::Away(away) => away.tcp_open(),
         }
     }
 
     pub(super) fn tcp_bind(&mut self, id: SocketId, address: SocketAddr, reuse: Reuse) -> Result<()> {
         match self {
             Stack::Here(stack) => stack.tcp_bind(id, address, reuse),
+            Stack::Away(away) => away.tcp_bind(id, address, reuse),
         }
     }
 
     pub(super) fn tcp_listen(&mut self, now: Instant, id: SocketId, backlog: u32) -> Result<()> {
         match self {
             Stack::Here(stack) => stack.tcp_listen(now, id, backlog),
+            Stack::Away(away) => away.tcp_listen(id, backlog),
         }
     }
 
     pub(super) fn tcp_accept(&mut self, now: Instant, id: SocketId) -> Option<SocketId> {
         match self {
             Stack::Here(stack) => stack.tcp_accept(now, id),
+            Stack::Away(away) => away.tcp_accept(id),
         }
     }
 
     pub(super) fn tcp_connect(&mut self, now: Instant, id: SocketId, remote: SocketAddr) -> Result<()> {
         match self {
             Stack::Here(stack) => stack.tcp_connect(now, id, remote),
+            Stack::Away(away) => away.tcp_connect(id, remote),
         }
     }
 
@@ -119,6 +196,7 @@ impl Stack {
     ) -> Result<usize> {
         match self {
             Stack::Here(stack) => stack.tcp_send_with(now, id, fill),
+            Stack::Away(away) => away.tcp_send_with(id, fill),
         }
     }
 
@@ -130,54 +208,63 @@ impl Stack {
     ) -> Result<usize> {
         match self {
             Stack::Here(stack) => stack.tcp_recv_with(now, id, take),
+            Stack::Away(away) => away.tcp_recv_with(id, take),
         }
     }
 
     pub(super) fn tcp_shutdown(&mut self, now: Instant, id: SocketId, how: Shutdown) -> Result<()> {
         match self {
             Stack::Here(stack) => stack.tcp_shutdown(now, id, how),
+            Stack::Away(away) => away.tcp_shutdown(id, how),
         }
     }
 
     pub(super) fn tcp_close(&mut self, now: Instant, id: SocketId) {
         match self {
             Stack::Here(stack) => stack.tcp_close(now, id),
+            Stack::Away(away) => away.tcp_close(id),
         }
     }
 
     pub(super) fn tcp_abort(&mut self, now: Instant, id: SocketId) {
         match self {
             Stack::Here(stack) => stack.tcp_abort(now, id),
+            Stack::Away(away) => away.tcp_abort(id),
         }
     }
 
     pub(super) fn tcp_endpoints(&self, id: SocketId) -> (Option<SocketAddr>, Option<SocketAddr>) {
         match self {
             Stack::Here(stack) => stack.tcp_endpoints(id),
+            Stack::Away(away) => away.tcp_endpoints(id),
         }
     }
 
     pub(super) fn tcp_set(&mut self, now: Instant, id: SocketId, option: TcpOption) -> Result<()> {
         match self {
             Stack::Here(stack) => stack.tcp_set(now, id, option),
+            Stack::Away(away) => away.tcp_set(id, option),
         }
     }
 
     pub(super) fn tcp_options(&self, id: SocketId) -> &TcpOptions {
         match self {
             Stack::Here(stack) => stack.tcp_options(id),
+            Stack::Away(away) => away.tcp_options(id),
         }
     }
 
     pub(super) fn tcp_info(&self, now: Instant, id: SocketId) -> TcpInfo {
         match self {
             Stack::Here(stack) => stack.tcp_info(now, id),
+            Stack::Away(away) => away.tcp_info(id),
         }
     }
 
     pub(super) fn take_error(&mut self, id: SocketId) -> Option<SocketError> {
         match self {
             Stack::Here(stack) => stack.take_error(id),
+            Stack::Away(away) => away.take_error(id),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use sys::tun::{self, ETHERNET_LEN, HEADER_LEN, Tap, Tun};
+use sys::tun::{self, ETHERNET_LEN, HEADER_LEN, Tap};
 
 use super::capture::{Direction, Recorder};
 
@@ -25,6 +25,21 @@ const BUFFER_LEN: usize = HEADER_LEN + ETHERNET_LEN + 65_536;
 const ETHERTYPE_V4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_V6: [u8; 2] = [0x86, 0xdd];
 const TCP: u8 = 6;
+
+/// The header of a packet with nothing left to be done to it.
+pub(super) const WHOLE: [u8; HEADER_LEN] = [0; HEADER_LEN];
+
+/// How much to pass on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Amount {
+    /// As much as one round allows.
+    ARound,
+    /// Everything that is there.
+    Everything,
+}
+
+/// Where the job's packets go.
+pub(super) type Outlet<'a> = dyn FnMut(&[u8; HEADER_LEN], &[u8]) -> io::Result<()> + 'a;
 
 /// The plane's end of the job's `eth0`.
 pub(super) struct Wire {
@@ -50,25 +65,27 @@ impl Wire {
         self.device.as_fd()
     }
 
-    /// Passes on what the job has sent, as much as one round allows.
-    pub(super) fn send_outward(&mut self, tun: &Tun, recorder: &mut Recorder) {
-        for _ in 0..PACKETS_A_ROUND {
-            if !self.readable {
-                return;
+    /// Passes on what the job has sent, each packet with the header of a TUN device before it.
+    pub(super) fn send_outward(&mut self, amount: Amount, recorder: &mut Recorder, send: &mut Outlet<'_>) {
+        match amount {
+            Amount::ARound => {
+                for _ in 0..PACKETS_A_ROUND {
+                    if !self.readable {
+                        return;
+                    }
+                    self.send_next(recorder, send);
+                }
             }
-            self.send_next(tun, recorder);
+            Amount::Everything => {
+                self.readable = true;
+                while self.readable {
+                    self.send_next(recorder, send);
+                }
+            }
         }
     }
 
-    /// Passes on everything the job has sent: before a freeze, for it is on its way already.
-    pub(super) fn send_all_outward(&mut self, tun: &Tun, recorder: &mut Recorder) {
-        self.readable = true;
-        while self.readable {
-            self.send_next(tun, recorder);
-        }
-    }
-
-    fn send_next(&mut self, tun: &Tun, recorder: &mut Recorder) {
+    fn send_next(&mut self, recorder: &mut Recorder, send: &mut Outlet<'_>) {
         let length = match self.device.receive(&mut self.buffer) {
             Ok(length) => length,
             Err(error) => {
@@ -92,7 +109,7 @@ impl Wire {
         }
         let mut header = *header;
         tun::shift(&mut header, -(ETHERNET_LEN as isize));
-        let sent = tun.send(&[IoSlice::new(&header), IoSlice::new(packet)]);
+        let sent = send(&header, packet);
         self.note(sent);
     }
 
@@ -112,12 +129,6 @@ impl Wire {
         ethernet[12..].copy_from_slice(&kind);
         let sent = self.device.send(&[IoSlice::new(&header), IoSlice::new(&ethernet), IoSlice::new(packet)]);
         self.note(sent);
-    }
-
-    /// Hands the job a packet that came in pieces.
-    pub(super) fn receive_whole(&mut self, packet: &[u8]) {
-        let header = tun::Header { checksum: tun::Checksum::Full, segmentation: None };
-        self.receive(&header.encode(), packet);
     }
 
     /// A packet that the kernel refuses is a lost packet; it must only not go unnoticed.

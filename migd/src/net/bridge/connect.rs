@@ -137,11 +137,11 @@ impl Bridge {
         self.listener
             .replace_descriptor(call.id, theirs.as_fd(), number, close_on_exec)
             .map_err(|error| error.raw_os_error().unwrap_or(libc::EINTR))?;
+        let id = self.stack.tcp_open().map_err(errno)?;
         let Some(mut socket) = self.remove(key) else {
             return Err(libc::EBADF);
         };
         self.gone.retain(|&gone| gone != key);
-        let id = self.stack.tcp_open();
         socket.inode = inode;
         socket.phase = Phase::Idle { id, end: End::new(ours) };
         socket.shut_read = false;

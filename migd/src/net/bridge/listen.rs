@@ -92,7 +92,10 @@ impl Bridge {
             netstack::Reuse { address: options.reuse_address, port: options.reuse_port }
         };
         self.stack.tcp_close(self.now, old);
-        let new = self.stack.tcp_open();
+        let Ok(new) = self.stack.tcp_open() else {
+            // The stack is lost, and with it all that the socket could do.
+            return;
+        };
         *id = new;
         for option in options {
             let _ = self.stack.tcp_set(self.now, new, option);
@@ -114,6 +117,9 @@ impl Bridge {
         let Phase::Listening { listener, .. } = &mut socket.phase else {
             return Reply::Done(Err(libc::EINVAL));
         };
+        if self.stack.is_lost() {
+            return Reply::Done(Err(libc::ENETDOWN));
+        }
         // A thread waits in one call only, so an older one of its was cancelled.
         listener.waiters.retain(|waiter| waiter.call.thread != call.thread);
         let reply = match self.next_connection(key) {
@@ -204,6 +210,10 @@ impl Bridge {
             self.close(key);
             return;
         }
+        if self.stack.is_lost() {
+            self.fail_listener(key);
+            return;
+        }
         while self.waiting_connections(key) > 0 {
             let Some(Socket { phase: Phase::Listening { listener, .. }, .. }) = self.sockets.get_mut(&key) else {
                 return;
@@ -211,18 +221,38 @@ impl Bridge {
             let Some(waiter) = listener.waiters.pop_front() else {
                 break;
             };
-            self.forget_deadline(key, &waiter);
             if !self.listener.is_valid(waiter.call.id) {
+                self.forget_deadline(key, &waiter);
                 continue;
             }
             let Some(connection) = self.next_connection(key) else {
+                if let Some(Socket { phase: Phase::Listening { listener, .. }, .. }) = self.sockets.get_mut(&key) {
+                    listener.waiters.push_front(waiter);
+                }
                 break;
             };
+            self.forget_deadline(key, &waiter);
             let flags = if waiter.call.number == libc::SYS_accept4 { int(waiter.call.args[3]) } else { 0 };
             let reply = self.give_connection(&waiter.call, key, connection, flags);
             self.reply(&waiter.call, None, reply);
         }
         self.signal(key);
+    }
+
+    /// The stack is lost: whoever waits at the listener is told.
+    fn fail_listener(&mut self, key: SocketKey) {
+        let Some(Socket { phase: Phase::Listening { end, listener, .. }, .. }) = self.sockets.get_mut(&key) else {
+            return;
+        };
+        if listener.signalled == 0 && unix::send(end.fd.as_fd(), &[IoSlice::new(b"c")]).is_ok() {
+            // Stays there: a poller finds the listener ready and the call failing, as long as it looks.
+            listener.signalled = 1;
+        }
+        let waiters = std::mem::take(&mut listener.waiters);
+        for waiter in waiters {
+            self.forget_deadline(key, &waiter);
+            self.reply(&waiter.call, None, Reply::Done(Err(libc::ENETDOWN)));
+        }
     }
 
     /// Adds bytes until there is one for each waiting connection.

@@ -158,6 +158,10 @@ impl Bridge {
         let Some(socket) = self.sockets.get(&key) else {
             return;
         };
+        if socket.id().is_some_and(|id| !self.stack.is_settled(id)) {
+            // What is still to be told of it comes as a change.
+            return;
+        }
         match &socket.phase {
             Phase::Idle { end, .. } => {
                 if end.hung_up {
@@ -286,7 +290,8 @@ impl Bridge {
     }
 
     /// All sockets, for inspection: those of the programs, then those that wait to be accepted or outlive their program.
-    pub(super) fn describe(&self) -> Vec<SocketDescription> {
+    pub(super) fn describe(&mut self) -> Vec<SocketDescription> {
+        self.stack.refresh_all();
         let mut held: Vec<_> = self.sockets.iter().collect();
         held.sort_unstable_by_key(|(key, _)| **key);
         let known: HashSet<SocketId> = held.iter().filter_map(|(_, socket)| socket.id()).collect();
@@ -315,25 +320,49 @@ impl Bridge {
         SocketDescription { state, receive_queue, send_queue, tcp, ..SocketDescription::closed(local, remote) }
     }
 
-    /// Whether nothing is on its way out.
-    pub(super) fn is_quiet(&self) -> bool {
+    /// Whether nothing is on its way out. The job has ended.
+    pub(super) fn is_quiet(&mut self) -> bool {
         // A closed end that is still here waits for room in the stack.
         let leaving = |socket: &Socket| socket.end().is_some_and(|end| end.hung_up);
-        let busy = |id: SocketId| {
-            let status = self.stack.status(id);
-            let closing = matches!(status.state, State::FinWait1 | State::Closing | State::LastAck);
-            status.unsent > 0 || status.unacked > 0 || closing
-        };
-        self.queue.is_empty()
-            && self.resets.is_empty()
-            && !self.sockets.values().any(leaving)
-            && !self.stack.sockets().into_iter().any(busy)
+        if !self.queue.is_empty() || !self.resets.is_empty() || self.sockets.values().any(leaving) {
+            return false;
+        }
+        match self.stack.as_away() {
+            Some(away) => away.finish(),
+            None => !self.stack.sockets().into_iter().any(|id| is_busy(&self.stack.status(id))),
+        }
+    }
+
+    /// The stack's sockets that the programs have.
+    pub(super) fn ids(&self) -> Vec<SocketId> {
+        let returned = self.sockets.values().flat_map(|socket| match &socket.phase {
+            Phase::Listening { listener, .. } => listener.returned.iter().copied().collect(),
+            _ => Vec::new(),
+        });
+        self.by_id.keys().copied().chain(returned).collect()
+    }
+
+    /// The processes are gone, and their sockets go on without a pair here.
+    pub(super) fn leave(&mut self) {
+        self.sockets.clear();
+        self.by_inode = DescriptorKeys::default();
+        self.by_id.clear();
+        self.queue.clear();
+        self.queued.clear();
+        self.gone.clear();
+        self.deadlines.clear();
     }
 
     /// The key of each program's end by inode.
     pub(super) fn descriptor_keys(&self) -> DescriptorKeys {
         self.by_inode.clone()
     }
+}
+
+/// Whether a socket of the stack has something on its way out.
+pub(super) fn is_busy(status: &netstack::Status) -> bool {
+    let closing = matches!(status.state, State::FinWait1 | State::Closing | State::LastAck);
+    status.unsent > 0 || status.unacked > 0 || closing
 }
 
 /// Names of states as ss(8) prints them.

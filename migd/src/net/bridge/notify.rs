@@ -182,7 +182,10 @@ impl Bridge {
         if let Err(error) = self.watch(key, &ours) {
             return Reply::Done(Err(shortage(&error)));
         }
-        let id = self.stack.tcp_open();
+        let id = match self.stack.tcp_open() {
+            Ok(id) => id,
+            Err(error) => return Reply::Done(Err(errno(error))),
+        };
         self.insert(key, Socket::new(family, inode, Phase::Idle { id, end: End::new(ours) }));
         let result = self.listener.answer_with_descriptor(call.id, theirs.as_fd(), kind & libc::SOCK_CLOEXEC != 0);
         match result {
@@ -269,7 +272,10 @@ impl Bridge {
             return Reply::Proceed;
         };
         let waiting = socket.end().map_or(0, |end| unix::bytes_readable(end.fd.as_fd()).unwrap_or(0));
-        let status = socket.id().map(|id| self.stack.status(id));
+        let status = socket.id().map(|id| {
+            self.stack.refresh(id);
+            self.stack.status(id)
+        });
         let (unsent, unacked) = status.map_or((0, 0), |status| (status.unsent, status.unacked));
         if matches!(socket.phase, Phase::Listening { .. }) {
             return Reply::Done(Err(libc::EINVAL));

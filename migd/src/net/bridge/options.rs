@@ -244,6 +244,15 @@ impl Bridge {
             let info = socket.id().map(|id| self.stack.tcp_info(self.now, id)).unwrap_or_default();
             return Ok(Value::Bytes(info::encode(&info)));
         }
+        let told_by_info = [
+            (libc::IPPROTO_TCP, libc::TCP_INFO),
+            (libc::IPPROTO_TCP, libc::TCP_MAXSEG),
+            (libc::IPPROTO_IP, libc::IP_MTU),
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+        ];
+        if let Some(id) = socket.id().filter(|_| told_by_info.contains(&(level, name))) {
+            self.stack.refresh(id);
+        }
         let defaults = TcpOptions::default();
         let options = socket.id().map_or(&defaults, |id| self.stack.tcp_options(id));
         let value = match level {

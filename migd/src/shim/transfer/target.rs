@@ -279,7 +279,7 @@ impl Driver {
         let config = around.net_config(&self.shared)?;
         let Surroundings { sandbox, mut links, tun, listener, eth0: _ } = around;
         let (stdio, ends) = Stdio::restore(log, &self.shared.paths.output(), &stdio)?;
-        let (plane, sockets) = NetPlane::thaw(config, net, tun, listener)?;
+        let (plane, sockets) = NetPlane::thaw(config, net, tun, listener, None)?;
         self.steps.end("thaw");
         links.attract()?;
         // From here on there is something to discard.

@@ -1,0 +1,74 @@
+//! The line of a node that is about to get a process, before it does.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use netstack::StackImage;
+
+use super::frame::{Call, Frame};
+use super::line::Line;
+
+/// A guest at a job's home: a connection on which nothing was said yet. Dropping it says that the process does not come.
+#[derive(Debug)]
+pub struct Guest {
+    fd: OwnedFd,
+}
+
+impl Guest {
+    /// Takes the connection over from the daemon.
+    pub fn new(fd: OwnedFd) -> Guest {
+        Guest { fd }
+    }
+
+    /// The connection, for the plane that will serve the process with it.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// Stops the home's stack, for the owner to be with this epoch, and gets its image.
+    ///
+    /// # Errors
+    /// The home's refusal, or that of the connection.
+    pub fn fetch(&self, epoch: u64, limit: Duration) -> io::Result<StackImage> {
+        let mut line = Line::new(self.fd.try_clone()?);
+        line.outgoing.push(&Frame::Call { number: 0, call: Call::Image { epoch } });
+        let mut image = Vec::new();
+        let deadline = Instant::now() + limit;
+        loop {
+            line.flush();
+            while line.fill() {
+                while let Some(frame) = line.incoming.next() {
+                    match frame.map_err(invalid)? {
+                        Frame::Piece { bytes } => image.extend_from_slice(bytes),
+                        Frame::Answer { answer, .. } => {
+                            return match answer.refusal {
+                                None => rmp_serde::from_slice(&image).map_err(invalid),
+                                Some(refusal) => Err(io::Error::other(refusal)),
+                            };
+                        }
+                        other => return Err(invalid(format!("the home said {other:?} to a guest"))),
+                    }
+                }
+            }
+            if let Some(reason) = line.ended() {
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason.to_owned()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !line.wait(left)? {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+
+    /// Tells the home that the stack goes on here, under this epoch. What can't be told the home learns from the directory.
+    pub fn inherit(self, epoch: u64) {
+        let mut line = Line::new(self.fd);
+        line.outgoing.push(&Frame::Inherit { epoch });
+        line.flush();
+    }
+}
+
+fn invalid(error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}

@@ -1,0 +1,110 @@
+use netstack::{Shutdown, SocketError, SocketId, State};
+use proptest::prelude::*;
+
+use super::frame::{Answer, Call, Frame, HEADER_LEN, Header, Look, PAYLOAD_MAX};
+use super::line::Line;
+
+fn look() -> Look {
+    Look { state: State::CloseWait, peer_closed: true, acceptable: 3, error: None, unsent: 1, unacked: 2 }
+}
+
+fn frames() -> Vec<Frame<'static>> {
+    let id = SocketId::from_u64(7 << 32 | 1);
+    vec![
+        Frame::Data { id, bytes: b"hello" },
+        Frame::Data { id, bytes: b"" },
+        Frame::Taken { id, count: 5 },
+        Frame::Room { id, upto: u64::MAX },
+        Frame::Look { id, look: look() },
+        Frame::Shutdown { id, how: Shutdown::Both },
+        Frame::Close { id },
+        Frame::Abort { id },
+        Frame::ErrorTaken { id },
+        Frame::Call {
+            number: 9,
+            call: Call::Bind { id, address: ([10, 77, 0, 5], 80).into(), reuse: Default::default() },
+        },
+        Frame::Answer { number: 9, answer: Box::new(Answer::of(Err(SocketError::AddressInUse))) },
+        Frame::Piece { bytes: b"image" },
+        Frame::Activate { epoch: 2 },
+        Frame::Inherit { epoch: 3 },
+        Frame::Resume,
+        Frame::Packet { header: [3; sys::tun::HEADER_LEN], packet: b"datagram" },
+    ]
+}
+
+#[test]
+fn frames_arrive_in_order_as_they_were_sent() {
+    let (one, other) = sys::unix::pair(true).expect("a pair");
+    let (mut one, mut other) = (Line::new(one), Line::new(other));
+    for frame in frames() {
+        one.outgoing.push(&frame);
+    }
+    one.flush();
+    assert!(other.fill());
+    let mut arrived = Vec::new();
+    while let Some(frame) = other.incoming.next() {
+        arrived.push(format!("{:?}", frame.expect("a frame")));
+    }
+    assert_eq!(arrived, frames().iter().map(|frame| format!("{frame:?}")).collect::<Vec<_>>());
+    drop(one);
+    assert!(!other.fill());
+    assert_eq!(other.ended(), Some("the other side closed it"));
+}
+
+#[test]
+fn a_frame_comes_in_any_pieces() {
+    let mut bytes = Vec::new();
+    frames().iter().for_each(|frame| frame.encode(&mut bytes));
+    let (one, other) = sys::unix::pair(true).expect("a pair");
+    let mut line = Line::new(other);
+    let mut arrived = 0;
+    for byte in &bytes {
+        let sent = sys::unix::send(std::os::fd::AsFd::as_fd(&one), &[std::io::IoSlice::new(&[*byte])]);
+        assert_eq!(sent.expect("room for a byte"), 1);
+        line.note_ready();
+        assert!(line.fill());
+        while line.incoming.next().is_some() {
+            arrived += 1;
+        }
+    }
+    assert_eq!(arrived, frames().len());
+}
+
+#[test]
+fn a_line_that_has_ended_takes_nothing() {
+    let (one, other) = sys::unix::pair(true).expect("a pair");
+    drop(other);
+    let mut line = Line::new(one);
+    line.outgoing.push(&Frame::Resume);
+    line.flush();
+    assert!(!line.fill());
+    assert!(line.ended().is_some());
+    line.outgoing.push(&Frame::Resume);
+    assert_eq!(line.outgoing.backlog(), 0);
+}
+
+#[test]
+fn what_a_program_can_tell_apart_is_told() {
+    assert!(look().same_to_program(&Look { unsent: 9, unacked: 9, ..look() }));
+    assert!(!look().same_to_program(&Look { acceptable: 4, ..look() }));
+    assert!(!look().same_to_program(&Look { error: Some(SocketError::TimedOut), ..look() }));
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_arrives_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..20u8) {
+        let mut header = [0; HEADER_LEN];
+        header[..4].copy_from_slice(&u32::try_from(bytes.len()).expect("short").to_be_bytes());
+        header[4] = kind;
+        let header = Header::decode(&header).expect("short enough");
+        drop(header.open(&bytes));
+    }
+}
+
+#[test]
+fn a_frame_that_is_too_long_is_refused_by_its_header() {
+    let mut header = [0; HEADER_LEN];
+    header[..4].copy_from_slice(&u32::try_from(PAYLOAD_MAX + 1).expect("a megabyte").to_be_bytes());
+    assert!(Header::decode(&header).is_err());
+}
