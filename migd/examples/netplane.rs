@@ -150,7 +150,7 @@ impl Net {
         };
         let spare = spare.try_clone()?;
         let (ours, theirs) = UnixStream::pair()?;
-        let node = NodeAddress { name: "here".into(), peer: ([127, 0, 0, 1], 1).into() };
+        let node = NodeAddress { name: "here".into(), peer: ([127, 0, 0, 1], 1).into(), hops: Vec::new() };
         let visitor = Visitor { node, epoch: self.step };
         let guest = Guest::new(ours.into());
         let image = match self.home.take() {
