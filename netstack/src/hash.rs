@@ -161,6 +161,17 @@ impl Keys {
 
     /// RFC 6528: a clock of 64 ns ticks (like Linux's) plus a secret function of the connection's ends.
     pub(crate) fn initial_sequence(&self, tuple: &Tuple, now: Instant) -> u32 {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.4.1
+        //# A TCP implementation MUST use the above type of "clock" for clock-driven selection of initial sequence
+        //# numbers (MUST-8), and SHOULD generate its initial sequence numbers with the expression:
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.4.1
+        //# where M is the 4 microsecond timer, and F() is a pseudorandom function (PRF) of the connection's identifying
+        //# parameters ("localip, localport, remoteip, remoteport") and a secret key ("secretkey") (SHLD-1).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.4.1
+        //# F() MUST NOT be computable from the outside (MUST-9), or an attacker could still guess at sequence numbers
+        //# from the ISN used for some other connection.
+        //= https://www.rfc-editor.org/rfc/rfc6528#section-3
+        //# Initial sequence numbers are a clock plus a keyed hash of the connection's ends.
         let clock = now.as_nanos() >> 6;
         (self.isn.of_tuple(tuple, 0).wrapping_add(clock) & 0xffff_ffff) as u32
     }
@@ -168,6 +179,8 @@ impl Keys {
     /// The offset of the timestamp clock towards a peer; the same for all connections between two addresses, so that
     /// RFC 6191 works across connections.
     pub(crate) fn timestamp_offset(&self, tuple: &Tuple) -> u32 {
+        //= https://www.rfc-editor.org/rfc/rfc7323#section-5.4
+        //# The timestamp clock starts at a random offset for each pair of hosts.
         let ends = Tuple { local_port: 0, remote_port: 0, ..*tuple };
         (self.timestamp.of_tuple(&ends, 0) & 0xffff_ffff) as u32
     }
@@ -183,6 +196,8 @@ impl Keys {
 
     /// RFC 6056, algorithm 3: where to start looking for a port towards a peer.
     pub(crate) fn port_offset(&mut self, tuple: &Tuple) -> u64 {
+        //= https://www.rfc-editor.org/rfc/rfc6056#section-3.3.3
+        //# Ephemeral ports are chosen by a keyed hash of the peer and a counter.
         self.ports_given += 1;
         self.port.of_tuple(tuple, 0).wrapping_add(self.ports_given)
     }

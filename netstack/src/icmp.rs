@@ -63,6 +63,8 @@ fn parse_v4(payload: &[u8]) -> Option<Message<'_>> {
             _ => Reason::Prohibited,
         },
         Icmpv4Message::ParamProblem => Reason::Parameter,
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2.2
+        //# Source Quench TCP implementations MUST silently discard any received ICMP Source Quench messages (MUST-55).
         Icmpv4Message::TimeExceeded => Reason::Host,
         _ => return None,
     };

@@ -58,6 +58,9 @@ pub(crate) fn parse(data: &[u8], verify: bool) -> Option<Datagram<'_>> {
 
 fn parse_v4(data: &[u8], verify: bool) -> Option<Datagram<'_>> {
     let packet = Ipv4Packet::new_checked(data).ok()?;
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2
+    //# When received options are passed up to TCP from the IP layer, a TCP implementation MUST ignore options that it
+    //# does not understand (MUST-50).
     let header_len = usize::from(packet.header_len());
     if header_len < 20 || (verify && !packet.verify_checksum()) {
         return None;
@@ -236,6 +239,8 @@ impl Header {
                 packet.set_ecn(self.traffic_class & 3);
                 packet.set_total_len(total);
                 packet.set_ident(self.identification);
+                //= https://www.rfc-editor.org/rfc/rfc1191#section-3
+                //# Segments carry the don't-fragment bit.
                 packet.set_dont_frag(true);
                 packet.set_hop_limit(self.hop_limit);
                 packet.set_next_header(IpProtocol::from(self.protocol));

@@ -148,6 +148,8 @@ impl Default for TcpOptions {
             cork: false,
             quickack: true,
             keepalive: false,
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.4
+            //# This interval MUST be configurable (MUST-27) and MUST default to no less than two hours (MUST-28).
             keep_idle: Duration::from_secs(7200),
             keep_interval: Duration::from_secs(75),
             keep_count: 9,

@@ -101,6 +101,10 @@ fn super_packets_carry_a_bulk_stream() {
 
 #[test]
 fn lossy_links_deliver_everything_once() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.2
+    //= type=test
+    //# A TCP endpoint MUST implement the basic congestion control algorithms slow start, congestion avoidance, and
+    //# exponential backoff of RTO to avoid creating congestion collapse conditions (MUST-19).
     for seed in 0..12 {
         for (loss, duplicate, reorder) in [(0.01, 0.0, 0.0), (0.05, 0.02, 0.05), (0.2, 0.1, 0.1), (0.0, 0.0, 0.3)] {
             let jitter = Duration::from_millis(2);
@@ -129,6 +133,9 @@ fn one_percent_loss_is_survived_at_speed() {
 
 #[test]
 fn a_full_receiver_stops_the_sender_and_lets_it_go_on() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.1
+    //= type=test
+    //# A TCP implementation MAY keep its offered receive window closed indefinitely (MAY-8).
     let mut pair = Pair::new(6, Link::default());
     let (client, server, listener) = pair.establish();
     let data = stream(8 << 20, 3);
@@ -320,6 +327,9 @@ fn keepalive_finds_a_dead_peer() {
 
 #[test]
 fn user_timeout_ends_a_stalled_connection() {
+    //= https://www.rfc-editor.org/rfc/rfc5482#section-3
+    //= type=test
+    //# A program can set how long data may stay unacknowledged before the connection is given up.
     let mut pair = Pair::new(17, Link::default());
     let (client, _server, _) = pair.establish();
     let now = pair.now;
@@ -334,6 +344,12 @@ fn user_timeout_ends_a_stalled_connection() {
 
 #[test]
 fn a_dead_peer_is_given_up_after_fifteen_minutes() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
+    //= type=test
+    //# The following procedure MUST be used to handle excessive retransmissions of data segments (MUST-20):
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
+    //= type=test
+    //# The value of R2 SHOULD correspond to at least 100 seconds (SHLD-11).
     let mut pair = Pair::new(18, Link::default());
     let (client, _server, _) = pair.establish();
     pair.link.loss = 1.0;
@@ -346,6 +362,16 @@ fn a_dead_peer_is_given_up_after_fifteen_minutes() {
 
 #[test]
 fn nagle_cork_and_nodelay() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.4
+    //= type=test
+    //# A TCP implementation SHOULD implement the Nagle algorithm to coalesce short segments (SHLD-7).
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.4
+    //= type=test
+    //# However, there MUST be a way for an application to disable the Nagle algorithm on an individual connection
+    //# (MUST-17).
+    //= https://www.rfc-editor.org/rfc/rfc1122#section-4.2.3.4
+    //= type=test
+    //# A partial segment leaves once nothing unacknowledged is outstanding.
     let sizes = |options: &[TcpOption]| {
         let mut pair = Pair::new(19, Link::default());
         let (client, server, _) = pair.establish();
@@ -408,6 +434,9 @@ fn loopback_stays_inside() {
 
 #[test]
 fn ports_are_given_as_linux_does() {
+    //= https://www.rfc-editor.org/rfc/rfc6056#section-3.3.3
+    //= type=test
+    //# Ephemeral ports are chosen by a keyed hash of the peer and a counter.
     let mut pair = Pair::new(21, Link::default());
     let plain = netstack::Reuse::default();
     let reuse = netstack::Reuse { address: true, port: false };

@@ -6,7 +6,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use harness::{Link, Pair, Side, config, stream};
+use harness::wire::{Wire, raw};
+use harness::{ACK, Link, Pair, Side, config, stream};
 use netstack::SocketId;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -36,6 +37,21 @@ fn transfer(pair: &mut Pair, sender: SocketId, receiver: SocketId, len: usize) {
 
 #[test]
 fn a_black_hole_is_left_and_the_path_measured() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
+    //= type=test
+    //# The value of R1 SHOULD correspond to at least 3 retransmissions, at the current RTO (SHLD-10).
+    //= https://www.rfc-editor.org/rfc/rfc4821#section-7.7
+    //= type=test
+    //# Repeated loss of full-sized segments without an ICMP message lowers the size to one that passes nearly anywhere.
+    //= https://www.rfc-editor.org/rfc/rfc4821#section-7.2
+    //= type=test
+    //# The largest size that passes is searched between the bounds, upwards from the one that works.
+    //= https://www.rfc-editor.org/rfc/rfc4821#section-7.3
+    //= type=test
+    //# After ten minutes the search looks for a path that has become wider.
+    //= https://www.rfc-editor.org/rfc/rfc1191#section-6.3
+    //= type=test
+    //# After ten minutes a larger size is tried.
     for v6 in [false, true] {
         let (mut pair, widest) = pair(v6);
         let (client, server, _) = pair.establish();
@@ -61,6 +77,12 @@ fn a_black_hole_is_left_and_the_path_measured() {
 
 #[test]
 fn a_probe_that_is_lost_is_no_congestion() {
+    //= https://www.rfc-editor.org/rfc/rfc4821#section-7.5
+    //= type=test
+    //# The loss of a probe alone is no sign of congestion.
+    //= https://www.rfc-editor.org/rfc/rfc4821#section-7.4
+    //= type=test
+    //# A probe leaves only if enough follows it to show its loss without a time-out.
     let (mut pair, widest) = pair(false);
     let (client, server, _) = pair.establish();
     transfer(&mut pair, client, server, 100_000);
@@ -98,4 +120,41 @@ fn an_outage_leaves_the_size_as_it_was() {
     pair.run_for(2 * SECOND);
     transfer(&mut pair, client, server, 1_000_000);
     assert_eq!(pair.a.tcp_info(pair.now, client).pmtu, 1500, "one probe shows that it wasn't");
+}
+
+#[test]
+fn what_icmp_claims_is_checked() {
+    //= https://www.rfc-editor.org/rfc/rfc1191#section-3
+    //= type=test
+    //# What an ICMP message claims is checked against what is in flight, and never raises the size.
+    //= https://www.rfc-editor.org/rfc/rfc1191#section-3
+    //= type=test
+    //# Sizes below a least one are not believed.
+    //= https://www.rfc-editor.org/rfc/rfc8201#section-4
+    //= type=test
+    //# The size never falls below 1280 bytes.
+    //= https://www.rfc-editor.org/rfc/rfc8201#section-4
+    //= type=test
+    //# The packet that a message quotes must have been sent.
+    //= https://www.rfc-editor.org/rfc/rfc5927#section-4.1
+    //= type=test
+    //# The sequence number an ICMP error quotes must be in flight.
+    for mut wire in Wire::both() {
+        let id = wire.established();
+        wire.send(raw(ACK, 1, 1).window(60_000));
+        wire.write(id, &[1; 5000]);
+        let pmtu = |wire: &Wire| wire.stack.tcp_info(wire.now, id).pmtu;
+        for (mtu, seq, expected) in [
+            (1300, 90_000, 1500),
+            (1300, 0, 1500),
+            (9000, 1, 1500),
+            (1300, 1, 1300),
+            (1400, 1, 1300),
+            (100, 1, wire.family.pick(552, 1280)),
+        ] {
+            let error = wire.too_big(mtu, seq);
+            wire.send_bytes(&error, None);
+            assert_eq!(pmtu(&wire), expected, "{mtu} for {seq}");
+        }
+    }
 }

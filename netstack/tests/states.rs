@@ -34,6 +34,9 @@ fn closed_ports_reset() {
 
 #[test]
 fn half_open_connections() {
+    //= https://www.rfc-editor.org/rfc/rfc4987#section-3.4
+    //= type=test
+    //# Half-open connections end after five repeated SYN-ACKs.
     for mut wire in Wire::both() {
         let listener = wire.listen(5);
         wire.syn(&MSS);
@@ -77,6 +80,9 @@ fn data_with_the_final_ack_is_taken() {
 
 #[test]
 fn syn_ack_mirrors_the_options() {
+    //= https://www.rfc-editor.org/rfc/rfc2018#section-2
+    //= type=test
+    //# SACK-permitted is sent only in SYNs, and blocks only if it was received.
     for mut wire in Wire::both() {
         wire.listen(5);
         let low = wire.family.pick(180, 160);
@@ -92,6 +98,12 @@ fn syn_ack_mirrors_the_options() {
 
 #[test]
 fn ecn_is_agreed_if_asked() {
+    //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.1
+    //= type=test
+    //# An opener asks by ECE and CWR; the peer agrees by ECE alone, and only if it was asked.
+    //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.3
+    //= type=test
+    //# A mark that arrives is echoed in every acknowledgment until the peer confirms its reduction.
     for mut wire in Wire::both() {
         let listener = wire.listen(5);
         wire.iss = 0;
@@ -115,6 +127,12 @@ fn ecn_is_agreed_if_asked() {
 
 #[test]
 fn resets_must_be_exact() {
+    //= https://www.rfc-editor.org/rfc/rfc5961#section-3.2
+    //= type=test
+    //# An RST ends the connection only at exactly RCV.NXT; elsewhere in the window it is challenged, outside ignored.
+    //= https://www.rfc-editor.org/rfc/rfc5961#section-7
+    //= type=test
+    //# Challenges are limited.
     for mut wire in Wire::both() {
         let id = wire.established();
         assert!(wire.send(raw(RST, 100_000, 0)).is_empty(), "outside the window: nothing");
@@ -129,6 +147,9 @@ fn resets_must_be_exact() {
 
 #[test]
 fn syns_of_an_established_connection_are_challenged() {
+    //= https://www.rfc-editor.org/rfc/rfc5961#section-4.2
+    //= type=test
+    //# A SYN of a synchronized connection is challenged, whatever its number.
     for mut wire in Wire::both() {
         let id = wire.established();
         assert_eq!(short(&wire.send(raw(SYN, 1, 0))), [(ACK, 1, 1, 0)]);
@@ -140,6 +161,13 @@ fn syns_of_an_established_connection_are_challenged() {
 
 #[test]
 fn acknowledgments_must_make_sense() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
+    //= type=test
+    //# RFC 5961 [9], Section 5 describes a potential blind data injection attack, and mitigation that implementations
+    //# MAY choose to include (MAY-12).
+    //= https://www.rfc-editor.org/rfc/rfc5961#section-5.2
+    //= type=test
+    //# An acknowledgment of what was not sent, or older than the largest window, is challenged and its data dropped.
     for mut wire in Wire::both() {
         let id = wire.established();
         assert_eq!(short(&wire.send(raw(ACK, 1, 5000).data(b"evil"))), [(ACK, 1, 1, 0)], "of what was never sent");
@@ -152,6 +180,12 @@ fn acknowledgments_must_make_sense() {
 
 #[test]
 fn old_segments_are_told_by_their_timestamps() {
+    //= https://www.rfc-editor.org/rfc/rfc7323#section-5.3
+    //= type=test
+    //# A segment with a timestamp older than TS.Recent is acknowledged and dropped.
+    //= https://www.rfc-editor.org/rfc/rfc7323#section-5.2
+    //= type=test
+    //# An RST isn't subject to the test.
     for mut wire in Wire::both() {
         wire.timestamps = true;
         let listener = wire.listen(5);
@@ -169,6 +203,9 @@ fn old_segments_are_told_by_their_timestamps() {
 
 #[test]
 fn out_of_order_data_is_reported() {
+    //= https://www.rfc-editor.org/rfc/rfc5681#section-4.2
+    //= type=test
+    //# A segment out of order, or one that fills a gap, is acknowledged at once.
     for mut wire in Wire::both() {
         let id = wire.established();
         let seen = wire.send(raw(ACK, 101, 1).data(&[2; 100]));
@@ -219,6 +256,9 @@ fn acknowledgments_count_wire_segments() {
 
 #[test]
 fn the_window_closes_and_opens() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.2.1
+    //= type=test
+    //# A TCP implementation MUST include a SWS avoidance algorithm in the sender (MUST-38).
     for mut wire in Wire::both() {
         let id = wire.established();
         let seen = wire.write(id, &[1; 3000]);
@@ -235,6 +275,12 @@ fn the_window_closes_and_opens() {
 
 #[test]
 fn an_initial_retransmission_is_by_the_clock_and_backs_off() {
+    //= https://www.rfc-editor.org/rfc/rfc6298#section-5.4
+    //= type=test
+    //# When it expires the earliest segment is sent again.
+    //= https://www.rfc-editor.org/rfc/rfc6298#section-5.5
+    //= type=test
+    //# Each time it expires the time-out doubles.
     for mut wire in Wire::both() {
         let id = wire.established();
         wire.write(id, &[1; 100]);
@@ -251,6 +297,9 @@ fn an_initial_retransmission_is_by_the_clock_and_backs_off() {
 
 #[test]
 fn three_reports_beyond_a_hole_bring_a_retransmission() {
+    //= https://www.rfc-editor.org/rfc/rfc8985#section-9.2
+    //= type=test
+    //# MUST NOT be used with RACK-TLP
     for mut wire in Wire::both() {
         let id = wire.established();
         let seen = wire.write(id, &[1; 1000]);
@@ -290,6 +339,12 @@ fn the_peer_closes_first() {
 
 #[test]
 fn this_side_closes_first() {
+    //= https://www.rfc-editor.org/rfc/rfc1337#section-3
+    //= type=test
+    //# An RST doesn't end TIME-WAIT.
+    //= https://www.rfc-editor.org/rfc/rfc6191#section-2
+    //= type=test
+    //# A SYN with a newer timestamp or a higher number replaces a connection in TIME-WAIT.
     for mut wire in Wire::both() {
         let id = wire.established();
         wire.stack.tcp_shutdown(wire.now, id, Shutdown::Write).unwrap();
@@ -367,6 +422,12 @@ fn defer_accept_waits_for_data() {
 
 #[test]
 fn a_smaller_path_is_learned_from_icmp() {
+    //= https://www.rfc-editor.org/rfc/rfc1191#section-3
+    //= type=test
+    //# A next-hop MTU told by ICMP lowers the size of segments, and what was too big is sent again at once.
+    //= https://www.rfc-editor.org/rfc/rfc8201#section-4
+    //= type=test
+    //# A packet-too-big message lowers the size of segments.
     for mut wire in Wire::both() {
         let id = wire.established();
         wire.send(raw(ACK, 1, 1).window(60_000));
@@ -389,6 +450,15 @@ fn a_smaller_path_is_learned_from_icmp() {
 
 #[test]
 fn a_flood_is_met_with_cookies() {
+    //= https://www.rfc-editor.org/rfc/rfc4987#section-3.3
+    //= type=test
+    //# The half-open connections of a listener are bounded.
+    //= https://www.rfc-editor.org/rfc/rfc4987#section-3.6
+    //= type=test
+    //# Beyond the bound a SYN is answered with a cookie that keeps no state.
+    //= https://www.rfc-editor.org/rfc/rfc4987#section-3.6
+    //= type=test
+    //# The options agreed on travel in the timestamp of the cookie.
     for (mut wire, timestamps) in Wire::both().zip([false; 2]).chain(Wire::both().zip([true; 2])) {
         let listener = wire.listen(3);
         wire.timestamps = timestamps;

@@ -126,6 +126,10 @@ impl Ports {
             let other_listens = matches!(other.kind, Kind::Listener(_));
             let both_reuse = claim.reuse_address && other.options.reuse_address && !other_listens && !claim.listening;
             let both_share = claim.reuse_port && other.options.reuse_port;
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.1
+            //# A TCP implementation that supports multiple concurrent connections MUST provide an OPEN call that will
+            //# functionally allow an application to LISTEN on a port while a connection block with the same local port
+            //# is in SYN-SENT or SYN-RECEIVED state (MUST-42).
             // Two sockets may be bound alike with SO_REUSEADDR, but only one of them may listen.
             let bound_alike = claim.reuse_address && other.options.reuse_address && claim.listening && !other_listens;
             !(both_reuse || both_share || bound_alike)

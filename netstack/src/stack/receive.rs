@@ -37,6 +37,9 @@ type Deliver<'a> = dyn FnMut(SocketId, [&[u8]; 3]) -> usize + 'a;
 /// What of a connection a driver can see; a change of it is reported.
 type Visible = (State, usize, bool, bool, Option<(usize, bool)>);
 
+//= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.5
+//# A TCP implementation MUST (MUST-32) inform the application layer asynchronously whenever it receives an urgent
+//# pointer and there was previously no pending urgent data, or whenever the urgent pointer advances in the data stream.
 fn visible(connection: &Connection) -> Visible {
     (connection.state, connection.readable(), connection.peer_closed(), connection.unacked() == 0, connection.urgent())
 }
@@ -68,6 +71,12 @@ impl Stack {
             return Handled::Taken;
         };
         if !arrival.looped {
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2.3
+            //# A TCP implementation MUST silently discard an incoming SYN segment that is addressed to a broadcast or
+            //# multicast address [(MUST-57)].
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2.3
+            //# An incoming SYN with an invalid source address MUST be ignored either by TCP or by the IP layer
+            //# [(MUST-63)] (see Section 3.2.1.3).
             // Martians: nobody outside has this host's addresses, and loopback addresses stay inside.
             let foreign = !self.is_looped(datagram.source) && ip::is_unicast(datagram.source);
             if !self.is_own(datagram.destination) || !foreign {
@@ -161,6 +170,9 @@ impl Stack {
     }
 
     /// A packet of this host didn't arrive, somebody says.
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2.2
+    //# TCP implementations MUST act on an ICMP error message passed up from the IP layer, directing it to the
+    //# connection that created the error (MUST-54).
     fn handle_failure(&mut self, now: Instant, failure: &Failure<'_>) {
         let Some((tuple, seq)) = original_segment(failure.original) else {
             return;
@@ -356,6 +368,8 @@ impl Stack {
         let env = Env { now, config: &self.config, options };
         let mss = segment.options.mss.unwrap_or(default_mss(tuple.local));
         let iss = match isn {
+            //= https://www.rfc-editor.org/rfc/rfc4987#section-3.6
+            //# Beyond the bound a SYN is answered with a cookie that keeps no state.
             _ if full => cookie::make(&self.keys, tuple, segment.seq, mss, now),
             Some(isn) => isn,
             None => self.keys.initial_sequence(tuple, now),
@@ -363,11 +377,15 @@ impl Stack {
         let offer = offer(&env, &self.keys, tuple, arrival.looped, iss);
         // RFC 3168 (6.1.1): agree if asked, and if the SYN itself isn't marked, which only a broken path would do.
         let ecn = segment.has(Flags::ECE.with(Flags::CWR)) && !segment.congestion_experienced;
+        //= https://www.rfc-editor.org/rfc/rfc7413#section-4.2
+        //# Data in a SYN without a valid cookie isn't acknowledged by the SYN-ACK, and comes again.
         let mut entry = HalfOpen::new(*tuple, listener, now, segment, offer, ecn);
         if full {
             queue.overflows += 1;
             queue.cookie_sent_at = Some(now);
             if !entry.agreed.timestamps {
+                //= https://www.rfc-editor.org/rfc/rfc4987#section-3.6
+                //# The options agreed on travel in the timestamp of the cookie.
                 entry.agreed = Agreed::default();
             }
             let mut header = entry.syn_ack(now);

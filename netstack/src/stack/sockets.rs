@@ -74,6 +74,9 @@ impl Stack {
         if socket.bound.is_some() || !matches!(socket.kind, Kind::Idle) {
             return Err(SocketError::InvalidArgument);
         }
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.1
+        //# The optional "local IP address" parameter MUST be supported to allow the specification of the local IP
+        //# address (MUST-43).
         let host = ip::canonical(address.ip());
         if !host.is_unspecified() && !self.is_looped(host) && !socket.options.free_bind {
             return Err(SocketError::AddressNotAvailable);
@@ -148,6 +151,9 @@ impl Stack {
             reuse_port: socket.options.reuse_port,
             listening: true,
         };
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.1
+        //# Every passive OPEN call either creates a new connection record in LISTEN state, or it returns an error; it
+        //# MUST NOT affect any previously created connection record (MUST-41).
         if self.ports.conflicts(&self.sockets, &claim, id.index()) {
             return Err(SocketError::AddressInUse);
         }
@@ -222,10 +228,17 @@ impl Stack {
             IpAddr::V6(address) if address.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
             target => target,
         };
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.1
+        //# A TCP implementation MUST reject as an error a local OPEN call for an invalid remote IP address (e.g., a
+        //# broadcast or multicast address) (MUST-46).
         if ip::is_unicast(target) { Ok(target) } else { Err(SocketError::NetworkUnreachable) }
     }
 
     /// The local address of a connection to `target`.
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.1
+    //# If an application on a multihomed host does not specify the local IP address when actively opening a TCP
+    //# connection, then the TCP implementation MUST ask the IP layer to select a local IP address before sending the
+    //# (first) SYN (MUST-44).
     fn connect_source(&self, bound: Option<SocketAddr>, target: IpAddr) -> Result<IpAddr> {
         match bound.map(|bound| bound.ip()) {
             Some(local) if !local.is_unspecified() => {
@@ -275,6 +288,9 @@ impl Stack {
             None => Ok(None),
             Some(Flow::TimeWait(index)) => {
                 let entry = self.time_wait.get(index).ok_or(SocketError::AddressNotAvailable)?;
+                //= https://www.rfc-editor.org/rfc/rfc6191#section-2
+                //# An active opener takes a place in TIME-WAIT again once a timestamp can tell the two connections
+                //# apart.
                 // RFC 6191: timestamps tell old segments from new ones if a tick has passed.
                 if !entry.timestamps || now.since(entry.timestamp_recent_at).as_secs() < 1 {
                     return Err(SocketError::AddressNotAvailable);

@@ -140,10 +140,24 @@ fn write_headers(
 ) -> Plan {
     let tuple = &connection.tuple;
     let ip_header = ip::Header {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.1
+        //# At all other times, a previous segment has either been sent or received on this connection, and TCP
+        //# implementations MUST use the same local address that was used in those previous segments (MUST-45).
         source: tuple.local,
         destination: tuple.remote,
         protocol: ip::protocol::TCP,
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2
+        //# The TTL value used to send TCP segments MUST be configurable (MUST-49).
         hop_limit: options.ttl,
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.9
+        //# The application layer MUST be able to specify the Differentiated Services field for segments that are sent
+        //# on a connection (MUST-48).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.9
+        //# It is not required, but the application SHOULD be able to change the Differentiated Services field during
+        //# the connection lifetime (SHLD-21).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.9
+        //# TCP implementations SHOULD pass the current Differentiated Services field value without change to the IP
+        //# layer, when it sends segments on the connection (SHLD-22).
         traffic_class: (options.tos & !3) | emission.ecn,
         identification: emission.identification,
         flow_label: connection.flow_label(),
@@ -153,6 +167,8 @@ fn write_headers(
     let (offset, payload_len) = emission.payload;
     ip_header.write(buffer, tcp_len + payload_len);
     let header_len = start + tcp_len;
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+    //# The sender MUST generate it (MUST-2) and the receiver MUST check it (MUST-3).
     let pseudo = ip::pseudo_header_sum(tuple.local, tuple.remote, ip::protocol::TCP, tcp_len + payload_len);
     let mut checksum = None;
     if config.offload.checksum {

@@ -14,6 +14,8 @@ use super::{Agreed, MSS_MIN, TIMESTAMP_AGE_MAX, Tuple, default_mss, timestamp};
 use crate::Instant;
 
 /// SYN-ACKs sent again before the entry is dropped (Linux: `tcp_synack_retries`).
+//= https://www.rfc-editor.org/rfc/rfc4987#section-3.4
+//# Half-open connections end after five repeated SYN-ACKs.
 pub(crate) const RETRIES_MAX: u8 = 5;
 
 /// Least time between two answers to segments that have no place here (Linux: `tcp_invalid_ratelimit`).
@@ -110,6 +112,8 @@ impl HalfOpen {
             agreed: Agreed { timestamps: options.timestamps.is_some(), sack: options.sack_permitted, scaling, ecn },
             peer_mss: options.mss.unwrap_or(default_mss(tuple.local)).max(MSS_MIN),
             own_mss: offer.mss,
+            //= https://www.rfc-editor.org/rfc/rfc7323#section-2.3
+            //# A shift above 14 counts as 14.
             snd_scale: options.window_scale.unwrap_or(0).min(super::receive::SCALE_MAX),
             rcv_scale: if scaling { offer.scale } else { 0 },
             offered: u16::try_from(offer.window).unwrap_or(u16::MAX),
@@ -168,8 +172,13 @@ impl HalfOpen {
             ack: self.irs.wrapping_add(1),
             flags: Flags::SYN.with(Flags::ACK).with_if(self.agreed.ecn, Flags::ECE),
             window: self.offered,
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.1
+            //# TCP implementations SHOULD send an MSS Option in every SYN segment when its receive MSS differs from the
+            //# default 536 for IPv4 or 1220 for IPv6 (SHLD-5), and MAY send it always (MAY-3).
             mss: Some(self.own_mss),
             window_scale: self.agreed.scaling.then_some(self.rcv_scale),
+            //= https://www.rfc-editor.org/rfc/rfc2018#section-2
+            //# SACK-permitted is sent only in SYNs, and blocks only if it was received.
             sack_permitted: self.agreed.sack,
             timestamps: self.timestamps(now),
             ..Header::default()

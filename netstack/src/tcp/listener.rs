@@ -50,6 +50,8 @@ impl Listener {
 
     /// Linux: `inet_csk_reqsk_queue_is_full`.
     pub(crate) fn syn_queue_is_full(&self) -> bool {
+        //= https://www.rfc-editor.org/rfc/rfc4987#section-3.3
+        //# The half-open connections of a listener are bounded.
         self.half_open >= self.backlog.max(1)
     }
 }

@@ -67,6 +67,9 @@ pub(crate) struct Agreed {
 }
 
 /// Assumed when the peer's SYN has no MSS option (RFC 9293, 3.7.1).
+//= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.1
+//# If an MSS Option is not received at connection setup, TCP implementations MUST assume a default send MSS of 536 (576
+//# - 40) for IPv4 or 1220 (1280 - 60) for IPv6 (MUST-15).
 pub(crate) const fn default_mss(local: IpAddr) -> u16 {
     match local {
         IpAddr::V4(_) => 536,

@@ -257,6 +257,10 @@ impl Receiver {
     /// An urgent pointer came with a segment at `seq` (Linux: `tcp_check_urg`). Comes before the segment's payload is taken in.
     pub(crate) fn note_urgent(&mut self, seq: Seq, pointer: u16) {
         // The pointer says what follows the urgent data; a pointer of zero is no one's, and is read as Linux reads it.
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.5
+        //# However, TCP implementations MUST still include support for the urgent mechanism (MUST-30).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.5
+        //# The urgent pointer MUST point to the sequence number of the octet following the urgent data (MUST-62).
         let at = seq + usize::from(pointer).saturating_sub(1);
         if at < self.nxt || at < self.base() {
             return;
@@ -281,6 +285,9 @@ impl Receiver {
     }
 
     /// What is known of urgent data: how much can be read before the mark, and whether the byte is there to be taken.
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.5
+    //# The TCP implementation MUST (MUST-33) provide a way for the application to learn how much urgent data remains to
+    //# be read from the connection, or at least to determine whether more urgent data remains to be read [19].
     pub(crate) fn urgent(&self) -> Option<(usize, bool)> {
         let held = |urgent: &Urgent| matches!(urgent.byte, UrgentByte::Held(_)) && !self.urgent_inline;
         self.urgent.map(|urgent| (urgent.at.since(self.base()), held(&urgent)))
@@ -408,6 +415,8 @@ impl Receiver {
         self.measure_round_trip(now);
     }
 
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
+    //# Segments with higher beginning sequence numbers SHOULD be held for later processing (SHLD-31).
     fn insert_ahead(&mut self, start: Seq, end: Seq, payload: &[u8]) {
         if payload.is_empty() {
             return;
@@ -419,6 +428,8 @@ impl Receiver {
             return;
         }
         // RFC 2883 (4.2.3): what of it was here already, as far as it is contiguous.
+        //= https://www.rfc-editor.org/rfc/rfc2883#section-4.2.3
+        //# A partial duplicate is reported by the part that was there already.
         let overlap = self.ranges[first..last].iter().find(|range| range.start < end && start < range.end);
         if let Some(range) = overlap {
             self.dsack = Some((start.max(range.start), end.min(range.end)));
@@ -436,11 +447,17 @@ impl Receiver {
     /// The blocks to report, at most `most`: a duplicate first (RFC 2883), then the freshest (RFC 2018).
     pub(crate) fn sack_blocks(&self, most: usize) -> SackBlocks {
         let mut blocks = SackBlocks::default();
+        //= https://www.rfc-editor.org/rfc/rfc2883#section-4
+        //# The first block reports a duplicate, below the acknowledgment or inside the block that follows.
         if let Some((start, end)) = self.dsack {
             blocks.push(start.wire(), end.wire());
         }
         let mut below = u64::MAX;
+        //= https://www.rfc-editor.org/rfc/rfc2018#section-3
+        //# As many blocks are sent as fit.
         while blocks.len() < most {
+            //= https://www.rfc-editor.org/rfc/rfc2018#section-4
+            //# The first block holds the segment that triggered the acknowledgment.
             let freshest = self.ranges.iter().filter(|range| range.stamp < below).max_by_key(|range| range.stamp);
             let Some(range) = freshest else { break };
             blocks.push(range.start.wire(), range.end.wire());
@@ -451,16 +468,22 @@ impl Receiver {
 
     /// Whether there is anything to report.
     pub(crate) const fn has_sack(&self) -> bool {
+        //= https://www.rfc-editor.org/rfc/rfc2018#section-4
+        //# Every acknowledgment reports what is out of order while there is any.
         self.dsack.is_some() || !self.ranges.is_empty()
     }
 
     /// A duplicate is reported once.
+    //= https://www.rfc-editor.org/rfc/rfc2883#section-4
+    //# A duplicate is reported once.
     pub(crate) fn sack_sent(&mut self) {
         self.dsack = None;
     }
 
     /// What the window could be, were it told now.
     pub(crate) fn window_to_offer(&self) -> usize {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.1
+        //# A TCP implementation MAY keep its offered receive window closed indefinitely (MAY-8).
         self.limit.saturating_sub(self.ring.len()).min(usize::from(u16::MAX) << self.scale)
     }
 
@@ -469,9 +492,13 @@ impl Receiver {
     /// It never moves the right edge left (RFC 9293, 3.8.6), and moves it right only by a worthwhile amount (RFC 1122,
     /// 4.2.3.3).
     pub(crate) fn advertise(&mut self, segment: usize) -> u16 {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6
+        //# A TCP receiver SHOULD NOT shrink the window, i.e., move the right window edge to the left (SHLD-14).
         let current = self.window();
         let possible = self.window_to_offer();
         let unit = 1usize << self.scale;
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.2.2
+        //# A TCP implementation MUST include a SWS avoidance algorithm in the receiver (MUST-39).
         let worthwhile = segment.min(self.limit / 2).max(unit);
         let window = if possible >= current + worthwhile { (possible & !(unit - 1)).max(current) } else { current };
         // What the wire can express must not be less than what was promised.
@@ -585,6 +612,9 @@ mod tests {
 
         #[test]
         fn right_edge_never_moves_left(steps in proptest::collection::vec((0usize..3000, 0usize..4000), 1..80), scale in 0u8..8) {
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6
+            //= type=test
+            //# A TCP receiver SHOULD NOT shrink the window, i.e., move the right window edge to the left (SHLD-14).
             let mut receiver = Receiver::new(Some(20_000), 20_000);
             receiver.synchronize(Seq::initial(7), scale, 20_000);
             let mut edge = receiver.edge();

@@ -59,6 +59,8 @@ impl Reduction {
     ) -> usize {
         self.delivered += delivered;
         let quota = if pipe > ssthresh {
+            //= https://www.rfc-editor.org/rfc/rfc6937#section-3
+            //# During recovery the window shrinks in proportion to what is delivered, and ends at the threshold.
             let due = (self.delivered as u128 * ssthresh as u128).div_ceil(self.prior as u128);
             usize::try_from(due).unwrap_or(usize::MAX).saturating_sub(self.sent)
         } else {
@@ -126,6 +128,8 @@ impl Rack {
     pub(crate) fn on_dsack(&mut self, una: Seq, nxt: Seq) {
         if self.dsack_round.is_none_or(|round| una >= round) {
             self.dsack_round = Some(nxt);
+            //= https://www.rfc-editor.org/rfc/rfc8985#section-3.3.2
+            //# The RACK reordering window SHOULD adaptively increase
             self.window_multiplier = self.window_multiplier.saturating_add(1).min(64);
             self.persist = 16;
             self.reordering_seen = true;
@@ -141,9 +145,15 @@ impl Rack {
     }
 
     fn window(&self, recovering: bool, sacked: usize, min_rtt: Duration, smoothed: Duration, mss: usize) -> Duration {
+        //= https://www.rfc-editor.org/rfc/rfc8985#section-3.3.2
+        //# The reordering window SHOULD be set to zero if no reordering has been observed on the connection so far, and
+        //# either (a) three segments have been SACKed since the last recovery or (b) the sender is already in fast or
+        //# RTO recovery.
         if !self.reordering_seen && (recovering || sacked >= DUPLICATE_THRESHOLD * mss) {
             return Duration::ZERO;
         }
+        //= https://www.rfc-editor.org/rfc/rfc8985#section-3.3.2
+        //# The RACK reordering window MUST be bounded, and this bound SHOULD be SRTT.
         (min_rtt / 4 * (1 + u32::from(self.window_multiplier))).min(smoothed)
     }
 
@@ -248,6 +258,11 @@ mod tests {
 
     #[test]
     fn three_later_segments_make_a_loss() {
+        //= https://www.rfc-editor.org/rfc/rfc8985#section-3.3.2
+        //= type=test
+        //# The reordering window SHOULD be set to zero if no reordering has been observed on the connection so far, and
+        //# either (a) three segments have been SACKed since the last recovery or (b) the sender is already in fast or
+        //# RTO recovery.
         let mut sender = sender(5);
         let mut rack = Rack::default();
         let una = sender.una();
@@ -279,6 +294,9 @@ mod tests {
 
     #[test]
     fn rate_is_reduced_in_proportion() {
+        //= https://www.rfc-editor.org/rfc/rfc6937#section-3
+        //= type=test
+        //# During recovery the window shrinks in proportion to what is delivered, and ends at the threshold.
         let mut reduction = Reduction::new(100_000);
         let mut pipe = 100_000;
         let mut sent = 0;
@@ -293,5 +311,31 @@ mod tests {
         }
         assert!((69_000..=71_000).contains(&pipe), "{pipe}");
         assert!((68_000..=71_000).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn duplicates_widen_the_window_up_to_a_round_trip() {
+        //= https://www.rfc-editor.org/rfc/rfc8985#section-3.3.2
+        //= type=test
+        //# The RACK reordering window SHOULD adaptively increase
+        //= https://www.rfc-editor.org/rfc/rfc8985#section-3.3.2
+        //= type=test
+        //# The RACK reordering window MUST be bounded, and this bound SHOULD be SRTT.
+        let mut rack = Rack::default();
+        let window = |rack: &Rack| rack.window(true, 0, 20 * MS, 30 * MS, 1000);
+        assert_eq!(window(&rack), Duration::ZERO);
+        let una = Seq::initial(0);
+        rack.on_dsack(una, una + 1000);
+        assert_eq!(window(&rack), 10 * MS);
+        rack.on_dsack(una, una + 1000);
+        assert_eq!(window(&rack), 10 * MS, "once in a round trip");
+        for round in 1..100 {
+            rack.on_dsack(una + 1000 * round, una + 1000 * (round + 1));
+        }
+        assert_eq!(window(&rack), 30 * MS, "no more than SRTT");
+        for _ in 0..16 {
+            rack.on_recovery_end();
+        }
+        assert_eq!(window(&rack), 5 * MS, "16 recoveries without a duplicate");
     }
 }

@@ -9,9 +9,17 @@ use crate::Instant;
 /// RFC 6298 asks for 1 s; Linux, and with it everyone's expectations, uses 200 ms (`TCP_RTO_MIN`).
 pub(crate) const RTO_MIN: Duration = Duration::from_millis(200);
 /// `TCP_RTO_MAX`; RFC 6298 allows any ceiling of 60 s or more.
+//= https://www.rfc-editor.org/rfc/rfc6298#section-2.5
+//# There is a ceiling of 60 seconds or more.
 pub(crate) const RTO_MAX: Duration = Duration::from_secs(120);
 /// RFC 6298 (2.1): before any measurement.
+//= https://www.rfc-editor.org/rfc/rfc6298#section-2.1
+//# Before any measurement the time-out is one second.
 pub(crate) const RTO_INITIAL: Duration = Duration::from_secs(1);
+/// RFC 6298 (5.7): before any measurement, when the SYN itself had to be repeated.
+//= https://www.rfc-editor.org/rfc/rfc6298#section-5.7
+//# If the SYN had to be repeated, data starts with a time-out of three seconds.
+const RTO_FALLBACK: Duration = Duration::from_secs(3);
 /// How long a minimum stands for the path (Linux: `tcp_min_rtt_wlen`).
 const MIN_RTT_WINDOW: Duration = Duration::from_secs(300);
 
@@ -24,6 +32,9 @@ pub(crate) struct RttEstimator {
     minimum: Duration,
     minimum_since: Instant,
     backoff: u8,
+    /// The path seems to be slower than the first time-out allowed for.
+    #[serde(default)]
+    slow: bool,
 }
 
 impl Default for RttEstimator {
@@ -35,12 +46,18 @@ impl Default for RttEstimator {
             minimum: Duration::MAX,
             minimum_since: Instant::ZERO,
             backoff: 0,
+            slow: false,
         }
     }
 }
 
 impl RttEstimator {
     /// Takes a measurement of a segment that was sent once (Karn), or one told by timestamps.
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.1
+    //# The RTO MUST be computed according to the algorithm in [10], including Karn's algorithm for taking RTT samples
+    //# (MUST-18).
+    //= https://www.rfc-editor.org/rfc/rfc6298#section-3
+    //# No measurement is taken from a segment that was sent again, unless timestamps tell the copies apart.
     pub(crate) fn sample(&mut self, now: Instant, rtt: Duration) {
         let rtt = rtt.max(Duration::from_micros(1));
 
@@ -49,11 +66,15 @@ impl RttEstimator {
             self.minimum_since = now;
         }
         match self.smoothed {
+            //= https://www.rfc-editor.org/rfc/rfc6298#section-2.2
+            //# The first measurement R sets SRTT to R and RTTVAR to R/2.
             // RFC 6298 (2.2)
             None => {
                 self.smoothed = Some(rtt);
                 self.variance = rtt / 2;
             }
+            //= https://www.rfc-editor.org/rfc/rfc6298#section-2.3
+            //# Later ones move RTTVAR by a quarter and SRTT by an eighth.
             // RFC 6298 (2.3)
             Some(smoothed) => {
                 self.variance = (self.variance * 3 + smoothed.abs_diff(rtt)) / 4;
@@ -79,6 +100,7 @@ impl RttEstimator {
     /// The time-out without backoff.
     pub(crate) fn base_rto(&self) -> Duration {
         match self.smoothed {
+            None if self.slow => RTO_FALLBACK,
             None => RTO_INITIAL,
             // Linux keeps the variance term itself above the floor, so that a steady path isn't timed out at SRTT + 0.
             Some(smoothed) => (smoothed + (self.variance * 4).max(RTO_MIN)).min(RTO_MAX),
@@ -95,8 +117,16 @@ impl RttEstimator {
     }
 
     /// RFC 6298 (5.5): the timer expired.
+    //= https://www.rfc-editor.org/rfc/rfc6298#section-5.5
+    //# Each time it expires the time-out doubles.
     pub(crate) fn back_off(&mut self) {
         self.backoff = self.backoff.saturating_add(1).min(32);
+    }
+
+    /// The handshake is over; `repeated` if it took more than one SYN.
+    pub(crate) fn on_established(&mut self, repeated: bool) {
+        self.backoff = 0;
+        self.slow = repeated;
     }
 
     /// New data was acknowledged.
@@ -111,6 +141,12 @@ mod tests {
 
     #[test]
     fn first_sample_and_floor() {
+        //= https://www.rfc-editor.org/rfc/rfc6298#section-2.1
+        //= type=test
+        //# Before any measurement the time-out is one second.
+        //= https://www.rfc-editor.org/rfc/rfc6298#section-2.2
+        //= type=test
+        //# The first measurement R sets SRTT to R and RTTVAR to R/2.
         let mut rtt = RttEstimator::default();
         assert_eq!(rtt.rto(), RTO_INITIAL);
         rtt.sample(Instant::ZERO, Duration::from_millis(100));
@@ -124,6 +160,9 @@ mod tests {
 
     #[test]
     fn backs_off_to_the_ceiling() {
+        //= https://www.rfc-editor.org/rfc/rfc6298#section-2.5
+        //= type=test
+        //# There is a ceiling of 60 seconds or more.
         let mut rtt = RttEstimator::default();
         rtt.sample(Instant::ZERO, Duration::from_millis(100));
         let mut last = rtt.rto();
@@ -135,5 +174,18 @@ mod tests {
         assert_eq!(last, RTO_MAX);
         rtt.reset_backoff();
         assert_eq!(rtt.rto(), Duration::from_millis(300));
+    }
+
+    #[test]
+    fn later_samples_move_it_slowly() {
+        //= https://www.rfc-editor.org/rfc/rfc6298#section-2.3
+        //= type=test
+        //# Later ones move RTTVAR by a quarter and SRTT by an eighth.
+        let mut rtt = RttEstimator::default();
+        rtt.sample(Instant::ZERO, Duration::from_millis(100));
+        rtt.sample(Instant::ZERO, Duration::from_millis(180));
+        assert_eq!(rtt.smoothed(), Some(Duration::from_millis(110)));
+        // 3/4 * 50 + 1/4 * |100 - 180|
+        assert_eq!(rtt.variance(), Duration::from_micros(57_500));
     }
 }

@@ -84,6 +84,14 @@ pub(crate) struct Options {
 impl Options {
     fn parse(mut bytes: &[u8]) -> Options {
         let mut options = Options::default();
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+        //# A given TCP implementation can support any currently defined options, but the following options MUST be
+        //# supported (MUST-4 --note Maximum Segment Size Option support is also part of MUST-14 in Section 3.7.1):
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+        //# A TCP implementation MUST be able to receive a TCP Option in any segment (MUST-5).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.2
+        //# There is no guarantee that senders will use this option, so receivers MUST be prepared to process options
+        //# even if they do not begin on a word boundary (MUST-64).
         while let Some((&kind, rest)) = bytes.split_first() {
             match kind {
                 0 => break,
@@ -96,7 +104,16 @@ impl Options {
             let Some(len) = rest.first().map(|&len| usize::from(len)) else {
                 break;
             };
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+            //# TCP implementations MUST be prepared to handle an illegal option length (e.g., zero); a suggested
+            //# procedure is to reset the connection and log the error cause (MUST-7).
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+            //# All TCP Options except End of Option List Option (EOL) and No-Operation (NOP) MUST have length fields,
+            //# including all future options (MUST-68).
             let Some(body) = bytes.get(2..len) else { break };
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+            //# A TCP implementation MUST (MUST-6) ignore without error any TCP Option it does not implement, assuming
+            //# that the option has a length field.
             match (kind, body.len()) {
                 (2, 2) => options.mss = Some(u16::from_be_bytes([body[0], body[1]])),
                 (3, 1) => options.window_scale = Some(body[0]),
@@ -151,6 +168,8 @@ impl<'a> Segment<'a> {
         if packet.src_port() == 0 || packet.dst_port() == 0 {
             return None;
         }
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+        //# The sender MUST generate it (MUST-2) and the receiver MUST check it (MUST-3).
         if verify {
             let pseudo = ip::pseudo_header_sum(source, destination, ip::protocol::TCP, bytes.len());
             if ip::internet_checksum(pseudo, &[bytes]) != 0 {
@@ -211,6 +230,8 @@ impl Header {
     /// Writes header and options into the start of `buffer`, with a checksum of zero. Returns their length.
     pub(crate) fn write(&self, buffer: &mut [u8]) -> usize {
         let mut options = OptionWriter { buffer: &mut buffer[20..HEADER_MAX], len: 0 };
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+        //# The content of the header beyond the End of Option List Option MUST be header padding of zeros (MUST-69).
         // The order is Linux's, which peers' fast paths (header prediction, GRO) expect.
         if let Some(mss) = self.mss {
             options.put(&[2, 4]);

@@ -188,6 +188,8 @@ impl Sender {
 
     /// Everything queued so far is urgent (`MSG_OOB`).
     pub(crate) fn mark_urgent(&mut self) {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.5
+        //# The urgent pointer MUST point to the sequence number of the octet following the urgent data (MUST-62).
         self.urgent = Some(self.base + self.ring.len());
     }
 
@@ -202,6 +204,8 @@ impl Sender {
         match u16::try_from(ahead) {
             Ok(0) => None,
             Ok(ahead) => Some(ahead),
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.5
+            //# A TCP implementation MUST support a sequence of urgent data of any length (MUST-31) [19].
             // Too far for the field. It says at least that there is urgent data, if that is beyond all that was sent.
             Err(_) => (seq + usize::from(u16::MAX) > self.nxt).then_some(u16::MAX),
         }
@@ -439,6 +443,8 @@ impl Sender {
         // With too many chunks to split, the whole one counts as sent again; the rest is repaired by the next loss.
         let _ = self.split(index, start + len);
         let chunk = &mut self.chunks[index];
+        //= https://www.rfc-editor.org/rfc/rfc8985#section-4
+        //# For each data segment sent, the sender MUST store its most recent transmission time
         chunk.sent_at = now;
         chunk.ever_retransmitted = true;
         if chunk.lost && !chunk.retransmitted {
@@ -551,6 +557,10 @@ mod tests {
         /// The scoreboard against one flag per byte.
         #[test]
         fn agrees_with_a_flag_per_byte(isn in any::<u32>(), steps in proptest::collection::vec(step(), 1..80)) {
+            //= https://www.rfc-editor.org/rfc/rfc8985#section-4
+            //= type=test
+            //# The connection MUST use selective acknowledgment (SACK) options [RFC2018], and the sender MUST keep SACK
+            //# scoreboard information on a per-connection basis
             let mut sender = Sender::new(Seq::initial(isn));
             sender.syn_sent();
             sender.syn_acked();

@@ -10,6 +10,9 @@ use super::{TIMESTAMP_AGE_MAX, Tuple, timestamp};
 use crate::Instant;
 
 /// Twice the maximum segment lifetime, as Linux has it (`TCP_TIMEWAIT_LEN`).
+//= https://www.rfc-editor.org/rfc/rfc9293#section-3.6.1
+//# When a connection is closed actively, it MUST linger in the TIME-WAIT state for a time 2xMSL (Maximum Segment
+//# Lifetime) (MUST-13).
 pub(crate) const DURATION: Duration = Duration::from_secs(60);
 /// Least time between two ACKs to segments outside the window (Linux: `tcp_invalid_ratelimit`).
 const ACK_INTERVAL: Duration = Duration::from_millis(500);
@@ -53,10 +56,21 @@ impl TimeWait {
         let stale = value.is_some_and(|value| wire_before(value, self.timestamp_recent))
             && now.since(self.timestamp_recent_at) < TIMESTAMP_AGE_MAX;
         let len = u32::try_from(segment.len()).unwrap_or(u32::MAX);
+        //= https://www.rfc-editor.org/rfc/rfc1337#section-3
+        //# An RST doesn't end TIME-WAIT.
         if segment.has(Flags::RST) {
             return Disposition::Drop;
         }
         if segment.has(Flags::SYN) && !segment.has(Flags::ACK) && !stale {
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.6.1
+            //# However, it MAY accept a new SYN from the remote TCP endpoint to reopen the connection directly from
+            //# TIME-WAIT state (MAY-2), if it:
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.6.1
+            //# This algorithm for reducing TIME-WAIT is a Best Current Practice that SHOULD be implemented since
+            //# Timestamp Options are commonly used, and using them to reduce TIME-WAIT provides benefits for busy
+            //# Internet servers (SHLD-4).
+            //= https://www.rfc-editor.org/rfc/rfc6191#section-2
+            //# A SYN with a newer timestamp or a higher number replaces a connection in TIME-WAIT.
             let newer_sequence = wire_before(self.rcv_nxt, segment.seq);
             let newer_timestamp = value.is_some_and(|value| wire_before(self.timestamp_recent, value));
             if newer_sequence || newer_timestamp {

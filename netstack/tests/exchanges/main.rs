@@ -49,6 +49,12 @@ fn difference(expected: &str, found: &str) -> String {
 
 #[test]
 fn every_state_answers_every_event_as_written() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+    //= type=test
+    //# The sender MUST generate it (MUST-2) and the receiver MUST check it (MUST-3).
+    //= https://www.rfc-editor.org/rfc/rfc7413#section-4.2
+    //= type=test
+    //# Data in a SYN without a valid cookie isn't acknowledged by the SYN-ACK, and comes again.
     let update = std::env::var_os("UPDATE_TABLES").is_some();
     let mut faults = String::new();
     for (state, make) in STATES {

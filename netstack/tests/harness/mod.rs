@@ -97,6 +97,8 @@ pub struct Seen {
     pub flags: u8,
     pub window: u16,
     pub urgent: u16,
+    /// The two ECN bits of the IP header.
+    pub ecn: u8,
     pub payload: usize,
     pub options: Vec<u8>,
     pub protocol: u8,
@@ -399,8 +401,8 @@ impl Pair {
         let now = self.now;
         let config = self.stack(side).config().clone();
         let image = self.stack(side).freeze(now);
-        let bytes = codec::to_vec(&image).expect("an image can be encoded");
-        let image: StackImage = codec::from_slice(&bytes).expect("an image can be decoded");
+        let bytes = rmp_serde::to_vec_named(&image).expect("an image can be encoded");
+        let image: StackImage = rmp_serde::from_slice(&bytes).expect("an image can be decoded");
         // Another machine: another clock.
         *self.stack(side) = Stack::thaw(image, now, config).expect("an image can be thawed");
     }
@@ -422,6 +424,7 @@ pub fn describe(at: Instant, from: Side, bytes: &[u8]) -> Seen {
             flags: 0,
             window: 0,
             urgent: 0,
+            ecn: 0,
             payload: bytes.len() - header,
             options: vec![],
             protocol,
@@ -439,6 +442,7 @@ pub fn describe(at: Instant, from: Side, bytes: &[u8]) -> Seen {
         flags: tcp[13],
         window: u16::from_be_bytes([tcp[14], tcp[15]]),
         urgent: u16::from_be_bytes([tcp[18], tcp[19]]),
+        ecn: if bytes[0] >> 4 == 4 { bytes[1] & 3 } else { bytes[1] >> 4 & 3 },
         payload: tcp.len() - len,
         options: tcp[20..len].to_vec(),
         protocol,

@@ -30,6 +30,9 @@ pub(super) struct Cubic {
 }
 
 impl Cubic {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.2
+    //# An endpoint MAY implement such alternative algorithms provided that the algorithms are conformant with the TCP
+    //# specifications from the IETF Standards Track as described in RFC 2914, RFC 5033 [7], and RFC 8961 [15] (MAY-18).
     pub(super) fn on_ack(&mut self, now: Instant, cwnd: usize, bytes: usize, rtt: Duration, mss: usize) -> usize {
         let mss = mss as f64;
         let window = cwnd as f64 / mss;
@@ -48,10 +51,16 @@ impl Cubic {
                 now
             }
         };
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.2
+        //# In congestion avoidance the window follows C(t-K)^3 + W_max, one round trip ahead.
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.2
+        //# The target is at least the window and at most one and a half times it.
         // RFC 9438 (4.2): where the function will be one round trip from now.
         let t = (now.since(epoch) + rtt).as_secs_f64() - self.k;
         let target = (C * t * t * t + self.w_max).clamp(window, window * 1.5);
         // RFC 9438 (4.3)
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.3
+        //# The window is at least what Reno's would be on average.
         let alpha = if self.w_est < self.cwnd_prior { ALPHA } else { 1.0 };
         self.w_est += alpha * acked / window;
         let mut growth = (target - window) / window * acked;
@@ -68,15 +77,21 @@ impl Cubic {
         let window = cwnd as f64 / mss as f64;
         self.epoch = None;
         self.fraction = 0.0;
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.7
+        //# A flow that didn't get back to its former maximum leaves room by remembering less.
         // RFC 9438 (4.7), fast convergence: a flow that didn't get back to where it was leaves room to newcomers.
         self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
         self.cwnd_prior = window;
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.6
+        //# A reduction is to 0.7 of the window.
         (cwnd as f64 * BETA) as usize
     }
 
     /// RFC 9438 (5.8): time without data doesn't count.
     pub(super) fn on_idle(&mut self, idle: Duration) {
         if let Some(epoch) = &mut self.epoch {
+            //= https://www.rfc-editor.org/rfc/rfc9438#section-5.8
+            //# Time without data doesn't count.
             *epoch += idle;
         }
     }

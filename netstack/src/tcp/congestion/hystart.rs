@@ -42,6 +42,8 @@ impl HyStart {
             self.samples = 0;
             if let Some((_, rounds)) = &mut self.conservative {
                 *rounds += 1;
+                //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+                //# After five rounds slow start ends where it stands.
                 if *rounds >= CSS_ROUNDS {
                     return true;
                 }
@@ -51,6 +53,8 @@ impl HyStart {
         self.samples += 1;
         let current = self.current_min.map_or(rtt, |min| min.min(rtt));
         self.current_min = Some(current);
+        //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+        //# Only after eight samples in a round.
         if self.samples < N_RTT_SAMPLE {
             return false;
         }
@@ -59,11 +63,16 @@ impl HyStart {
                 let Some(last) = self.last_min else {
                     return false;
                 };
+                //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+                //# Conservative slow start begins when the least round-trip time of a round exceeds the last round's by
+                //# an eighth, between 4 and 16 ms.
                 let threshold = (last / MIN_RTT_DIVISOR).clamp(MIN_RTT_THRESH, MAX_RTT_THRESH);
                 if current >= last + threshold && cwnd >= LOW_WINDOW_SEGMENTS * acked.mss {
                     self.conservative = Some((current, 0));
                 }
             }
+            //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+            //# If the round-trip time falls again slow start resumes.
             // The rise was a false alarm.
             Some((baseline, _)) if current < baseline => self.conservative = None,
             Some(_) => {}
@@ -73,6 +82,8 @@ impl HyStart {
 
     /// By how much the window grows for `bytes` acknowledged.
     pub(super) const fn growth(&self, bytes: usize) -> usize {
+        //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+        //# In conservative slow start the window grows at a quarter of the pace.
         if self.conservative.is_some() { bytes / CSS_GROWTH_DIVISOR } else { bytes }
     }
 }
@@ -100,6 +111,13 @@ mod tests {
 
     #[test]
     fn leaves_after_five_rounds_of_raised_rtt() {
+        //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+        //= type=test
+        //# Conservative slow start begins when the least round-trip time of a round exceeds the last round's by an
+        //# eighth, between 4 and 16 ms.
+        //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+        //= type=test
+        //# After five rounds slow start ends where it stands.
         let mut hystart = HyStart::default();
         let mut una = 0;
         let mut rounds = 0;
@@ -115,10 +133,46 @@ mod tests {
 
     #[test]
     fn a_false_alarm_goes_back() {
+        //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+        //= type=test
+        //# If the round-trip time falls again slow start resumes.
         let mut hystart = HyStart::default();
         for (index, rtt_ms) in [50, 50, 60, 60, 50, 50, 50, 50, 50, 50, 50, 50].into_iter().enumerate() {
             assert!(!round(&mut hystart, 1000 * (index + 1), rtt_ms), "left in round {index}");
         }
         assert_eq!(hystart.growth(100), 100);
+    }
+
+    #[test]
+    fn eight_samples_and_a_slower_pace_come_first() {
+        //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+        //= type=test
+        //# Only after eight samples in a round.
+        //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
+        //= type=test
+        //# In conservative slow start the window grows at a quarter of the pace.
+        let mut hystart = HyStart::default();
+        let start = Seq::initial(0);
+        let mut acked = Acked {
+            now: Instant::ZERO,
+            bytes: 1000,
+            una: start + 1000,
+            nxt: start + 2000,
+            rtt: Some(Duration::from_millis(50)),
+            smoothed_rtt: Duration::from_millis(50),
+            mss: 1000,
+        };
+        for _ in 0..8 {
+            hystart.on_ack(&acked, 100_000);
+        }
+        acked.una = start + 2000;
+        acked.nxt = start + 3000;
+        acked.rtt = Some(Duration::from_millis(90));
+        for _ in 0..7 {
+            hystart.on_ack(&acked, 100_000);
+            assert_eq!(hystart.growth(1000), 1000);
+        }
+        assert!(!hystart.on_ack(&acked, 100_000));
+        assert_eq!(hystart.growth(1000), 250);
     }
 }

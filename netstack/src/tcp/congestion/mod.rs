@@ -16,6 +16,8 @@ use super::seq::Seq;
 use crate::{Congestion, Instant};
 
 /// RFC 6928: the initial window, in segments.
+//= https://www.rfc-editor.org/rfc/rfc6928#section-2
+//# The first flight has up to ten segments.
 pub(crate) const INITIAL_WINDOW_SEGMENTS: usize = 10;
 /// Beyond any window that can be told.
 const WINDOW_MAX: usize = 1 << 30;
@@ -121,6 +123,9 @@ impl Controller {
     }
 
     /// New data was acknowledged and the window was what limited sending.
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.2
+    //# A TCP endpoint MUST implement the basic congestion control algorithms slow start, congestion avoidance, and
+    //# exponential backoff of RTO to avoid creating congestion collapse conditions (MUST-19).
     pub(crate) fn on_ack(&mut self, acked: &Acked) {
         let mut bytes = acked.bytes;
         if self.in_slow_start() {
@@ -160,6 +165,8 @@ impl Controller {
     }
 
     /// The reduction since `saved` was a mistake (RFC 3522, RFC 2883).
+    //= https://www.rfc-editor.org/rfc/rfc9438#section-4.9
+    //# A reduction that turns out to be spurious is undone with the function's state.
     pub(crate) fn restore(&mut self, saved: Saved) {
         let Saved { cwnd, ssthresh, algorithm } = saved;
         self.cwnd = self.cwnd.max(cwnd);
@@ -172,6 +179,8 @@ impl Controller {
         if let Algorithm::Cubic(cubic) = &mut self.algorithm {
             cubic.on_idle(idle);
         }
+        //= https://www.rfc-editor.org/rfc/rfc5681#section-4.1
+        //# After an idle time the window restarts from no more than the initial one.
         let restart = (INITIAL_WINDOW_SEGMENTS * mss).min(self.cwnd);
         if idle > rto {
             // RFC 2861: what the window knew ages by half each time-out.
@@ -193,6 +202,8 @@ impl Algorithm {
 
 impl Reno {
     fn on_ack(&mut self, cwnd: usize, bytes: usize, mss: usize) -> usize {
+        //= https://www.rfc-editor.org/rfc/rfc5681#section-3.1
+        //# In congestion avoidance the window grows by one segment in a round trip.
         self.acked += bytes;
         if self.acked < cwnd {
             return cwnd;
@@ -223,6 +234,13 @@ mod tests {
 
     #[test]
     fn slow_start_doubles_and_avoidance_adds_one() {
+        //= https://www.rfc-editor.org/rfc/rfc5681#section-3.1
+        //= type=test
+        //# In congestion avoidance the window grows by one segment in a round trip.
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.2
+        //= type=test
+        //# A TCP endpoint MUST implement the basic congestion control algorithms slow start, congestion avoidance, and
+        //# exponential backoff of RTO to avoid creating congestion collapse conditions (MUST-19).
         let mut controller = Controller::new(Congestion::Reno, MSS);
         assert_eq!(controller.cwnd(), 10_000);
         controller.on_ack(&acked(10_000, 0));
@@ -236,6 +254,17 @@ mod tests {
 
     #[test]
     fn cubic_returns_to_where_it_was_and_beyond() {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.2
+        //= type=test
+        //# An endpoint MAY implement such alternative algorithms provided that the algorithms are conformant with the
+        //# TCP specifications from the IETF Standards Track as described in RFC 2914, RFC 5033 [7], and RFC 8961 [15]
+        //# (MAY-18).
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.2
+        //= type=test
+        //# In congestion avoidance the window follows C(t-K)^3 + W_max, one round trip ahead.
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.6
+        //= type=test
+        //# A reduction is to 0.7 of the window.
         let mut controller = Controller::new(Congestion::Cubic, MSS);
         controller.set_cwnd(500_000, MSS);
         controller.on_congestion(500_000, MSS);
@@ -258,6 +287,9 @@ mod tests {
 
     #[test]
     fn undo_restores() {
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.9
+        //= type=test
+        //# A reduction that turns out to be spurious is undone with the function's state.
         let mut controller = Controller::new(Congestion::Cubic, MSS);
         controller.set_cwnd(80_000, MSS);
         let saved = controller.save();
@@ -266,5 +298,69 @@ mod tests {
         controller.restore(saved);
         assert_eq!(controller.cwnd(), 80_000);
         assert!(controller.in_slow_start());
+    }
+
+    #[test]
+    fn a_flow_that_fell_back_leaves_room() {
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.7
+        //= type=test
+        //# A flow that didn't get back to its former maximum leaves room by remembering less.
+        let recovered = |reductions: &[usize]| {
+            let mut controller = Controller::new(Congestion::Cubic, MSS);
+            for &window in reductions {
+                controller.set_cwnd(window, MSS);
+                controller.on_congestion(window, MSS);
+                controller.set_cwnd(controller.ssthresh(), MSS);
+            }
+            // Up to the plateau, which is what the flow remembers.
+            (0..60).for_each(|step| controller.on_ack(&acked(controller.cwnd(), step * 100)));
+            controller.cwnd()
+        };
+        assert!(recovered(&[500_000, 300_000]) < recovered(&[300_000]) - 20_000);
+    }
+
+    #[test]
+    fn idle_time_does_not_count() {
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-5.8
+        //= type=test
+        //# Time without data doesn't count.
+        let grown = |idle: Duration| {
+            let mut controller = Controller::new(Congestion::Cubic, MSS);
+            controller.set_cwnd(500_000, MSS);
+            controller.on_congestion(500_000, MSS);
+            controller.set_cwnd(controller.ssthresh(), MSS);
+            controller.on_ack(&acked(10_000, 0));
+            let before = controller.cwnd();
+            controller.on_idle(idle, Duration::MAX, MSS);
+            let ms = u64::try_from(idle.as_millis()).unwrap_or(0);
+            controller.on_ack(&acked(100_000, ms + 100));
+            controller.cwnd() - before
+        };
+        assert_eq!(grown(Duration::from_secs(100)), grown(Duration::ZERO));
+    }
+
+    #[test]
+    fn growth_is_reno_s_at_least_and_half_again_at_most() {
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.3
+        //= type=test
+        //# The window is at least what Reno's would be on average.
+        //= https://www.rfc-editor.org/rfc/rfc9438#section-4.2
+        //= type=test
+        //# The target is at least the window and at most one and a half times it.
+        let mut controller = Controller::new(Congestion::Cubic, MSS);
+        controller.set_cwnd(20_000, MSS);
+        controller.on_congestion(20_000, MSS);
+        controller.set_cwnd(controller.ssthresh(), MSS);
+        // A short path: the cubic term is still flat, Reno has gained half a segment in each round.
+        for round in 0..40 {
+            let mut one = acked(controller.cwnd(), round);
+            one.smoothed_rtt = Duration::from_millis(1);
+            controller.on_ack(&one);
+        }
+        assert!(controller.cwnd() >= 14_000 + 15_000, "{}", controller.cwnd());
+        // An hour later the term is beyond all bounds, and yet:
+        let before = controller.cwnd();
+        controller.on_ack(&acked(before, 3_600_000));
+        assert!(controller.cwnd() <= before + before / 2, "{} {before}", controller.cwnd());
     }
 }

@@ -78,21 +78,27 @@ impl Connection {
         self.last_ack_received = env.now;
         // Any answer shows that the peer is there, even if its window stays shut.
         self.probing.window_probes = 0;
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+        //# The window size MUST be treated as an unsigned number, or else large window sizes will appear like negative
+        //# windows and TCP will not work (MUST-1).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+        //# It is RECOMMENDED that implementations will reserve 32-bit fields for the send and receive window sizes in
+        //# the connection record and do all window computations with 32 bits (REC-1).
         let size = usize::from(segment.window) << self.window.scale;
         let old_window = self.window.size;
-        // RFC 9293 (3.10.7.4): the window of the newest segment counts. Linux also lets an equal one only widen it.
+        // RFC 9293 (3.10.7.4): the window of the newest segment counts. Linux lets one that is equally new only widen or
+        // close it, since smaller ones are as a rule overtaken.
         let newer = ack > una
             || seq > self.window.updated_by_seq
-            || (seq == self.window.updated_by_seq && size > self.window.size && ack >= self.window.updated_by_ack);
+            || (seq == self.window.updated_by_seq
+                && (size > self.window.size || size == 0)
+                && ack >= self.window.updated_by_ack);
         if ack >= una && newer {
             self.set_window(size, seq, ack);
         }
 
         let had_outstanding = self.snd.outstanding() > 0;
         let mut report = Report { original_before: self.recovery.frto_point(), ..Report::default() };
-        if self.agreed.sack && !segment.options.sack.is_empty() {
-            self.take_sack_blocks(env, segment, ack, &mut report);
-        }
         if ack > una {
             let min_rtt = self.rtt.minimum();
             let rack = &mut self.recovery.rack;
@@ -108,6 +114,10 @@ impl Connection {
             if self.size.raise_at.is_some() || self.size.search.is_some() {
                 self.update_path_mtu(env);
             }
+        }
+        // After the acknowledgment and in the order of the stream, so that what arrived in order doesn't look reordered.
+        if self.agreed.sack && !segment.options.sack.is_empty() {
+            self.take_sack_blocks(env, segment, ack, &mut report);
         }
         if !had_outstanding {
             return None;
@@ -133,16 +143,22 @@ impl Connection {
             let left = una.expand(left);
             (left, left.expand(right))
         });
-        let blocks: [Option<(Seq, Seq)>; 4] = std::array::from_fn(|_| blocks.next());
+        let mut blocks: [Option<(Seq, Seq)>; 4] = std::array::from_fn(|_| blocks.next());
         // RFC 2883: a first block below the ACK, or inside the second, reports a duplicate.
         if let Some((left, right)) = blocks[0] {
             let inside_second = blocks[1].is_some_and(|(start, end)| start <= left && right <= end);
             if left < right && (right <= ack || inside_second) {
+                //= https://www.rfc-editor.org/rfc/rfc2883#section-5
+                //# A sender that learns that every retransmission was a duplicate undoes its reduction.
                 report.duplicate = true;
                 self.on_duplicate_report(right.since(left));
             }
         }
+        blocks.sort_unstable();
         for (left, right) in blocks.into_iter().flatten() {
+            //= https://www.rfc-editor.org/rfc/rfc8985#section-4
+            //# The connection MUST use selective acknowledgment (SACK) options [RFC2018], and the sender MUST keep SACK
+            //# scoreboard information on a per-connection basis
             if right <= ack {
                 continue;
             }
@@ -172,6 +188,8 @@ impl Connection {
         if !report.advanced || !self.agreed.timestamps {
             return;
         }
+        //= https://www.rfc-editor.org/rfc/rfc7323#section-4.1
+        //# An acknowledgment that advances measures the round-trip time by the echo, also of repeated segments.
         let Some((_, echo)) = segment.options.timestamps else {
             return;
         };
@@ -192,6 +210,8 @@ impl Connection {
             self.complete();
         }
         let newly_lost =
+            //= https://www.rfc-editor.org/rfc/rfc8985#section-9.2
+            //# MUST NOT be used with RACK-TLP
             if self.agreed.sack { self.detect_loss(now) } else { self.count_duplicates(report, duplicate_ack) };
         let newly_lost = if newly_lost > 0 && self.only_the_probe_is_lost(now) { 0 } else { newly_lost };
         if newly_lost > 0 && matches!(self.recovery.phase, Phase::Open | Phase::Reducing) {
@@ -199,6 +219,8 @@ impl Connection {
         }
         if self.agreed.ecn && segment.has(Flags::ECE) {
             self.statistics.delivered_marked += report.delivered.div_ceil(mss) as u64;
+            //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.2
+            //# The window is reduced at most once for the data of one window.
             if self.recovery.phase == Phase::Open && self.snd.outstanding() > 0 {
                 self.enter(Phase::Reducing);
             }
@@ -223,9 +245,16 @@ impl Connection {
 
     /// RFC 9293 and RFC 5681: grow only while the window is what limits.
     fn grow(&mut self, env: &Env<'_>, report: &Report) {
+        //= https://www.rfc-editor.org/rfc/rfc5681#section-3.1
+        //# In slow start the window grows by what was acknowledged.
         let slow = self.congestion.in_slow_start();
         let used = if slow { self.congestion.cwnd() < 2 * self.usage.most } else { self.usage.limited };
-        if report.delivered == 0 || !(used || self.usage.limited) || !(report.advanced || slow) {
+        // RFC 5681 (3.2): what was only reported beyond a hole lets new data out, but doesn't open the window; Linux goes on
+        // where reordering is usual.
+        //= https://www.rfc-editor.org/rfc/rfc5681#section-3.2
+        //# Each of the first two duplicates lets a new segment out and leaves the window as it is.
+        let progress = report.advanced || (slow && self.recovery.rack.has_reordering());
+        if report.delivered == 0 || !(used || self.usage.limited) || !progress {
             return;
         }
         let acked = Acked {
@@ -263,6 +292,9 @@ impl Connection {
         let mss = self.mss();
         if report.advanced {
             self.recovery.duplicates = 0;
+            //= https://www.rfc-editor.org/rfc/rfc6582#section-3.2
+            //# Without SACK a partial acknowledgment in recovery repairs the next hole, and recovery lasts until all
+            //# that was in flight is acknowledged.
             // A partial acknowledgment: the next hole is lost too.
             if self.recovery.phase == Phase::Recovery {
                 return self.snd.mark_head_lost(mss);
@@ -273,6 +305,8 @@ impl Connection {
             return 0;
         }
         self.recovery.duplicates += 1;
+        //= https://www.rfc-editor.org/rfc/rfc5681#section-3.2
+        //# The third duplicate acknowledgment repairs the first hole at once.
         if self.recovery.duplicates == DUPLICATE_THRESHOLD && self.recovery.phase == Phase::Open {
             return self.snd.mark_head_lost(mss);
         }
@@ -325,6 +359,9 @@ impl Connection {
         let Some(undo) = &self.recovery.undo else {
             return;
         };
+        //= https://www.rfc-editor.org/rfc/rfc3522#section-3.2
+        //# An acknowledgment that echoes a timestamp from before the first retransmission shows that the retransmission
+        //# was spurious.
         let by_timestamp = report.advanced
             && self.agreed.timestamps
             && matches!((undo.timestamp, segment.options.timestamps), (Some(first), Some((_, echo))) if echo != 0 && wire_before(echo, first));
@@ -355,6 +392,9 @@ impl Connection {
         }
         match self.recovery.frto {
             // Step 3a: what was sent in between arrived before what is taken for lost.
+            //= https://www.rfc-editor.org/rfc/rfc5682#section-3.1
+            //# If what was sent after the time-out arrives while what is before it is missing, recovery goes on as
+            //# usual.
             Frto::Probing if report.sacked || duplicate_ack => self.recovery.frto = Frto::Settled,
             // Step 2b
             Frto::Repeated if report.advanced && self.snd.una() < self.recovery.point => {
@@ -370,8 +410,12 @@ impl Connection {
     /// RTO (5.1), (5.3): restart while something is outstanding.
     pub(super) fn restart_retransmission_timer(&mut self, now: Instant) {
         if self.snd.outstanding() > 0 {
+            //= https://www.rfc-editor.org/rfc/rfc6298#section-5.3
+            //# An acknowledgment of new data starts it anew.
             self.timers.set(Timer::Retransmit, now + self.rtt.rto());
         } else {
+            //= https://www.rfc-editor.org/rfc/rfc6298#section-5.2
+            //# The timer stops when everything is acknowledged.
             self.timers.stop(Timer::Retransmit);
             self.timers.stop(Timer::LossProbe);
             self.timers.stop(Timer::Reorder);
@@ -380,6 +424,9 @@ impl Connection {
 
     /// RFC 8985 (7.2)
     pub(super) fn schedule_loss_probe(&mut self, now: Instant) {
+        //= https://www.rfc-editor.org/rfc/rfc8985#section-7.3
+        //# When the PTO timer expires, the sender MUST check whether both of the following conditions are met before
+        //# sending a loss probe
         let ready = self.agreed.sack
             && self.recovery.phase == Phase::Open
             && self.snd.sacked() == 0
@@ -393,6 +440,8 @@ impl Connection {
         let Some(smoothed) = self.rtt.smoothed() else {
             return;
         };
+        //= https://www.rfc-editor.org/rfc/rfc8985#section-7.2
+        //# The sender SHOULD start or restart a loss probe PTO timer after transmitting new data
         let single = self.snd.outstanding() <= self.mss();
         let timeout = smoothed * 2 + if single { PEER_DELAY } else { PROBE_SLACK };
         let at = now + timeout;
@@ -415,6 +464,8 @@ impl Connection {
         if !probe.retransmission || both_arrived {
             self.recovery.probe = None;
         } else if self.snd.una() > probe.end {
+            //= https://www.rfc-editor.org/rfc/rfc8985#section-7.4.2
+            //# SHOULD invoke a congestion control response equivalent to a fast recovery.
             // The probe repaired a loss that nothing else has shown: react to it once.
             self.recovery.probe = None;
             if self.recovery.phase == Phase::Open {

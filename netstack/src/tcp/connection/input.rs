@@ -77,6 +77,13 @@ impl Connection {
                 Verdict::Continue
             }
             Disposition::Reset => Verdict::Closed(Some(match self.state {
+                //= https://www.rfc-editor.org/rfc/rfc9293#section-3.5
+                //# Note that a TCP implementation MUST keep track of whether a connection has reached SYN-RECEIVED
+                //# state as the result of a passive OPEN or an active OPEN (MUST-11).
+                //= https://www.rfc-editor.org/rfc/rfc9293#section-3.6
+                //# If the local TCP connection is closed by the remote side due to a FIN or RST received from the
+                //# remote side, then the local application MUST be informed whether it closed normally or was aborted
+                //# (MUST-12).
                 State::SynReceived if self.active => SocketError::ConnectionRefused,
                 State::CloseWait => SocketError::BrokenPipe,
                 _ => SocketError::ConnectionReset,
@@ -88,6 +95,8 @@ impl Connection {
 
     /// RFC 5961 (7): challenge ACKs are limited, per connection here and per host in the stack.
     pub(super) fn challenge(&mut self, env: &Env<'_>) {
+        //= https://www.rfc-editor.org/rfc/rfc5961#section-7
+        //# Challenges are limited.
         if self.acking.last_challenge.is_none_or(|at| env.now.since(at) >= CHALLENGE_INTERVAL) {
             self.acking.last_challenge = Some(env.now);
             self.acking.now = true;
@@ -99,6 +108,12 @@ impl Connection {
         let end = seq + segment.len();
         let is_reset = segment.has(Flags::RST);
 
+        //= https://www.rfc-editor.org/rfc/rfc7323#section-5.3
+        //# A segment with a timestamp older than TS.Recent is acknowledged and dropped.
+        //= https://www.rfc-editor.org/rfc/rfc7323#section-5.2
+        //# An RST isn't subject to the test.
+        //= https://www.rfc-editor.org/rfc/rfc7323#section-5.5
+        //# After 24 days without a newer one TS.Recent means nothing.
         // RFC 7323 (5.3), R1: a segment older than one already seen.
         if self.agreed.timestamps
             && !is_reset
@@ -114,6 +129,9 @@ impl Connection {
         // RFC 9293 (3.10.7.4), first: is it in the window? Like Linux, the left end is the last ACK sent, since what lies
         // between that and RCV.NXT has only been overtaken.
         let left = self.timestamps.last_ack_sent.min(self.rcv.nxt());
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.4
+        //# A TCP receiver MUST process the RST and URG fields of all incoming segments, even when the receive window is
+        //# zero (MUST-66).
         let right = self.rcv.nxt().max(self.rcv.edge());
         if end < left || seq > right || (seq == right && segment.len() > 0 && right > self.rcv.nxt()) {
             return if is_reset {
@@ -128,9 +146,16 @@ impl Connection {
 
         if is_reset {
             // RFC 5961 (3.2): exactly at RCV.NXT, or, as Linux has it, right behind what was received out of order.
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.5.3
+            //# TCP implementations SHOULD allow a received RST segment to include data (SHLD-2).
+            //= https://www.rfc-editor.org/rfc/rfc5961#section-3.2
+            //# An RST ends the connection only at exactly RCV.NXT; elsewhere in the window it is challenged, outside
+            //# ignored.
             let exact = seq == self.rcv.nxt() || self.rcv.rightmost() == Some(seq);
             return if exact { Disposition::Reset } else { Disposition::Challenge };
         }
+        //= https://www.rfc-editor.org/rfc/rfc5961#section-4.2
+        //# A SYN of a synchronized connection is challenged, whatever its number.
         // RFC 5961 (4.2); in SYN-RECEIVED after a simultaneous open the peer's SYN-ACK comes here.
         if segment.has(Flags::SYN) {
             if self.state == State::SynReceived
@@ -149,6 +174,12 @@ impl Connection {
         if self.state == State::SynReceived && ack != self.snd.iss() + 1 {
             return Disposition::Reject;
         }
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
+        //# RFC 5961 [9], Section 5 describes a potential blind data injection attack, and mitigation that
+        //# implementations MAY choose to include (MAY-12).
+        //= https://www.rfc-editor.org/rfc/rfc5961#section-5.2
+        //# An acknowledgment of what was not sent, or older than the largest window, is challenged and its data
+        //# dropped.
         // RFC 5961 (5.2)
         if ack > self.snd.nxt() {
             return Disposition::Challenge;
@@ -171,6 +202,8 @@ impl Connection {
         if segment.has(Flags::ACK) && !acceptable {
             return if segment.has(Flags::RST) { Verdict::Continue } else { Verdict::Reject };
         }
+        //= https://www.rfc-editor.org/rfc/rfc7323#section-4.1
+        //# A SYN-ACK that echoes a timestamp never sent doesn't open a connection.
         // Linux's `PAWSACTIVEREJECTED`: an echo of a timestamp that was never sent is from another life.
         if acceptable
             && let Some((_, echo)) = segment.options.timestamps
@@ -212,6 +245,8 @@ impl Connection {
         }
         self.last_received = env.now;
         if !acceptable {
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.5
+            //# A TCP implementation MUST support simultaneous open attempts (MUST-10).
             // Simultaneous open (RFC 9293, 3.5).
             self.state = State::SynReceived;
             self.syn_due = true;
@@ -221,6 +256,8 @@ impl Connection {
             self.rtt.sample(env.now, env.now.since(self.syn_sent_at));
         }
         self.establish(env);
+        //= https://www.rfc-editor.org/rfc/rfc7323#section-2.2
+        //# The window of a SYN is never scaled.
         // The window of a SYN is never scaled.
         self.set_window(usize::from(segment.window), irs, self.snd.una());
         self.acking.now = true;
@@ -245,6 +282,8 @@ impl Connection {
     ) -> Verdict {
         self.last_received = env.now;
         self.probing.keepalives = 0;
+        //= https://www.rfc-editor.org/rfc/rfc7323#section-4.3
+        //# TS.Recent is taken only from a segment that reaches back to the last acknowledgment sent.
         // RFC 7323 (4.3): only a segment that reaches back to the last ACK updates TS.Recent.
         if self.agreed.timestamps
             && let Some((value, _)) = segment.options.timestamps
@@ -302,9 +341,20 @@ impl Connection {
             return Verdict::Continue;
         }
         // RFC 1122 (4.2.2.13): data for a program that is gone can't be delivered.
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.6.1
+        //# If such a host issues a CLOSE call while received data is still pending in the TCP connection, or if new
+        //# data is received after CLOSE is called, its TCP implementation SHOULD send a RST to show that data was lost
+        //# (SHLD-3).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.6.1
+        //# A host MAY implement a "half-duplex" TCP close sequence, so that an application that has called CLOSE cannot
+        //# continue to read data from the connection (MAY-1).
+        //= https://www.rfc-editor.org/rfc/rfc1122#section-4.2.2.13
+        //# Data that arrives for a socket that was closed is answered with an RST.
         if self.orphan && seq + segment.payload.len() > self.rcv.nxt() {
             return Verdict::Refuse;
         }
+        //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.3
+        //# A mark that arrives is echoed in every acknowledgment until the peer confirms its reduction.
         if segment.congestion_experienced && self.agreed.ecn {
             self.ecn.echo = true;
             self.acking.now = true;
@@ -363,8 +413,20 @@ impl Connection {
             // After a pause the peer starts slowly again, so help it.
             self.acking.quick = QUICK_ACKS;
         }
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.3
+        //# An ACK SHOULD be generated for at least every second full-sized segment or 2*RMSS bytes of new data (where
+        //# RMSS is the MSS specified by the TCP endpoint receiving the segments to be acknowledged, or the default
+        //# value if not specified) (SHLD-19).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.3
+        //# A TCP endpoint SHOULD implement a delayed ACK (SHLD-18), but an ACK should not be excessively delayed; in
+        //# particular, the delay MUST be less than 0.5 seconds (MUST-40).
         let unacked = self.rcv.nxt().since(self.timestamps.last_ack_sent);
         self.acking.owed = true;
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
+        //# A TCP implementation MAY send an ACK segment acknowledging RCV.NXT when a valid segment arrives that is in
+        //# the window but not at the left window edge (MAY-13).
+        //= https://www.rfc-editor.org/rfc/rfc5681#section-4.2
+        //# A segment out of order, or one that fills a gap, is acknowledged at once.
         if unusual || !progressed || unacked > usize::from(self.size.received) {
             self.acking.now = true;
             if unusual {
@@ -381,13 +443,26 @@ impl Connection {
     /// ICMP says that the peer can't be reached. Returns whether that ends the connection.
     pub(crate) fn handle_unreachable(&mut self, error: SocketError, seq: u32) -> Option<SocketError> {
         let seq = self.snd.una().expand(seq);
+        //= https://www.rfc-editor.org/rfc/rfc1122#section-4.2.3.9
+        //# An ICMP error counts only if what it quotes is in flight.
+        //= https://www.rfc-editor.org/rfc/rfc5927#section-4.1
+        //# The sequence number an ICMP error quotes must be in flight.
         let plausible = self.snd.una() <= seq && seq <= self.snd.nxt();
         if !plausible {
             return None;
         }
         match self.state {
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2.2
+            //# These are hard error conditions, so TCP implementations SHOULD abort the connection (SHLD-26). [35]
+            //# notes that some implementations do not abort connections when an ICMP hard error is received for a
+            //# connection that is in any of the synchronized states.
             // Linux gives an attempt up at any such error, so that programs try the next address at once (RFC 5461, 4.1).
             State::SynSent | State::SynReceived => Some(error),
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2.2
+            //# Since these Unreachable messages indicate soft error conditions, a TCP implementation MUST NOT abort the
+            //# connection (MUST-56), and it SHOULD make the information available to the application (SHLD-25).
+            //= https://www.rfc-editor.org/rfc/rfc5927#section-5.2
+            //# Hard errors don't end a synchronized connection.
             // In later states even a hard one is as good as an attack (RFC 5927, 5.2), so that it is only remembered.
             _ => {
                 self.soft_error = Some(error);

@@ -72,6 +72,10 @@ impl Connection {
     }
 
     /// The same with the option's bytes.
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.1
+    //# The maximum size of a segment that a TCP endpoint really sends, the "effective send MSS", MUST be the smaller
+    //# (MUST-16) of the send MSS (that reflects the available reassembly buffer size at the remote host, the EMTU_R
+    //# [19]) and the largest transmission size permitted by the IP layer (EMTU_S [19]):
     pub(super) fn mss_without_options(&self) -> usize {
         usize::from(self.size.peer.min(mss_of(self.size.path_mtu as usize, self.tuple.remote)))
     }

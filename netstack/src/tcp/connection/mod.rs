@@ -50,6 +50,9 @@ const RELEASE_AFTER: Duration = Duration::from_secs(2);
 /// Acknowledgments sent at once at the start, so that the peer's window opens quickly (Linux: `TCP_MAX_QUICKACKS`).
 const QUICK_ACKS: u8 = 16;
 /// How long an acknowledgment waits for company (Linux: `TCP_DELACK_MIN`).
+//= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.3
+//# A TCP endpoint SHOULD implement a delayed ACK (SHLD-18), but an ACK should not be excessively delayed; in
+//# particular, the delay MUST be less than 0.5 seconds (MUST-40).
 const DELAYED_ACK_MAX: Duration = Duration::from_millis(40);
 
 /// A connection.

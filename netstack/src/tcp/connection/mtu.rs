@@ -51,6 +51,8 @@ struct Probe {
 impl Search {
     /// What to try next. First the upper end itself: as a rule it is the link's own size, and all is well again.
     const fn candidate(&self) -> u32 {
+        //= https://www.rfc-editor.org/rfc/rfc4821#section-7.2
+        //# The largest size that passes is searched between the bounds, upwards from the one that works.
         if self.whole { self.high } else { self.low.midpoint(self.high) }
     }
 
@@ -79,9 +81,17 @@ impl Connection {
     /// ICMP says that a packet was too big (RFC 1191, RFC 8201).
     pub(crate) fn handle_packet_too_big(&mut self, env: &Env<'_>, mtu: usize, seq: u32) {
         let seq = self.snd.una().expand(seq);
+        //= https://www.rfc-editor.org/rfc/rfc1191#section-3
+        //# What an ICMP message claims is checked against what is in flight, and never raises the size.
+        //= https://www.rfc-editor.org/rfc/rfc8201#section-4
+        //# The packet that a message quotes must have been sent.
         if !(self.snd.una() <= seq && seq < self.snd.nxt()) {
             return;
         }
+        //= https://www.rfc-editor.org/rfc/rfc1191#section-3
+        //# Sizes below a least one are not believed.
+        //= https://www.rfc-editor.org/rfc/rfc8201#section-4
+        //# The size never falls below 1280 bytes.
         let mtu = u32::try_from(mtu).unwrap_or(u32::MAX).max(self.least_mtu());
         // A probe that was too big is what was looked for, and no reason to send anything else smaller.
         if let Some(search) = &mut self.size.search
@@ -97,6 +107,10 @@ impl Connection {
         if mtu >= self.size.path_mtu {
             return;
         }
+        //= https://www.rfc-editor.org/rfc/rfc1191#section-3
+        //# A next-hop MTU told by ICMP lowers the size of segments, and what was too big is sent again at once.
+        //= https://www.rfc-editor.org/rfc/rfc8201#section-4
+        //# A packet-too-big message lowers the size of segments.
         self.lower_path_mtu(mtu);
         self.size.search = None;
         self.size.raise_at = Some(env.now + AGE);
@@ -126,6 +140,9 @@ impl Connection {
         // Each time longer: a path that swallows large packets only now and then isn't worth probing.
         let patience = FIRST_LOOK * (1 << self.size.black_holes.min(10));
         self.size.black_holes = self.size.black_holes.saturating_add(1);
+        //= https://www.rfc-editor.org/rfc/rfc4821#section-7.7
+        //# Repeated loss of full-sized segments without an ICMP message lowers the size to one that passes nearly
+        //# anywhere.
         self.lower_path_mtu(fallback);
         self.size.raise_at = None;
         self.size.search =
@@ -136,6 +153,10 @@ impl Connection {
     pub(super) fn update_path_mtu(&mut self, env: &Env<'_>) {
         if self.size.raise_at.is_some_and(|at| at <= env.now) {
             self.size.raise_at = None;
+            //= https://www.rfc-editor.org/rfc/rfc1191#section-6.3
+            //# After ten minutes a larger size is tried.
+            //= https://www.rfc-editor.org/rfc/rfc4821#section-7.3
+            //# After ten minutes the search looks for a path that has become wider.
             let (low, high) = (self.size.path_mtu, self.link_mtu(env));
             if low < high {
                 self.size.search = Some(Search { low, high, not_before: env.now, probe: None, whole: true });
@@ -170,6 +191,8 @@ impl Connection {
         if lost == 0 {
             return false;
         }
+        //= https://www.rfc-editor.org/rfc/rfc4821#section-7.5
+        //# The loss of a probe alone is no sign of congestion.
         let alone = lost == self.snd.lost();
         search.failed(probe.size);
         self.finish_search(now);
@@ -196,6 +219,8 @@ impl Connection {
         let segment = self.segment_size();
         let headers = ip::header_len(self.tuple.remote) + 20 + (self.mss_without_options() - segment);
         let len = (size as usize).checked_sub(headers)?.min(usize::from(self.size.peer));
+        //= https://www.rfc-editor.org/rfc/rfc4821#section-7.4
+        //# A probe leaves only if enough follows it to show its loss without a time-out.
         let whole = len + FOLLOWERS * segment;
         let window = (self.snd.una() + self.window.size).since(self.snd.nxt());
         let congestion = self.congestion.cwnd().saturating_sub(self.snd.pipe());

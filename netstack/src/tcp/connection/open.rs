@@ -30,6 +30,12 @@ pub(crate) fn path_mtu(config: &crate::Config, looped: bool) -> usize {
 }
 
 /// The MSS that packets of `mtu` bytes have room for.
+//= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.1
+//# where MMS_R is the maximum size for a transport-layer message that can be received (and reassembled at the IP layer)
+//# (MUST-67).
+//= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.3
+//# As a result, when the effective MTU of an interface varies packet-to-packet, TCP implementations SHOULD use the
+//# smallest effective MTU of the interface to calculate the value to advertise in the MSS Option (SHLD-6).
 pub(crate) fn mss_of(mtu: usize, address: std::net::IpAddr) -> u16 {
     u16::try_from(mtu.saturating_sub(ip::header_len(address) + 20)).unwrap_or(u16::MAX).max(MSS_MIN)
 }
@@ -147,7 +153,9 @@ impl Connection {
         self.snd.syn_acked();
         self.recovery.point = self.snd.una();
         self.timers.stop(Timer::Retransmit);
-        self.rtt.reset_backoff();
+        self.rtt.on_established(self.syn_repeated > 0);
+        //= https://www.rfc-editor.org/rfc/rfc6928#section-2
+        //# If the SYN was lost the first flight is one segment.
         self.congestion.start(self.mss(), self.syn_repeated > 0);
         self.set_keepalive(env);
     }

@@ -50,6 +50,9 @@ impl Connection {
             State::Closed | State::Listen | State::TimeWait => return None,
             _ => {}
         }
+        //= https://www.rfc-editor.org/rfc/rfc5682#section-3.1
+        //# After a time-out new data goes out first; an acknowledgment of what was sent only once shows that the
+        //# time-out was spurious.
         if self.recovery.frto == Frto::Probing
             && let Some(held) = self.poll_instead_of_retransmission(env)
         {
@@ -85,7 +88,13 @@ impl Connection {
         self.timers.set(Timer::Retransmit, env.now + self.rtt.rto());
         let first = self.state == State::SynSent;
         // RFC 3168 (6.1.1.1): a repeated SYN doesn't ask, since the question may be why it was lost.
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.2
+        //# A TCP endpoint SHOULD implement ECN as described in RFC 3168 (SHLD-8).
+        //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.1.1
+        //# A SYN that is repeated doesn't ask.
         let ask_ecn = first && env.config.ecn && self.syn_repeated == 0;
+        //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.1
+        //# An opener asks by ECE and CWR; the peer agrees by ECE alone, and only if it was asked.
         let echo_ecn = !first && self.agreed.ecn;
         let window = self.syn_window(env);
         let header = Header {
@@ -98,7 +107,18 @@ impl Connection {
                 .with_if(ask_ecn, Flags::ECE.with(Flags::CWR))
                 .with_if(echo_ecn, Flags::ECE),
             window: u16::try_from(window).unwrap_or(u16::MAX),
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.1
+            //# A given TCP implementation can support any currently defined options, but the following options MUST be
+            //# supported (MUST-4 --note Maximum Segment Size Option support is also part of MUST-14 in Section 3.7.1):
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.2
+            //# This field may be sent in the initial connection request (i.e., in segments with the SYN control bit
+            //# set) and MUST NOT be sent in other segments (MUST-65).
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.1
+            //# TCP implementations SHOULD send an MSS Option in every SYN segment when its receive MSS differs from the
+            //# default 536 for IPv4 or 1220 for IPv6 (SHLD-5), and MAY send it always (MAY-3).
             mss: Some(own_mss(env, &self.tuple, self.looped)),
+            //= https://www.rfc-editor.org/rfc/rfc7323#section-2.2
+            //# Windows are scaled only if both SYNs carried the option.
             window_scale: (first || self.agreed.scaling).then(|| self.scale_offered(env)),
             sack_permitted: first || self.agreed.sack,
             timestamps: (first || self.agreed.timestamps)
@@ -136,6 +156,8 @@ impl Connection {
             flags: flags.with(Flags::ACK).with_if(self.ecn.echo, Flags::ECE).with_if(urgent.is_some(), Flags::URG),
             window,
             urgent: urgent.unwrap_or(0),
+            //= https://www.rfc-editor.org/rfc/rfc7323#section-3.2
+            //# Once both SYNs carried timestamps, every segment but an RST carries them.
             timestamps: self
                 .agreed
                 .timestamps
@@ -186,12 +208,20 @@ impl Connection {
         let fin = self.snd.covers_fin(end);
         let drains = end.since(self.snd.una())
             >= self.snd.end().since(self.snd.una()) - usize::from(self.snd.fin_queued() && !fin);
+        //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.2
+        //# CWR goes out with the first new data after any reduction.
         let confirm = fresh && self.ecn.confirm && payload.1 > 0;
         if confirm {
             self.ecn.confirm = false;
         }
         let flags = Flags::NONE
             .with_if(fin, Flags::FIN)
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.2
+            //# (1) MUST NOT buffer data indefinitely (MUST-60), and (2) MUST set the PSH bit in the last buffered
+            //# segment (i.e., when there is no more queued data to be sent) (MUST-61).
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.2
+            //# The transmitter SHOULD collapse successive bits when it packetizes data, to send the largest possible
+            //# segment (SHLD-27).
             .with_if(payload.1 > 0 && drains, Flags::PSH)
             .with_if(confirm, Flags::CWR);
         let header = self.acknowledging_header(env, start, flags);
@@ -210,11 +240,25 @@ impl Connection {
         self.recovery.reduction.on_sent(end.since(start));
         self.timers.start(Timer::Retransmit, env.now + self.rtt.rto());
         // RFC 3168 (6.1.5): what is sent again isn't marked, so that an old copy can't fake congestion.
+        //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.2
+        //# New data leaves marked as ECN-capable.
+        //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.5
+        //# What is sent again is not marked.
+        //= https://www.rfc-editor.org/rfc/rfc3168#section-6.1.4
+        //# Segments without data are not marked.
         let ecn = if self.agreed.ecn && fresh && payload.1 > 0 { ip::ECN_ECT0 } else { 0 };
         self.emission(header, payload, segment_size, ecn)
     }
 
     fn poll_retransmission(&mut self, env: &Env<'_>) -> Option<Emission> {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6
+        //# If this happens, the sender SHOULD NOT send new data (SHLD-15), but SHOULD retransmit normally the old
+        //# unacknowledged data between SND.UNA and SND.UNA+SND.WND (SHLD-16).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6
+        //# The sender MAY also retransmit old data beyond SND.UNA+SND.WND (MAY-7), but SHOULD NOT time out the
+        //# connection if data beyond the right window edge is not acknowledged (SHLD-17).
+        //= https://www.rfc-editor.org/rfc/rfc2018#section-5.1
+        //# What was reported isn't sent again.
         let (index, chunk) = self.snd.next_lost()?;
         let segment = self.segment_size();
         let room = self.congestion.cwnd().saturating_sub(self.snd.pipe());
@@ -259,6 +303,10 @@ impl Connection {
             ProbeKind::Empty => {
                 self.probing.due = None;
                 // RFC 9293 (3.8.4): a position already acknowledged, so that the peer must answer.
+                //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.4
+                //# An implementation SHOULD send a keep-alive segment with no data (SHLD-12); however, it MAY be
+                //# configurable to send a keep-alive segment containing one garbage octet (MAY-6), for compatibility
+                //# with erroneous TCP implementations.
                 let seq = self.snd.una().back(1);
                 let header = self.acknowledging_header(env, seq, Flags::NONE);
                 self.statistics.segments_out += 1;
@@ -271,6 +319,9 @@ impl Connection {
                 let fresh = self.snd.unsent_payload().min(segment).min(window);
                 let start = self.snd.nxt();
                 // RFC 8985 (7.3): new data if there is any, else the last segment again.
+                //= https://www.rfc-editor.org/rfc/rfc8985#section-7.3
+                //# If both conditions are met, then the sender SHOULD transmit a previously unsent data segment, if one
+                //# exists and the receive window allows
                 let emission = if fresh > 0 {
                     let end = start
                         + fresh
@@ -279,11 +330,16 @@ impl Connection {
                     self.recovery.probe = Some(Probe { end, retransmission: false });
                     self.emit_stream(env, start, end, segment, true)
                 } else {
+                    //= https://www.rfc-editor.org/rfc/rfc8985#section-7.3
+                    //# If such an unsent segment is not available, then the sender SHOULD retransmit the
+                    //# highest-sequence segment sent so far
                     let sent = self.snd.retransmit_tail(env.now, segment)?;
                     self.recovery.probe = Some(Probe { end: self.snd.nxt(), retransmission: true });
                     self.note_retransmission(env, &sent);
                     self.emit_stream(env, sent.start, sent.end, segment, false)
                 };
+                //= https://www.rfc-editor.org/rfc/rfc8985#section-7.3
+                //# the sender MUST re-arm the RTO timer, not the PTO
                 self.timers.set(Timer::Retransmit, env.now + self.rtt.rto());
                 Some(emission)
             }
@@ -344,6 +400,12 @@ impl Connection {
         let unsent = self.snd.unsent_payload();
         let outstanding = self.snd.outstanding();
         let window = (self.snd.una() + self.window.size).since(self.snd.nxt());
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6
+        //# If this happens, the sender SHOULD NOT send new data (SHLD-15), but SHOULD retransmit normally the old
+        //# unacknowledged data between SND.UNA and SND.UNA+SND.WND (SHLD-16).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6
+        //# However, a sending TCP peer MUST be robust against window shrinking, which may cause the "usable window"
+        //# (see Section 3.8.6.2.1) to become negative (MUST-34).
         let congestion = self.congestion.cwnd().saturating_sub(self.snd.pipe());
         if unsent == 0 {
             // Only the FIN is left. It needs window, but no congestion window.
@@ -361,6 +423,9 @@ impl Connection {
             self.usage.limited = true;
             return None;
         }
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.2
+        //# However, a TCP implementation SHOULD send a maximum-sized segment whenever possible (SHLD-28) to improve
+        //# performance (see Section 3.8.6.2.1).
         let permitted = window.min(congestion);
         let packet = self.packet_limit(env, segment);
         let wanted = unsent.min(packet);
@@ -393,6 +458,8 @@ impl Connection {
             self.usage.limited = true;
         }
         let outstanding = self.snd.outstanding();
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.2.1
+        //# A TCP implementation MUST include a SWS avoidance algorithm in the sender (MUST-38).
         let whole = permitted / segment * segment;
         if whole == 0 {
             if permitted >= self.window.largest / 2 || (self.probing.force && outstanding == 0) {
@@ -415,26 +482,51 @@ impl Connection {
     }
 
     /// Nagle's algorithm in Minshall's variant, and the cork.
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.4
+    //# A TCP implementation SHOULD implement the Nagle algorithm to coalesce short segments (SHLD-7).
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.2
+    //# When an application issues a series of SEND calls without setting the PUSH flag, the TCP implementation MAY
+    //# aggregate the data internally without sending it (MAY-16).
+    //= https://www.rfc-editor.org/rfc/rfc1122#section-4.2.3.4
+    //# A partial segment leaves once nothing unacknowledged is outstanding.
     fn holds_back(&mut self, env: &Env<'_>, outstanding: usize) -> bool {
         if self.uncorked > self.snd.nxt() || self.snd.is_urgent() {
             return false;
         }
         if env.options.cork {
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.2
+            //# (1) MUST NOT buffer data indefinitely (MUST-60), and (2) MUST set the PSH bit in the last buffered
+            //# segment (i.e., when there is no more queued data to be sent) (MUST-61).
             self.timers.start(Timer::Cork, env.now + CORK_MAX);
             return true;
         }
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.7.4
+        //# However, there MUST be a way for an application to disable the Nagle algorithm on an individual connection
+        //# (MUST-17).
         !env.options.nodelay && outstanding > 0 && self.small_end > self.snd.una()
     }
 
     /// Nothing can leave for want of window. If nothing is in flight, nobody else will say when it opens.
     fn wait_for_window(&mut self, env: &Env<'_>) {
         if self.snd.outstanding() == 0 {
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.1
+            //# Probing of zero (offered) windows MUST be supported (MUST-36).
             self.probing.window_closed_at.get_or_insert(env.now);
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.1
+            //# The transmitting host SHOULD send the first zero-window probe when a zero window has existed for the
+            //# retransmission timeout period (SHLD-29) (Section 3.8.1), and SHOULD increase exponentially the interval
+            //# between successive probes (SHLD-30).
             self.timers.start(Timer::Persist, env.now + self.rtt.rto());
         }
     }
 
     fn poll_acknowledgment(&mut self, env: &Env<'_>) -> Option<Emission> {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
+        //# In general, the processing of received segments MUST be implemented to aggregate ACK segments whenever
+        //# possible (MUST-58).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
+        //# For example, if the TCP endpoint is processing a series of queued segments, it MUST process them all before
+        //# sending any ACK segments (MUST-59).
         if !self.acking.now {
             return None;
         }

@@ -98,13 +98,22 @@ impl Connection {
 
     /// `send(MSG_OOB)`: queues what there is room for; the last byte of it is the urgent one.
     pub(crate) fn send_urgent(&mut self, env: &Env<'_>, bytes: &[u8]) -> usize {
-        let written = self.send_with(env, |[first, second]| {
-            let head = bytes.len().min(first.len());
-            first[..head].copy_from_slice(&bytes[..head]);
-            let tail = (bytes.len() - head).min(second.len());
-            second[..tail].copy_from_slice(&bytes[head..head + tail]);
-            head + tail
-        });
+        let mut written = 0;
+        // The buffer makes room step by step.
+        while written < bytes.len() {
+            let rest = &bytes[written..];
+            let step = self.send_with(env, |[first, second]| {
+                let head = rest.len().min(first.len());
+                first[..head].copy_from_slice(&rest[..head]);
+                let tail = (rest.len() - head).min(second.len());
+                second[..tail].copy_from_slice(&rest[head..head + tail]);
+                head + tail
+            });
+            if step == 0 {
+                break;
+            }
+            written += step;
+        }
         if written > 0 {
             self.snd.mark_urgent();
         }

@@ -10,6 +10,8 @@ use super::{Connection, ProbeKind, RELEASE_AFTER, Verdict};
 use crate::{Instant, SocketError, State};
 
 /// Time-outs after which a connection is given up, as Linux counts them (`tcp_retries2`).
+//= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
+//# The value of R2 SHOULD correspond to at least 100 seconds (SHLD-11).
 const RETRIES_MAX: u32 = 15;
 /// The same for an orphan (`tcp_orphan_retries`).
 const ORPHAN_RETRIES_MAX: u32 = 8;
@@ -77,6 +79,12 @@ impl Connection {
             return Ok(());
         }
         let mut since = self.recovery.retransmitting_since.unwrap_or(env.now);
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.1
+        //# As long as the receiving TCP peer continues to send acknowledgments in response to the probe segments, the
+        //# sending TCP peer MUST allow the connection to stay open (MUST-37).
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6
+        //# The sender MAY also retransmit old data beyond SND.UNA+SND.WND (MAY-7), but SHOULD NOT time out the
+        //# connection if data beyond the right window edge is not acknowledged (SHLD-17).
         if self.window.size == 0 {
             // A peer that answers but has shut its window is alive (RFC 9293, 3.8.6.1).
             since = since.max(self.last_ack_received);
@@ -86,6 +94,8 @@ impl Connection {
         }
         let mss = self.mss();
         // RFC 2018 (8): a peer that reported the first segment and still doesn't acknowledge it has thrown it away.
+        //= https://www.rfc-editor.org/rfc/rfc2018#section-8
+        //# A time-out with the first segment reported clears all reports, since the receiver may have thrown data away.
         if self.snd.first_chunk().is_some_and(|chunk| chunk.sacked) {
             self.snd.renege();
         }
@@ -99,12 +109,18 @@ impl Connection {
         self.recovery.probe = None;
         self.probing.due = None;
         self.give_up_probe();
+        //= https://www.rfc-editor.org/rfc/rfc6298#section-5.4
+        //# When it expires the earliest segment is sent again.
         self.mark_timed_out(env.now);
         // RFC 5681 (3.1): one segment, beyond what is still believed to be on its way.
+        //= https://www.rfc-editor.org/rfc/rfc5681#section-3.1
+        //# A loss lowers the threshold to half of what was in flight, a time-out the window to one segment.
         let window = self.snd.pipe() + mss;
         self.congestion.set_cwnd(window, mss);
         self.rtt.back_off();
         self.recovery.timeouts = self.recovery.timeouts.saturating_add(1);
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
+        //# The value of R1 SHOULD correspond to at least 3 retransmissions, at the current RTO (SHLD-10).
         if self.recovery.timeouts == 3 {
             self.suspect_black_hole(env);
         }
@@ -132,14 +148,22 @@ impl Connection {
         self.snd.mark_lost(|chunk| chunk.start == head || rack.is_expired(now, chunk));
     }
 
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.8
+    //# There MUST be a mechanism for reporting soft TCP error conditions to the application (MUST-47).
     fn timeout_error(&self) -> SocketError {
         self.soft_error.unwrap_or(SocketError::TimedOut)
     }
 
     /// Whether nothing has come back for so long that the connection is given up.
     fn is_hopeless(&self, env: &Env<'_>, since: Instant) -> bool {
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
+        //# The following procedure MUST be used to handle excessive retransmissions of data segments (MUST-20):
         let waited = env.now.since(since);
         let user = env.options.user_timeout;
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
+        //# An application MUST (MUST-21) be able to set the value for R2 for a particular connection.
+        //= https://www.rfc-editor.org/rfc/rfc5482#section-3
+        //# A program can set how long data may stay unacknowledged before the connection is given up.
         if !user.is_zero() && !self.orphan {
             return waited >= user;
         }
@@ -151,6 +175,9 @@ impl Connection {
             if self.state == State::SynSent { env.options.syn_count } else { super::super::half_open::RETRIES_MAX };
         let user = env.options.user_timeout;
         let expired = !user.is_zero() && env.now.since(self.last_received) >= user;
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
+        //# SYN retransmissions MUST be handled in the general way just described for data retransmissions, including
+        //# notification of the application layer.
         if self.syn_repeated >= retries || expired {
             return Err(Verdict::Closed(Some(self.timeout_error())));
         }
@@ -165,6 +192,9 @@ impl Connection {
         if self.snd.outstanding() > 0 || self.snd.unsent() == 0 {
             return Ok(());
         }
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6
+        //# If the window shrinks to zero, the TCP implementation MUST probe it in the standard way (described below)
+        //# (MUST-35).
         let closed_at = *self.probing.window_closed_at.get_or_insert(env.now);
         let user = env.options.user_timeout;
         let silent = u32::from(self.probing.window_probes) >= RETRIES_MAX;
@@ -176,6 +206,10 @@ impl Connection {
         if silent || impatient {
             return Err(Verdict::Closed(Some(self.timeout_error())));
         }
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.1
+        //# The transmitting host SHOULD send the first zero-window probe when a zero window has existed for the
+        //# retransmission timeout period (SHLD-29) (Section 3.8.1), and SHOULD increase exponentially the interval
+        //# between successive probes (SHLD-30).
         let window = (self.snd.una() + self.window.size).since(self.snd.nxt());
         if window > 0 {
             self.probing.force = true;
@@ -192,11 +226,20 @@ impl Connection {
     /// RFC 9293 (3.8.4)
     fn on_keepalive_timeout(&mut self, env: &Env<'_>) -> Result<(), Verdict> {
         let options = env.options;
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.4
+        //# Implementers MAY include "keep-alives" in their TCP implementations (MAY-5), although this practice is not
+        //# universally accepted.
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.4
+        //# If keep-alives are included, the application MUST be able to turn them on or off for each TCP connection
+        //# (MUST-24), and they MUST default to off (MUST-25).
         if !options.keepalive || self.orphan || !self.is_synchronized() {
             return Ok(());
         }
         let idle = env.now.since(self.last_received);
         // While something is in flight or waits for a window, its own timers watch the peer.
+        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.4
+        //# Keep-alive packets MUST only be sent when no sent data is outstanding, and no data or acknowledgment packets
+        //# have been received for the connection within an interval (MUST-26).
         let busy = self.snd.outstanding() > 0 || self.snd.unsent() > 0;
         if busy || (idle < options.keep_idle && self.probing.keepalives == 0) {
             let again = if busy { env.now + options.keep_idle } else { self.last_received + options.keep_idle };
@@ -205,6 +248,9 @@ impl Connection {
         }
         let user = options.user_timeout;
         let given_up = if user.is_zero() {
+            //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.4
+            //# Consequently, if a keep-alive mechanism is implemented it MUST NOT interpret failure to respond to any
+            //# specific probe as a dead connection (MUST-29).
             self.probing.keepalives >= options.keep_count
         } else {
             idle >= user && self.probing.keepalives > 0
