@@ -12,7 +12,7 @@ MIGD := $(TARGET_DIR)/release/migd
 #   golang-go                         a statically linked Go server, built and moved by the tests
 DEMO_PACKAGES := redis-server
 
-.PHONY: all build demo test unit system bench fmt lint help demo-packages test-packages
+.PHONY: all build demo test compliance unit system bench fmt lint help demo-packages test-packages
 
 all: build ## Build the release binary
 
@@ -40,6 +40,9 @@ test: lint build test-packages ## Format, lints, the demonstration, unit, proper
 	$(MIGD) demo
 	$(MAKE) unit
 	$(MAKE) system
+
+compliance: ## Show which requirement of which RFC is met where, and by which test it is shown
+	$(CARGO) test --quiet --package netstack --test compliance -- --nocapture --test-threads=1
 
 unit: ## Unit and property tests
 	$(CARGO) test --workspace --exclude tests
