@@ -9,8 +9,10 @@ MIGD := $(TARGET_DIR)/release/migd
 # What is needed from Debian, and what for:
 #   redis-server                      the server of the demonstration (only its program; Debian's own instance is not started)
 #   redis-tools memcached nginx-light iperf3 curl python3   unmodified servers and clients that the whole-system tests move
+#   dnsmasq-base                      a server that speaks UDP, moved by the tests
 #   golang-go                         a statically linked Go server, built and moved by the tests
 DEMO_PACKAGES := redis-server
+TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base
 
 .PHONY: all build demo test compliance unit system bench fmt lint help demo-packages test-packages
 

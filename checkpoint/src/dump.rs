@@ -22,8 +22,6 @@ pub(crate) const SIGNALS: usize = 64;
 /// Bytes of the kernel's `struct sigaction` and of its signal set.
 pub(crate) const ACTION_BYTES: usize = 32;
 pub(crate) const SIGNAL_SET_BYTES: usize = 8;
-/// RLIMIT_* are numbered from 0 to below this.
-const LIMITS: u32 = 16;
 
 /// An ended process.
 pub(crate) fn zombie(process: u32, stat: &Stat) -> ProcessImage {
@@ -79,10 +77,7 @@ pub(crate) fn process(inside: &Inside, frozen: &mut Frozen, region: Region) -> R
     // The first is the one that has the process's number.
     threads.sort_by_key(|thread| (thread.thread != number, thread.thread));
 
-    let mut limits = Vec::new();
-    for resource in 0..LIMITS {
-        limits.push(sys::process::limit(frozen.pid, resource).map_err(failed("reading its limits"))?);
-    }
+    let limits = inside.proc.limits(number).map_err(failed("reading its limits"))?;
     let auxv = inside.proc.read(here, "auxv").map_err(failed("reading its auxiliary vector"))?;
     let live = LiveProcess {
         memory: MemoryFields {

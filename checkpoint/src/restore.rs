@@ -46,10 +46,18 @@ pub(crate) fn process(stubs: &mut Stubs, image: &ProcessImage, live: &LiveProces
     };
     write("oom_score_adj", live.oom_score_adjust.to_string())?;
     write("coredump_filter", format!("{:#x}", live.coredump_filter))?;
-    for (resource, &(soft, hard)) in (0..).zip(&live.limits) {
-        sys::process::set_limit(stub.pid, resource, soft, hard)
-            .map_err(|error| Error::process(image.process, format!("setting resource limit {resource}"), error))?;
+    set_limits(stub, live)
+}
+
+/// Last, for they might stand in the way of all the rest. The process lowers them itself: it may have another user or group by now, and
+/// then only it can without a capability.
+fn set_limits(stub: &mut Stub, live: &LiveProcess) -> Result<()> {
+    let mut tape = Tape::new();
+    for (resource, &(soft, hard)) in (0u32..).zip(&live.limits) {
+        let limit = tape.data(&[soft.to_ne_bytes(), hard.to_ne_bytes()].concat());
+        tape.require(libc::SYS_prlimit64, &[0.into(), resource.into(), limit.into(), 0.into()]);
     }
+    stub.run(&tape, "setting its resource limits")?;
     Ok(())
 }
 

@@ -92,6 +92,22 @@ impl Proc {
     pub fn timers(&self, process: u32) -> io::Result<Vec<Timer>> {
         parse_timers(&self.read_text(Place::Process(process), "timers")?).ok_or_else(|| malformed("timers"))
     }
+
+    /// `limits`: soft and hard by number of the resource. prlimit(2) would ask for a capability when the process has changed its
+    /// user or group.
+    pub fn limits(&self, process: u32) -> io::Result<Vec<(u64, u64)>> {
+        parse_limits(&self.read_text(Place::Process(process), "limits")?).ok_or_else(|| malformed("limits"))
+    }
+}
+
+/// The kernel prints a line a resource, in the order of their numbers, with columns of fixed width (fs/proc/base.c).
+fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
+    let value = |line: &str, from: usize| match line.get(from..from + 20)?.trim() {
+        // RLIM64_INFINITY
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    };
+    text.lines().skip(1).map(|line| Some((value(line, 26)?, value(line, 47)?))).collect()
 }
 
 fn numbers(directory: &Path) -> io::Result<Vec<u32>> {
@@ -311,6 +327,17 @@ mod tests {
         let stat = Stat::parse(&text).expect("it is well-formed");
         assert_eq!(stat.comm, b"a) (b");
         assert_eq!((stat.state, stat.parent, stat.start_time, stat.exit_status), (b'S', 1, 22, 52));
+    }
+
+    #[test]
+    fn limits_are_those_the_kernel_says() {
+        let own = std::process::id();
+        let limits = Proc::own().limits(own).expect("they can be read");
+        assert!(limits.len() >= 16);
+        let pid = crate::Pid::from_raw(own.cast_signed());
+        for (resource, limit) in (0..).zip(&limits) {
+            assert_eq!(*limit, crate::process::limit(pid, resource).expect("one's own are no secret"), "{resource}");
+        }
     }
 
     #[test]

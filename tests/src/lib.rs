@@ -3,6 +3,7 @@
 //!
 //! The tests need root, and a `migd` to test: `MIGD_BINARY` names it, otherwise the one built beside the tests is taken.
 
+pub mod datagrams;
 pub mod fixture;
 pub mod load;
 pub mod pattern;

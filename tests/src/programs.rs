@@ -12,6 +12,10 @@ const ECHO_RUST: &str = include_str!("../programs/echo.rs");
 const ECHO_GO: &str = include_str!("../programs/echo.go");
 /// The asyncio echo server.
 const ECHO_PYTHON: &str = include_str!("../programs/echo.py");
+/// Source of the echo server for datagrams in Go.
+const UDP_GO: &str = include_str!("../programs/udp.go");
+/// The asyncio echo server for datagrams.
+const UDP_PYTHON: &str = include_str!("../programs/udp.py");
 
 /// Builds the threaded Rust echo server without any shared library.
 ///
@@ -33,9 +37,22 @@ pub fn static_rust_echo(fixture: &Fixture) -> String {
 /// When the compiler fails.
 #[must_use]
 pub fn static_go_echo(fixture: &Fixture) -> Option<String> {
+    static_go(fixture, "echo", ECHO_GO)
+}
+
+/// Builds the Go echo server for datagrams; `None` when there is no Go.
+///
+/// # Panics
+/// When the compiler fails.
+#[must_use]
+pub fn static_go_udp(fixture: &Fixture) -> Option<String> {
+    static_go(fixture, "udp", UDP_GO)
+}
+
+fn static_go(fixture: &Fixture, name: &str, text: &str) -> Option<String> {
     Command::new("go").arg("version").output().ok()?;
-    let (source, program) = (fixture.path("echo.go"), fixture.path("echo-go"));
-    std::fs::write(&source, ECHO_GO).expect("the test's directory");
+    let (source, program) = (fixture.path(&format!("{name}.go")), fixture.path(&format!("{name}-go")));
+    std::fs::write(&source, text).expect("the test's directory");
     let mut command = Command::new("go");
     command.args(["build", "-o", &program, &source]);
     command.env("CGO_ENABLED", "0").env("GO111MODULE", "off").env("GOCACHE", fixture.path("go-cache"));
@@ -51,6 +68,17 @@ pub fn static_go_echo(fixture: &Fixture) -> Option<String> {
 pub fn python_echo(fixture: &Fixture) -> String {
     let path = fixture.path("echo.py");
     std::fs::write(&path, ECHO_PYTHON).expect("the test's directory");
+    path
+}
+
+/// Writes the asyncio echo server for datagrams; returns its path.
+///
+/// # Panics
+/// When the test's directory is gone.
+#[must_use]
+pub fn python_udp(fixture: &Fixture) -> String {
+    let path = fixture.path("udp.py");
+    std::fs::write(&path, UDP_PYTHON).expect("the test's directory");
     path
 }
 
