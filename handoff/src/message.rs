@@ -9,8 +9,9 @@ use crate::frame::{DecodeError, PAGES_PREFIX};
 
 /// The oldest meaning of the messages that this release understands.
 pub const PROTOCOL_MIN: u16 = 1;
-/// The newest meaning of the messages that this release understands.
-pub const PROTOCOL_MAX: u16 = 1;
+/// The newest meaning of the messages that this release understands. 2: sections may be packed images (crate `codec`)
+/// rather than plain MessagePack.
+pub const PROTOCOL_MAX: u16 = 2;
 
 /// The first message of each side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

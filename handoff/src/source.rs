@@ -1,6 +1,6 @@
 //! The side that has the job.
 
-use crate::message::{Claim, Committed, Hello, Message, ResidualEnd, Round, SectionKind};
+use crate::message::{Claim, Committed, Hello, Message, PROTOCOL_MAX, PROTOCOL_MIN, ResidualEnd, Round, SectionKind};
 use crate::phase::{Ownership, Timer};
 
 /// Where the source stands. The order is the order of a move that succeeds.
@@ -117,6 +117,8 @@ pub struct Source {
     phase: Phase,
     round: u32,
     again: bool,
+    /// What both sides speak, once the target has greeted.
+    protocol: u16,
     /// Why the move is being given up, while that is not certain yet.
     reason: String,
 }
@@ -124,7 +126,12 @@ pub struct Source {
 impl Source {
     /// A move of `claim` that has not begun.
     pub fn new(claim: Claim) -> Source {
-        Source { claim, phase: Phase::Idle, round: 0, again: false, reason: String::new() }
+        Source { claim, phase: Phase::Idle, round: 0, again: false, protocol: PROTOCOL_MIN, reason: String::new() }
+    }
+
+    /// The newest protocol that both sides speak; before the target's greeting the oldest.
+    pub fn protocol(&self) -> u16 {
+        self.protocol
     }
 
     /// Where the move stands.
@@ -193,16 +200,13 @@ impl Source {
     }
 
     fn handle_hello(&mut self, hello: &Hello) -> Vec<Action> {
-        if hello.common_protocol().is_none() {
+        let Some(protocol) = hello.common_protocol() else {
             return self.give_up(format!(
                 "{} speaks the move protocol {} to {}, this node {} to {}: run releases that share one",
-                hello.node,
-                hello.protocol_min,
-                hello.protocol_max,
-                crate::message::PROTOCOL_MIN,
-                crate::message::PROTOCOL_MAX
+                hello.node, hello.protocol_min, hello.protocol_max, PROTOCOL_MIN, PROTOCOL_MAX
             ));
-        }
+        };
+        self.protocol = protocol;
         if hello.node != self.claim.target {
             return self.give_up(format!("reached node {} instead of {}", hello.node, self.claim.target));
         }

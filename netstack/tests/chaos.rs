@@ -220,8 +220,8 @@ impl Chaos {
             }
             _ => {
                 let image = self.stack.freeze(now);
-                let bytes = rmp_serde::to_vec_named(&image).expect("encodes");
-                let image: StackImage = rmp_serde::from_slice(&bytes).expect("decodes");
+                let bytes = codec::to_vec(&image).expect("encodes");
+                let image: StackImage = codec::from_slice(&bytes).expect("decodes");
                 let config = self.stack.config().clone();
                 let sockets: Vec<_> = self.stack.sockets().collect();
                 self.stack = Stack::thaw(image, now, config).expect("an image of a live stack is accepted");
@@ -253,11 +253,11 @@ proptest! {
         for _ in 0..100 {
             chaos.step();
         }
-        let mut bytes = rmp_serde::to_vec_named(&chaos.stack.freeze(chaos.now)).expect("encodes");
+        let mut bytes = codec::to_vec(&chaos.stack.freeze(chaos.now)).expect("encodes");
         let at = at.index(bytes.len());
         bytes[at] = value;
         let config = chaos.stack.config().clone();
-        if let Ok(image) = rmp_serde::from_slice::<StackImage>(&bytes)
+        if let Ok(image) = codec::from_slice::<StackImage>(&bytes)
             && let Ok(stack) = Stack::thaw(image, chaos.now, config)
         {
             chaos.stack = stack;

@@ -1,7 +1,8 @@
 //! Images made by older releases still thaw and go on.
 //!
-//! The files in `tests/images` are named after the format that wrote them and are never written anew; a new format adds a
-//! file of its own (`NETSTACK_WRITE_IMAGES=v3 cargo test -p netstack --test golden write_images`).
+//! The files in `tests/images` are named after the format that wrote them and are never written anew (the first are plain
+//! MessagePack, later ones packed by the crate `codec`); a new format adds files of its own
+//! (`NETSTACK_WRITE_IMAGES=v3 cargo test -p netstack --test golden write_images`).
 
 mod harness;
 
@@ -59,7 +60,7 @@ fn write_images() {
     for v6 in [false, true] {
         let zoo = zoo(v6);
         let image = zoo.pair.b.freeze(zoo.pair.now);
-        let bytes = rmp_serde::to_vec_named(&image).expect("encodes");
+        let bytes = codec::to_vec(&image).expect("encodes");
         let family = if v6 { "ipv6" } else { "ipv4" };
         std::fs::write(directory().join(format!("{version}-{family}.image")), bytes).expect("it can be written");
     }
@@ -76,8 +77,12 @@ fn images_of_every_format_thaw_and_go_on() {
         count += 1;
         let name = path.display();
         let bytes = std::fs::read(&path).expect("it can be read");
-        let image: StackImage = rmp_serde::from_slice(&bytes)
-            .unwrap_or_else(|error| panic!("{name}: {error}; a new field needs #[serde(default)]"));
+        let image: Result<StackImage, String> = if codec::is_packed(&bytes) {
+            codec::from_slice(&bytes).map_err(|error| error.to_string())
+        } else {
+            rmp_serde::from_slice(&bytes).map_err(|error| error.to_string())
+        };
+        let image = image.unwrap_or_else(|error| panic!("{name}: {error}; a new field needs #[serde(default)]"));
         let (sockets, half_open, time_wait) = image.counts();
         assert!(sockets >= KEPT.len() && half_open >= 3 && time_wait >= 1, "{name}");
         let address = if name.to_string().contains("ipv6") { "fd00::2" } else { "10.0.0.2" };

@@ -133,8 +133,8 @@ fn a_frozen_stack_thaws_to_the_same_image() {
         let image = pair.b.freeze(pair.now);
         let config = pair.b.config().clone();
         // Freezing is looking: twice gives the same.
-        let bytes = rmp_serde::to_vec_named(&image).expect("encodes");
-        assert_eq!(bytes, rmp_serde::to_vec_named(&pair.b.freeze(pair.now)).expect("encodes"));
+        let bytes = codec::to_vec(&image).expect("encodes");
+        assert_eq!(bytes, codec::to_vec(&pair.b.freeze(pair.now)).expect("encodes"));
         let thawed = netstack::Stack::thaw(image, pair.now, config).expect("thaws");
         assert_eq!(thawed.status(server).readable, pair.b.status(server).readable);
         assert_eq!(thawed.poll_timeout().is_some(), pair.b.poll_timeout().is_some());

@@ -401,8 +401,8 @@ impl Pair {
         let now = self.now;
         let config = self.stack(side).config().clone();
         let image = self.stack(side).freeze(now);
-        let bytes = rmp_serde::to_vec_named(&image).expect("an image can be encoded");
-        let image: StackImage = rmp_serde::from_slice(&bytes).expect("an image can be decoded");
+        let bytes = codec::to_vec(&image).expect("an image can be encoded");
+        let image: StackImage = codec::from_slice(&bytes).expect("an image can be decoded");
         // Another machine: another clock.
         *self.stack(side) = Stack::thaw(image, now, config).expect("an image can be thawed");
     }

@@ -52,9 +52,21 @@ fn pack<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     rmp_serde::to_vec_named(value).map_err(io::Error::other)
 }
 
+/// A section for a peer that speaks `protocol`: packed, since it may hold thousands of connections and the job stands
+/// still, unless the peer is too old to read that.
+fn pack_section<T: Serialize>(protocol: u16, value: &T) -> io::Result<Vec<u8>> {
+    if protocol >= 2 { codec::to_vec(value).map_err(io::Error::other) } else { pack(value) }
+}
+
 fn unpack<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> io::Result<T> {
-    rmp_serde::from_slice(bytes)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{what} does not decode: {error}")))
+    let invalid = |error: &dyn std::fmt::Display| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{what} does not decode: {error}"))
+    };
+    if codec::is_packed(bytes) {
+        codec::from_slice(bytes).map_err(|error| invalid(&error))
+    } else {
+        rmp_serde::from_slice(bytes).map_err(|error| invalid(&error))
+    }
 }
 
 /// An error with all its causes in one line.

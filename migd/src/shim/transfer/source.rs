@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::peer::{Arrival, Peer};
 use super::stats::Stats;
-use super::{in_words, pack};
+use super::{in_words, pack, pack_section};
 use crate::api::{ApiError, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, ShimEvent, ShimState};
 use crate::net::NetImage;
 use crate::shim::daemon;
@@ -331,7 +331,12 @@ impl Driver {
             Ok(image) => image,
             Err(error) => return Done::With(Event::Cancel(in_words(&error))),
         };
-        let packed = (|| Ok::<_, io::Error>([pack(net)?, pack(&image)?, pack(stdio)?]))();
+        let protocol = self.machine.protocol();
+        let packed = (|| {
+            let sections =
+                [pack_section(protocol, net)?, pack_section(protocol, &image)?, pack_section(protocol, stdio)?];
+            Ok::<_, io::Error>(sections)
+        })();
         let [net, image, stdio] = match packed {
             Ok(packed) => packed,
             Err(error) => return Done::With(Event::Cancel(error.to_string())),
