@@ -163,8 +163,9 @@ impl Receiver {
         !self.ranges.is_empty()
     }
 
-    pub(crate) const fn ranges_len(&self) -> usize {
-        self.ranges.len()
+    /// Blocks there would be to report, had an option room for all.
+    pub(crate) fn blocks_len(&self) -> usize {
+        self.ranges.len() + usize::from(self.dsack.is_some()) + usize::from(self.lone_fin().is_some())
     }
 
     pub(crate) const fn receive_rtt(&self) -> Option<Duration> {
@@ -336,7 +337,7 @@ impl Receiver {
         let mut fin = fin;
         if start < self.nxt {
             // RFC 2883: tell the peer what it sent twice.
-            let duplicate_end = (start + payload.len()).min(self.nxt);
+            let duplicate_end = (start + payload.len() + usize::from(fin)).min(self.nxt);
             if duplicate_end > start {
                 self.dsack = Some((start, duplicate_end));
                 inserted.out_of_order = true;
@@ -460,17 +461,27 @@ impl Receiver {
             //# The first block holds the segment that triggered the acknowledgment.
             let freshest = self.ranges.iter().filter(|range| range.stamp < below).max_by_key(|range| range.stamp);
             let Some(range) = freshest else { break };
-            blocks.push(range.start.wire(), range.end.wire());
+            // A FIN that came early takes its place in the sequence space like everything else.
+            let end = range.end + usize::from(self.fin == Some(range.end));
+            blocks.push(range.start.wire(), end.wire());
             below = range.stamp;
+        }
+        if let Some(fin) = self.lone_fin().filter(|_| blocks.len() < most) {
+            blocks.push(fin.wire(), (fin + 1).wire());
         }
         blocks
     }
 
+    /// A FIN that came early, with a gap before it.
+    fn lone_fin(&self) -> Option<Seq> {
+        self.fin.filter(|&fin| fin > self.nxt && self.rightmost() != Some(fin))
+    }
+
     /// Whether there is anything to report.
-    pub(crate) const fn has_sack(&self) -> bool {
+    pub(crate) fn has_sack(&self) -> bool {
         //= https://www.rfc-editor.org/rfc/rfc2018#section-4
         //# Every acknowledgment reports what is out of order while there is any.
-        self.dsack.is_some() || !self.ranges.is_empty()
+        self.dsack.is_some() || !self.ranges.is_empty() || self.lone_fin().is_some()
     }
 
     /// A duplicate is reported once.
@@ -600,7 +611,8 @@ mod tests {
                 // The blocks are exactly the covered runs beyond what is in order.
                 for (left, right) in receiver.sack_blocks(4).iter().skip(usize::from(receiver.dsack.is_some())) {
                     let left = start.expand(left).since(start);
-                    let right = start.expand(right).since(start);
+                    // The FIN is one more.
+                    let right = start.expand(right).since(start).min(6000);
                     prop_assert!(left > in_order && covered[left..right].iter().all(|&seen| seen));
                     prop_assert!(!covered[left - 1] && (right == 6000 || !covered[right]));
                 }

@@ -102,6 +102,14 @@ pub const EVENTS: &[Event] = &[
             at.wire.send_bytes(&error, None)
         },
     },
+    Event {
+        name: "ACK of what wasn't sent, and 10 ms",
+        happen: |at| {
+            let mut seen = at.wire.send(raw(ACK, at.seq, at.nxt + 1000));
+            seen.extend(at.wire.wait(Duration::from_millis(10)));
+            seen
+        },
+    },
     Event { name: "time: 300 ms", happen: |at| at.wire.wait(Duration::from_millis(300)) },
     Event { name: "time: 5 s", happen: |at| at.wire.wait(Duration::from_secs(5)) },
     Event {

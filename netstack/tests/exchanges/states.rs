@@ -72,6 +72,8 @@ pub const STATES: &[(&str, Make)] = &[
     ("syn-received-active", syn_received_active),
     ("established", established),
     ("established-in-flight", established_in_flight),
+    ("established-timestamps", established_timestamps),
+    ("established-window-closed", established_window_closed),
     ("fin-wait-1", fin_wait_1),
     ("fin-wait-2", fin_wait_2),
     ("fin-wait-2-orphan", fin_wait_2_orphan),
@@ -132,6 +134,28 @@ fn established_in_flight(family: Family) -> Fixture {
     let id = fixture.socket.expect("there is one");
     assert_eq!(fixture.wire.write(id, &[7; 500]).len(), 1);
     fixture.nxt = 501;
+    fixture
+}
+
+/// With timestamps agreed; the peer's stand still.
+fn established_timestamps(family: Family) -> Fixture {
+    let mut fixture = listen(family);
+    fixture.wire.timestamps = true;
+    let options = [&MSS[..], &SACK_PERMITTED].concat();
+    fixture.wire.syn(&options);
+    assert!(fixture.wire.send(raw(ACK, 1, 1)).is_empty());
+    let listener = fixture.listener.expect("there is one");
+    fixture.socket = fixture.wire.stack.tcp_accept(fixture.wire.now, listener);
+    fixture.expect(State::Established);
+    fixture
+}
+
+/// With 500 bytes queued that the peer has no room for.
+fn established_window_closed(family: Family) -> Fixture {
+    let mut fixture = established(family);
+    let id = fixture.socket.expect("there is one");
+    assert!(fixture.wire.send(raw(ACK, 1, 1).window(0)).is_empty());
+    assert!(fixture.wire.write(id, &[7; 500]).is_empty());
     fixture
 }
 

@@ -18,6 +18,9 @@ const CHALLENGE_INTERVAL: Duration = Duration::from_millis(500);
 /// Payload from which on a segment is worth a delivery of its own.
 const DELIVER_LEN: usize = 8 << 10;
 
+/// How soon a SYN leaves again after an answer to something else (Linux: `TCP_TIMEOUT_MIN`).
+const SYN_AGAIN: Duration = Duration::from_millis(2);
+
 /// What a segment did to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -68,7 +71,7 @@ impl Connection {
             Disposition::Drop => Verdict::Continue,
             Disposition::Acknowledge => {
                 let seq = self.rcv.nxt().expand(segment.seq);
-                self.rcv.note_duplicate(seq, seq + segment.payload.len());
+                self.rcv.note_duplicate(seq, seq + segment.len());
                 self.acking.now = true;
                 Verdict::Continue
             }
@@ -184,7 +187,9 @@ impl Connection {
         if ack > self.snd.nxt() {
             return Disposition::Challenge;
         }
-        if ack + self.window.largest.max(1) < self.snd.una() {
+        // No further back than was ever acknowledged (Linux: `bytes_acked`).
+        let acked = self.snd.una().since(self.snd.iss() + 1);
+        if ack + self.window.largest.min(acked) < self.snd.una() {
             return Disposition::Challenge;
         }
         Disposition::Process { seq, ack }
@@ -200,6 +205,10 @@ impl Connection {
         let acceptable =
             segment.has(Flags::ACK) && segment.ack == self.snd.iss().wire().wrapping_add(1) && !self.syn_due_first();
         if segment.has(Flags::ACK) && !acceptable {
+            // Linux: the peer has an older connection of these ends, which the RST is to end; the SYN again finds it gone.
+            if self.syn_repeated == 0 && !self.syn_due_first() {
+                self.timers.set(Timer::Retransmit, env.now + SYN_AGAIN);
+            }
             return if segment.has(Flags::RST) { Verdict::Continue } else { Verdict::Reject };
         }
         //= https://www.rfc-editor.org/rfc/rfc7323#section-4.1
@@ -336,6 +345,7 @@ impl Connection {
         if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
             // The peer's FIN has been here already: there can't be anything beyond it.
             if segment.len() > 0 && seq + segment.len() <= self.rcv.nxt() {
+                self.rcv.note_duplicate(seq, seq + segment.len());
                 self.acking.now = true;
             }
             return Verdict::Continue;

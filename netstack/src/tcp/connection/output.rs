@@ -170,9 +170,8 @@ impl Connection {
     /// Payload of one segment now, with what the SACK option takes away.
     pub(super) fn segment_size(&self) -> usize {
         let blocks = if self.agreed.sack && self.rcv.has_sack() {
-            // One block for a duplicate and one per range, as many as fit.
             let most = if self.agreed.timestamps { 3 } else { 4 };
-            (self.rcv.ranges_len() + 1).min(most)
+            self.rcv.blocks_len().min(most)
         } else {
             0
         };

@@ -80,7 +80,8 @@ impl Connection {
             }
         }
         // Linux's `tcp_event_data_sent`: an answer follows soon after what it answers, acknowledged meanwhile or not.
-        if env.now.since(self.last_data_received) < DELAYED_ACK_MAX {
+        let received = self.statistics.data_segments_in > 0;
+        if received && env.now.since(self.last_data_received) < DELAYED_ACK_MAX {
             self.acking.interactive = true;
         }
     }
