@@ -233,6 +233,23 @@ impl Netlink {
         self.exchange(request, |_, _| {})
     }
 
+    /// Takes an address from the device; one that it does not have is no error.
+    ///
+    /// # Errors
+    /// As the kernel's.
+    pub fn delete_address(&mut self, index: u32, address: IpAddr, prefix_length: u8) -> io::Result<()> {
+        let mut body = [0; 8];
+        body[0] = family(address);
+        body[1] = prefix_length;
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+        let mut request = Request::new(libc::RTM_DELADDR, NLM_F_ACK, &body);
+        request.attribute(libc::IFA_LOCAL, &octets(address));
+        match self.exchange(request, |_, _| {}) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Adds a route, or replaces the one of the same destination and metric in one step.
     ///
     /// # Errors

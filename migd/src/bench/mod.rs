@@ -1,9 +1,14 @@
 //! Benchmarks. Each makes a lab of its own, measures all that it compares in the same run, round by round in turn, so
 //! that what else the machine does hits all alike, and takes the lab down.
 
+mod compare;
+mod cpu;
+mod criu;
 mod figures;
 mod latency;
 mod loss;
+mod machine;
+mod output;
 mod peer;
 mod programs;
 mod rr;
@@ -55,6 +60,8 @@ enum BenchCommand {
     },
     /// One bulk stream over links with loss and delay: the kernel's TCP and migd
     Loss(loss::Args),
+    /// Everything against everything: kernel TCP, a job before and after a move, home-routed, smoltcp, CRIU
+    Compare(compare::Args),
     /// The far end of a measured stream (started by the benchmarks)
     #[command(hide = true)]
     Peer {
@@ -84,6 +91,7 @@ pub fn main(args: Args) -> anyhow::Result<ExitCode> {
             throughput::main(json, rounds, &streams, Duration::from_millis(interval_ms))
         }
         BenchCommand::Rr { json, rounds, interval_ms } => rr::main(json, rounds, Duration::from_millis(interval_ms)),
+        BenchCommand::Compare(args) => compare::main(&args),
         BenchCommand::Smoltcp { address } => smoltcp::main(address),
         BenchCommand::Loss(args) => loss::main(&args),
         BenchCommand::Peer { port, congestion } => peer::main(port, congestion.as_deref()),

@@ -4,14 +4,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use sys::netns::NetNamespace;
 
+use super::criu::{Criu, CriuMove, Ends, Ward};
 use super::programs::Program;
 use super::stack::Stack;
 use super::stream::connect;
+use crate::api::MovePhase;
 use crate::demo::Interrupt;
 use crate::lab::{Lab, Moved, Spec, own_name, remove_abandoned};
 
@@ -28,6 +30,8 @@ const SMOLTCP_HOST: u8 = 250;
 pub(super) struct Site {
     lab: Lab,
     interrupt: Interrupt,
+    /// The CRIU of this machine, or why there is none.
+    criu: Result<Criu, String>,
 }
 
 impl Site {
@@ -35,7 +39,7 @@ impl Site {
     pub(super) fn make() -> anyhow::Result<Site> {
         let interrupt = Interrupt::watch()?;
         remove_abandoned(NAME);
-        let site = Site { lab: Lab::up(&Spec::new(own_name(NAME))?)?, interrupt };
+        let site = Site { lab: Lab::up(&Spec::new(own_name(NAME))?)?, interrupt, criu: Criu::find() };
         std::fs::create_dir_all(site.files()).context("can't make a directory for the servers' files")?;
         Ok(site)
     }
@@ -43,6 +47,25 @@ impl Site {
     /// The client's namespace.
     pub(super) fn client(&self) -> std::io::Result<NetNamespace> {
         self.lab.namespace("client1")
+    }
+
+    /// The namespace of a node.
+    pub(super) fn node(&self, name: &str) -> std::io::Result<NetNamespace> {
+        self.lab.namespace(name)
+    }
+
+    /// Why this stack can't be measured here at all, for people.
+    pub(super) fn unavailable(&self, stack: Stack) -> Option<String> {
+        match stack {
+            Stack::Criu => self.criu.as_ref().err().cloned(),
+            Stack::HomeRouted => Some("this migd has no `move --sockets home` yet".to_owned()),
+            Stack::Kernel | Stack::Migd | Stack::MigdMoved | Stack::Smoltcp => None,
+        }
+    }
+
+    /// The version of CRIU, when there is one that works.
+    pub(super) fn criu_version(&self) -> Option<&str> {
+        self.criu.as_ref().ok().map(|criu| criu.version.as_str())
     }
 
     /// A directory for files of the servers; goes with the lab.
@@ -60,18 +83,15 @@ impl Site {
         self.interrupt.check()
     }
 
-    /// Starts a program: as a plain process or as a job called `name`, as the stack wants it.
+    /// Starts a program on node A: as a plain process or as a job called `name`, as the stack wants it. Where it is the move
+    /// that makes the stack ([`Server::move_away`]), the program has not moved yet.
     pub(super) fn start(&self, stack: Stack, name: &str, program: Program) -> anyhow::Result<Server<'_>> {
         match stack {
             Stack::Kernel => self.start_plain(program),
             Stack::Smoltcp => self.start_smoltcp(program),
-            Stack::Migd => self.start_job(name, program),
-            Stack::MigdMoved => {
-                let mut server = self.start_job(name, program)?;
-                self.wait_until_it_serves(server.address())?;
-                server.move_away()?;
-                Ok(server)
-            }
+            Stack::Migd | Stack::MigdMoved => self.start_job(name, program, false),
+            Stack::HomeRouted => self.start_job(name, program, true),
+            Stack::Criu => self.start_ward(program),
         }
     }
 
@@ -95,6 +115,16 @@ impl Site {
         Ok(Server { address: address(host, program), runs: Runs::Plain(child) })
     }
 
+    /// As a process that CRIU can move, on node A.
+    fn start_ward(&self, program: Program) -> anyhow::Result<Server<'_>> {
+        let criu = self.criu.as_ref().map_err(|reason| anyhow::anyhow!("{reason}"))?;
+        let node = self.lab.layout().member(HOME).context("the lab has no node A")?;
+        let host = super::criu::address(node.address);
+        let ends = Ends { source: self.node(HOME)?, target: self.node(AWAY)? };
+        let ward = Ward::start(criu, ends, host, &program.argv(&self.files())?)?;
+        Ok(Server { address: address(host, program), runs: Runs::Ward(Box::new(ward)) })
+    }
+
     fn spawn(&self, argv: &[String]) -> anyhow::Result<Child> {
         let mut command = Command::new(&argv[0]);
         command.args(&argv[1..]).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
@@ -103,11 +133,11 @@ impl Site {
     }
 
     /// As a job on node A.
-    fn start_job(&self, name: &str, program: Program) -> anyhow::Result<Server<'_>> {
+    fn start_job(&self, name: &str, program: Program, sockets_stay: bool) -> anyhow::Result<Server<'_>> {
         let argv = program.argv(&self.files())?;
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         let view = self.lab.run(HOME, name, &argv)?;
-        let runs = Runs::Job { lab: &self.lab, name: name.to_owned(), node: HOME };
+        let runs = Runs::Job { lab: &self.lab, name: name.to_owned(), node: HOME, sockets_stay };
         Ok(Server { address: address(view.address, program), runs })
     }
 
@@ -130,7 +160,21 @@ pub(super) struct Server<'site> {
 
 enum Runs<'site> {
     Plain(Child),
-    Job { lab: &'site Lab, name: String, node: &'static str },
+    Job { lab: &'site Lab, name: String, node: &'static str, sockets_stay: bool },
+    Ward(Box<Ward>),
+}
+
+/// A move and what it was made of.
+#[derive(Debug, Clone)]
+pub(super) struct Movement {
+    /// Just before its first step.
+    pub(super) began: Instant,
+    /// When it was known to be done.
+    pub(super) ended: Instant,
+    /// For how long the server stood by the mover's own account, in milliseconds.
+    pub(super) stood_ms: f64,
+    /// Names and lengths of its parts, in milliseconds.
+    pub(super) phases: Vec<(String, f64)>,
 }
 
 impl Server<'_> {
@@ -139,20 +183,35 @@ impl Server<'_> {
         self.address
     }
 
-    /// Moves a job to node B.
+    /// Moves it to node B.
     ///
     /// # Errors
-    /// When it does not move, or is no job.
-    pub(super) fn move_away(&mut self) -> anyhow::Result<Moved> {
+    /// When it does not move, or is on a stack that can't.
+    pub(super) fn move_away(&mut self) -> anyhow::Result<Movement> {
         match &mut self.runs {
             Runs::Plain(_) => bail!("a plain process can't be moved"),
-            Runs::Job { lab, name, node } => {
-                let moved = lab.move_job(name, node, AWAY)?;
+            Runs::Job { sockets_stay: true, .. } => bail!("this migd has no `move --sockets home` yet"),
+            Runs::Job { lab, name, node, .. } => {
+                let Moved { summary, began, ended } = lab.move_job(name, node, AWAY)?;
                 *node = AWAY;
-                Ok(moved)
+                let phase = |phase: MovePhase| (phase.name, milliseconds(phase.duration_us));
+                Ok(Movement {
+                    began,
+                    ended,
+                    stood_ms: milliseconds(summary.downtime_us),
+                    phases: summary.phases.into_iter().map(phase).collect(),
+                })
+            }
+            Runs::Ward(ward) => {
+                let CriuMove { began, ended, phases } = ward.move_away()?;
+                Ok(Movement { began, ended, stood_ms: (ended - began).as_secs_f64() * 1e3, phases })
             }
         }
     }
+}
+
+fn milliseconds(us: u64) -> f64 {
+    Duration::from_micros(us).as_secs_f64() * 1e3
 }
 
 impl Drop for Server<'_> {
@@ -163,9 +222,11 @@ impl Drop for Server<'_> {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            Runs::Job { lab, name, node } => {
+            Runs::Job { lab, name, node, .. } => {
                 let _ = lab.kill(node, name);
             }
+            // Ends with its value.
+            Runs::Ward(_) => {}
         }
     }
 }

@@ -338,7 +338,7 @@ fn unsolicited_advertisement(mac: [u8; 6], address: Ipv6Addr) -> [u8; 86] {
 }
 
 /// RFC 5227: the sender's and the target's protocol address are both the address announced.
-fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr, operation: u8) -> [u8; 42] {
+pub(crate) fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr, operation: u8) -> [u8; 42] {
     let mut frame = [0; 42];
     frame[..6].fill(0xff);
     frame[6..12].copy_from_slice(&mac);
