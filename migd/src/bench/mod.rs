@@ -1,9 +1,11 @@
 //! Benchmarks. Each makes a lab of its own, measures all that it compares in the same run, round by round in turn, so
 //! that what else the machine does hits all alike, and takes the lab down.
 
+mod chart;
 mod compare;
 mod cpu;
 mod criu;
+mod downtime;
 mod figures;
 mod latency;
 mod loss;
@@ -11,12 +13,16 @@ mod machine;
 mod output;
 mod peer;
 mod programs;
+mod report;
+mod resident;
+mod results;
 mod rr;
 mod site;
 mod smoltcp;
 mod stack;
 mod stream;
 mod throughput;
+mod timeline;
 mod tools;
 
 use std::process::ExitCode;
@@ -62,6 +68,12 @@ enum BenchCommand {
     Loss(loss::Args),
     /// Everything against everything: kernel TCP, a job before and after a move, home-routed, smoltcp, CRIU
     Compare(compare::Args),
+    /// How long a client waits over a move, against memory, dirty rate and connections: migd and CRIU
+    Downtime(downtime::Args),
+    /// What clients see over a move: throughput in steps of 10 ms, and every request's latency
+    Timeline(timeline::Args),
+    /// Compare, downtime and timeline in one run, as a page with pictures
+    Results(results::Args),
     /// The far end of a measured stream (started by the benchmarks)
     #[command(hide = true)]
     Peer {
@@ -71,6 +83,19 @@ enum BenchCommand {
         /// Congestion control to use
         #[arg(long)]
         congestion: Option<String>,
+    },
+    /// A server with memory, of which it writes some all the time (started by the benchmarks)
+    #[command(hide = true)]
+    Resident {
+        /// Port to listen on
+        #[arg(long)]
+        port: u16,
+        /// Memory beside the program's own
+        #[arg(long)]
+        resident_mb: usize,
+        /// How much of it is written in a second
+        #[arg(long)]
+        dirty_mb_s: usize,
     },
     /// A server on smoltcp's own sockets over a TUN device (started by the benchmarks)
     #[command(hide = true)]
@@ -92,6 +117,10 @@ pub fn main(args: Args) -> anyhow::Result<ExitCode> {
         }
         BenchCommand::Rr { json, rounds, interval_ms } => rr::main(json, rounds, Duration::from_millis(interval_ms)),
         BenchCommand::Compare(args) => compare::main(&args),
+        BenchCommand::Downtime(args) => downtime::main(&args),
+        BenchCommand::Results(args) => results::main(&args),
+        BenchCommand::Timeline(args) => timeline::main(&args),
+        BenchCommand::Resident { port, resident_mb, dirty_mb_s } => resident::main(port, resident_mb, dirty_mb_s),
         BenchCommand::Smoltcp { address } => smoltcp::main(address),
         BenchCommand::Loss(args) => loss::main(&args),
         BenchCommand::Peer { port, congestion } => peer::main(port, congestion.as_deref()),

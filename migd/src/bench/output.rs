@@ -1,6 +1,11 @@
 //! Where results go: a table, JSON or CSV on standard output, and a report with pictures in a directory.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
+
+use super::machine::Machine;
+use super::report::{self, Section};
 
 /// How results are given out.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -11,6 +16,9 @@ pub(super) struct Output {
     /// As comma-separated values
     #[arg(long)]
     csv: bool,
+    /// Also write a report (report.html, and each chart as SVG and PNG) into this directory
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
 }
 
 /// The results of a benchmark.
@@ -19,12 +27,20 @@ pub(super) trait Results: Serialize {
     fn text(&self) -> String;
     /// With a header line.
     fn csv(&self) -> String;
+    /// The parts of a report.
+    fn sections(&self) -> Vec<Section>;
+    /// What they were measured on.
+    fn machine(&self) -> &Machine;
 }
 
 impl Output {
     /// Gives them out.
     pub(super) fn give(&self, results: &impl Results) -> anyhow::Result<()> {
         use std::io::Write;
+        if let Some(directory) = &self.report {
+            report::write(directory, "migd: measured", &results.machine().line(), &results.sections())?;
+            eprintln!("wrote {}", directory.join("report.html").display());
+        }
         let text = if self.json {
             serde_json::to_string_pretty(results)? + "\n"
         } else if self.csv {

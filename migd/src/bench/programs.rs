@@ -9,6 +9,8 @@ use anyhow::{Context, bail};
 pub(super) enum Program {
     /// `migd bench peer`: streams and echoes.
     Peer,
+    /// `migd bench resident`: memory, of which some is written each second, and an echo.
+    Resident { resident_mb: u32, dirty_mb_s: u32 },
     /// The distribution's redis-server, nearly empty, without persistence.
     Redis,
     /// The distribution's nginx, one process, a fixed answer of some bytes.
@@ -19,7 +21,7 @@ impl Program {
     /// The port on which it listens.
     pub(super) fn port(self) -> u16 {
         match self {
-            Program::Peer => 5301,
+            Program::Peer | Program::Resident { .. } => 5301,
             Program::Redis => 6379,
             Program::Nginx => 8080,
         }
@@ -36,6 +38,12 @@ impl Program {
             Program::Peer => {
                 let own = std::env::current_exe().context("the path of this program")?.display().to_string();
                 words(&[&own, "bench", "peer", "--port", &port])
+            }
+            Program::Resident { resident_mb, dirty_mb_s } => {
+                let own = std::env::current_exe().context("the path of this program")?.display().to_string();
+                let (resident_mb, dirty_mb_s) = (resident_mb.to_string(), dirty_mb_s.to_string());
+                let memory = ["--resident-mb", &resident_mb, "--dirty-mb-s", &dirty_mb_s];
+                words(&[&[own.as_str(), "bench", "resident", "--port", &port], &memory[..]].concat())
             }
             Program::Redis => {
                 require("redis-server", "redis-server")?;

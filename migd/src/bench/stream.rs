@@ -11,7 +11,7 @@ use sys::netns::NetNamespace;
 use super::peer::{CHUNK, RECEIVE, SEND};
 
 /// Which way the bytes go, seen from the server that migd runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Direction {
     /// From the server to the client.
@@ -62,6 +62,11 @@ impl Bulk {
         let total = before.iter().zip(&after).map(rate).sum();
         anyhow::ensure!(total > 0.0, "nothing came in {interval:?}");
         Ok(total)
+    }
+
+    /// Bytes received so far over all streams.
+    pub(super) fn bytes(&self) -> u64 {
+        self.samples().iter().map(|sample| sample.bytes).sum()
     }
 
     fn samples(&self) -> Vec<Sample> {

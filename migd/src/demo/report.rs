@@ -102,7 +102,7 @@ impl MoveReport {
 }
 
 /// The longest operation that was under way at any time between `from` and `to`.
-pub(super) fn longest(operations: &[Operation], from: Instant, to: Instant) -> Duration {
+pub(crate) fn longest(operations: &[Operation], from: Instant, to: Instant) -> Duration {
     let first = operations.partition_point(|operation| operation.ended < from);
     let within = operations[first..].iter().take_while(|operation| operation.began <= to);
     within.map(|operation| operation.ended - operation.began).max().unwrap_or_default()

@@ -7,6 +7,7 @@
 
 mod measure;
 mod report;
+mod sections;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

@@ -11,6 +11,7 @@ use super::{Collected, STACKS, TESTS, Test};
 use crate::bench::figures::{Spread, rounded};
 use crate::bench::machine::Machine;
 use crate::bench::output::{Results, csv_line};
+use crate::bench::report::Section;
 use crate::bench::site::Site;
 use crate::bench::stack::Stack;
 
@@ -130,6 +131,14 @@ impl Run {
 }
 
 impl Results for Compare {
+    fn sections(&self) -> Vec<Section> {
+        vec![self.section()]
+    }
+
+    fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     fn text(&self) -> String {
         let mut out = String::new();
         for (test, streams) in TESTS {

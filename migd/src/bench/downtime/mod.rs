@@ -1,0 +1,325 @@
+//! `migd bench downtime`: how long a client waits over a move, against the server's memory, how fast it is written, and the number
+//! of connections; by migd and by CRIU, the same server, in turn.
+//!
+//! One client exchanges a byte without pause over one of the connections; its wait is the longest exchange that the move
+//! touched. After the move every other connection must still echo.
+
+mod show;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::figures::{Spread, rounded};
+use super::latency::Exchange;
+use super::machine::Machine;
+use super::output::Output;
+use super::programs::Program;
+use super::site::{Movement, Site};
+use super::stack::Stack;
+use super::stream::connect;
+use crate::demo::longest;
+
+/// After a move's end an exchange that began in it may still be under way.
+const SETTLE: Duration = Duration::from_millis(300);
+/// Parts of a move in which the server runs.
+const BEFORE: [&str; 3] = ["connect", "offer", "precopy"];
+/// How many threads open connections.
+const OPENERS: u32 = 8;
+
+/// Arguments of `migd bench downtime`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Most rounds
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: u32,
+    /// Stop adding rounds after about so many minutes
+    #[arg(long, value_name = "N", default_value_t = 20.0)]
+    minutes: f64,
+    /// Few points, one round: under two minutes
+    #[arg(long)]
+    quick: bool,
+    /// Only this point: memory in MB, MB/s written, connections
+    #[arg(long, value_name = "MB,MB/S,N", value_delimiter = ',', num_args = 3)]
+    point: Option<Vec<u32>>,
+    /// Leave CRIU out
+    #[arg(long)]
+    without_criu: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What moves the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Engine {
+    Migd,
+    Criu,
+}
+
+impl Engine {
+    pub(super) const ALL: [Engine; 2] = [Engine::Migd, Engine::Criu];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Engine::Migd => "migd",
+            Engine::Criu => "criu",
+        }
+    }
+
+    pub(super) fn stack(self) -> Stack {
+        match self {
+            Engine::Migd => Stack::MigdMoved,
+            Engine::Criu => Stack::Criu,
+        }
+    }
+}
+
+/// A server to be moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Point {
+    resident_mb: u32,
+    dirty_mb_s: u32,
+    connections: u32,
+}
+
+const fn point(resident_mb: u32, dirty_mb_s: u32, connections: u32) -> Point {
+    Point { resident_mb, dirty_mb_s, connections }
+}
+
+/// Memory at rest, memory being written, connections.
+const FULL: [Point; 12] = [
+    point(1, 0, 1),
+    point(64, 0, 1),
+    point(256, 0, 1),
+    point(1024, 0, 1),
+    point(4096, 0, 1),
+    point(1024, 100, 1),
+    point(1024, 500, 1),
+    point(64, 100, 1),
+    point(64, 500, 1),
+    point(1, 0, 100),
+    point(1, 0, 1000),
+    point(1, 0, 10_000),
+];
+const QUICK: [Point; 4] = [point(1, 0, 1), point(256, 0, 1), point(256, 100, 1), point(1, 0, 1000)];
+
+/// What `--json` prints.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Downtime {
+    pub(super) runs: Vec<Run>,
+    /// What could not be measured, and why.
+    pub(super) unavailable: Vec<String>,
+    pub(super) seconds: f64,
+    pub(super) machine: Machine,
+}
+
+/// A point by an engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Run {
+    pub(super) engine: Engine,
+    pub(super) resident_mb: u32,
+    pub(super) dirty_mb_s: u32,
+    pub(super) connections: u32,
+    /// The longest wait of the client.
+    pub(super) stall_ms: Spread,
+    /// The medians of its parts. CRIU's own statistics, inside of its `dump` and `restore`, begin with "criu".
+    pub(super) phases_ms: BTreeMap<String, f64>,
+    /// From the request to move to its end.
+    pub(super) total_ms: Spread,
+    pub(super) rounds: usize,
+}
+
+/// One move.
+struct Timed {
+    stall_ms: f64,
+    total_ms: f64,
+    phases: Vec<(String, f64)>,
+}
+
+pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
+    let points = match (&args.point, args.quick) {
+        (Some(one), _) => one.chunks_exact(3).map(|one| point(one[0], one[1], one[2])).collect(),
+        (None, true) => QUICK.to_vec(),
+        (None, false) => FULL.to_vec(),
+    };
+    anyhow::ensure!(points.iter().all(|point| point.connections > 0), "at least one connection is needed");
+    let rounds = if args.quick { 1 } else { args.rounds };
+    let engines: &[Engine] = if args.without_criu { &[Engine::Migd] } else { &Engine::ALL };
+    let site = Site::make()?;
+    let time = Duration::from_secs_f64(args.minutes.max(0.0) * 60.0);
+    let downtime = run(&site, engines, &points, rounds, time)?;
+    drop(site);
+    args.output.give(&downtime)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The points of a full or a quick run.
+pub(super) fn points(quick: bool) -> &'static [Point] {
+    if quick { &QUICK } else { &FULL }
+}
+
+/// Rounds until there are enough or the time is over; at least one.
+pub(super) fn run(
+    site: &Site,
+    engines: &[Engine],
+    points: &[Point],
+    rounds: u32,
+    time: Duration,
+) -> anyhow::Result<Downtime> {
+    anyhow::ensure!(rounds > 0, "at least one round is needed");
+    let mut unavailable = Vec::new();
+    let mut usable = Vec::new();
+    for &engine in engines {
+        match site.unavailable(engine.stack()) {
+            None => usable.push(engine),
+            Some(reason) => unavailable.push(format!("{}: {reason}", engine.name())),
+        }
+    }
+    let mut timed: BTreeMap<(Point, Engine), Vec<Timed>> = BTreeMap::new();
+    let began = Instant::now();
+    for round in 1..=rounds {
+        for &point in points {
+            for &engine in &usable {
+                let Point { resident_mb, dirty_mb_s, connections } = point;
+                let what = format!(
+                    "{}: {resident_mb} MB, {dirty_mb_s} MB/s written, {connections} connections",
+                    engine.name()
+                );
+                match once(site, engine, point, round) {
+                    Ok(one) => {
+                        eprintln!("round {round} of {rounds}, {what}: {:.1} ms", one.stall_ms);
+                        timed.entry((point, engine)).or_default().push(one);
+                    }
+                    Err(error) => {
+                        site.check()?;
+                        // What is not ours may fail without taking everything else with it; it is shown.
+                        anyhow::ensure!(engine == Engine::Criu, "{what}: {error:#}");
+                        let failure = format!("{what}: {error:#}");
+                        eprintln!("{failure}");
+                        if !unavailable.contains(&failure) {
+                            unavailable.push(failure);
+                        }
+                    }
+                }
+                site.check()?;
+            }
+        }
+        // Another round like those before must fit.
+        let spent = began.elapsed();
+        if spent + spent / round > time && round < rounds {
+            eprintln!("{round} rounds took {:.0} s: no time for another", spent.as_secs_f64());
+            break;
+        }
+    }
+    let mut runs = Vec::new();
+    for &point in points {
+        let of = |engine: &Engine| timed.get(&(point, *engine)).map(|timed| Run::of(*engine, point, timed));
+        runs.extend(usable.iter().filter_map(of));
+    }
+    let seconds = rounded(began.elapsed().as_secs_f64());
+    Ok(Downtime { runs, unavailable, seconds, machine: Machine::look(site) })
+}
+
+fn once(site: &Site, engine: Engine, point: Point, round: u32) -> anyhow::Result<Timed> {
+    let Point { resident_mb, dirty_mb_s, connections } = point;
+    let name = format!("resident-{resident_mb}-{dirty_mb_s}-{connections}-{round}");
+    let mut server = site.start(engine.stack(), &name, Program::Resident { resident_mb, dirty_mb_s })?;
+    // It listens when its memory is filled.
+    site.wait_until_it_serves(server.address())?;
+    let mut idle = open(site, server.address(), connections - 1).context("can't open the connections")?;
+    let socket = site.client()?.run(|| connect(server.address()))?;
+    let recording = Exchange::over(socket)?.record();
+    site.sleep(Duration::from_millis(300))?;
+    let moved = server.move_away();
+    site.sleep(SETTLE)?;
+    let operations = recording.stop().context("the client's connection broke");
+    let moved = moved?;
+    let operations = operations?;
+    for socket in &mut idle {
+        echoes(socket).context("an idle connection broke over the move")?;
+    }
+    let Movement { began, ended, stood_ms, mut phases } = moved;
+    let stall_ms = longest(&operations, began, ended + SETTLE).as_secs_f64() * 1e3;
+    // What went before the freeze is no part of the wait.
+    phases.retain(|(name, _)| !BEFORE.contains(&name.as_str()));
+    phases.push(("first byte".to_owned(), (stall_ms - stood_ms).max(0.0)));
+    Ok(Timed { stall_ms, total_ms: (ended - began).as_secs_f64() * 1e3, phases })
+}
+
+/// Opens connections, on several threads as one alone waits for each handshake, and has each echo once.
+fn open(site: &Site, server: SocketAddr, count: u32) -> anyhow::Result<Vec<TcpStream>> {
+    let client = site.client()?;
+    let share = |opener: u32| (0..count).skip(opener as usize).step_by(OPENERS as usize).count();
+    let opened: Vec<std::io::Result<Vec<TcpStream>>> = std::thread::scope(|scope| {
+        let openers: Vec<_> = (0..OPENERS)
+            .map(|opener| {
+                let client = &client;
+                scope.spawn(move || {
+                    client.run(|| {
+                        let mut sockets = Vec::new();
+                        for _ in 0..share(opener) {
+                            let mut socket = connect(server)?;
+                            socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+                            echoes(&mut socket)?;
+                            sockets.push(socket);
+                        }
+                        Ok(sockets)
+                    })
+                })
+            })
+            .collect();
+        let panicked = |_| Err(std::io::Error::other("a thread that opens connections panicked"));
+        openers.into_iter().map(|opener| opener.join().unwrap_or_else(panicked)).collect()
+    });
+    let mut all = Vec::new();
+    for sockets in opened {
+        all.extend(sockets?);
+    }
+    Ok(all)
+}
+
+fn echoes(socket: &mut TcpStream) -> std::io::Result<()> {
+    let mut byte = [0x42];
+    socket.write_all(&byte)?;
+    socket.read_exact(&mut byte)
+}
+
+impl Run {
+    fn of(engine: Engine, point: Point, timed: &[Timed]) -> Run {
+        let mut by_phase: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for (name, ms) in timed.iter().flat_map(|one| &one.phases) {
+            by_phase.entry(name.clone()).or_default().push(*ms);
+        }
+        Run {
+            engine,
+            resident_mb: point.resident_mb,
+            dirty_mb_s: point.dirty_mb_s,
+            connections: point.connections,
+            stall_ms: Spread::of(timed.iter().map(|one| one.stall_ms).collect()),
+            phases_ms: by_phase.into_iter().map(|(name, ms)| (name, Spread::of(ms).median)).collect(),
+            total_ms: Spread::of(timed.iter().map(|one| one.total_ms).collect()),
+            rounds: timed.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_data_form_is_the_promised_one() {
+        let timed = Timed { stall_ms: 12.5, total_ms: 80.0, phases: vec![("freeze".into(), 2.0)] };
+        let run = Run::of(Engine::Migd, point(1, 0, 1), &[timed]);
+        let expected = r#"{"engine":"migd","resident_mb":1,"dirty_mb_s":0,"connections":1,"#.to_owned()
+            + r#""stall_ms":{"median":12.5,"min":12.5,"max":12.5},"phases_ms":{"freeze":2.0},"#
+            + r#""total_ms":{"median":80.0,"min":80.0,"max":80.0},"rounds":1}"#;
+        assert_eq!(serde_json::to_string(&run).expect("plain data"), expected);
+    }
+}
