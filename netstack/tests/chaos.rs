@@ -161,7 +161,15 @@ impl Chaos {
     fn program(&mut self, now: Instant) {
         let index = self.random.below(self.sockets.len() as u64) as usize;
         let id = self.sockets[index];
-        match self.random.below(14) {
+        match self.random.below(16) {
+            14 => {
+                let _ = self.stack.tcp_send_urgent(now, id, &[0x21; 300]);
+            }
+            15 => {
+                let inline = self.random.chance(0.3);
+                let _ = self.stack.tcp_set(now, id, TcpOption::OobInline(inline));
+                let _ = self.stack.tcp_recv_urgent(id, self.random.chance(0.5));
+            }
             0..=2 => {
                 if let Some(id) = self.stack.tcp_accept(now, self.sockets[0]) {
                     self.sockets.push(id);

@@ -168,6 +168,13 @@ impl Pair {
         Pair::with(seed, link, config("10.0.0.1"), config("10.0.0.2"))
     }
 
+    /// One over IPv4 and one over IPv6.
+    pub fn both(seed: u64, link: Link) -> impl Iterator<Item = Pair> {
+        [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")]
+            .into_iter()
+            .map(move |(a, b)| Pair::with(seed, link, config(a), config(b)))
+    }
+
     pub fn with(seed: u64, link: Link, a: Config, b: Config) -> Self {
         let now = Instant::from_millis(1000);
         let verify = a.offload == Offload::NONE;
