@@ -39,9 +39,9 @@ impl Lab {
         command
     }
 
-    /// A program under the plane, with the address 10.77.0.5.
+    /// A program under the plane, with the addresses 10.77.0.5 and fd77::5.
     fn job(&self, program: &[&str]) -> Command {
-        self.command(&self.node, &netplane(), &[&["10.77.0.5", "mig5"], program].concat())
+        self.command(&self.node, &netplane(), &[&["10.77.0.5,fd77::5", "mig5"], program].concat())
     }
 }
 

@@ -1,4 +1,4 @@
-"""What a program can see of TCP sockets, case by case, one line each.
+"""What a program can see of sockets, case by case, one line each.
 
 Run natively and under the net plane; the outputs must be the same. Everything happens within one host (argument 1, one of its
 own addresses, and loopback), so that both runs have the same peer: themselves.
@@ -607,6 +607,307 @@ def tcp_info():
     show(client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)[0], len(client.getsockopt(6, 11, 104)))
     server = listener()
     show(server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0])
+
+
+V6_OPTIONS = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+def listener6(host="::", v6only=None):
+    sock = socket.socket(socket.AF_INET6)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if v6only is not None:
+        sock.setsockopt(*V6_OPTIONS, v6only)
+    sock.bind((host, 0))
+    sock.listen(16)
+    return sock
+
+
+def raw_call(name, sock, address):
+    """bind or connect with the bytes of an address that Python wouldn't make."""
+    result = getattr(LIBC, name)(sock.fileno(), address, len(address))
+    return result if result == 0 else errno.errorcode[ctypes.get_errno()]
+
+
+def sockaddr_in(host, port):
+    return struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host) + bytes(8)
+
+
+def sockaddr_in6(host, port, scope=0, flow=0):
+    address = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, flow)
+    return address + socket.inet_pton(socket.AF_INET6, host) + struct.pack("=I", scope)
+
+
+def port_hidden(name, port):
+    return tuple("PORT" if part == port else part for part in name)
+
+
+@case
+def v6_fresh_socket():
+    sock = socket.socket(socket.AF_INET6)
+    show(sock.getsockname(), attempt(sock.getpeername), sock.getsockopt(socket.SOL_SOCKET, 39))
+    for name in ("V6ONLY", "TCLASS", "UNICAST_HOPS", "RECVPKTINFO"):
+        show(name, sock.getsockopt(socket.IPPROTO_IPV6, getattr(socket, "IPV6_" + name)))
+    for level, name, value in (
+        (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1),
+        (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0x28),
+        (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 256),
+        (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 33),
+        (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 256),
+        (socket.IPPROTO_IP, socket.IP_TOS, 16),
+        (socket.IPPROTO_IP, socket.IP_TTL, 12),
+    ):
+        show(level, name, value, attempt(sock.setsockopt, level, name, value), attempt(sock.getsockopt, level, name))
+
+
+@case
+def v6_stream():
+    server = listener6("::1")
+    port = server.getsockname()[1]
+    client = socket.create_connection(("::1", port))
+    if SWAP:
+        settle()
+    peer, address = server.accept()
+    show(port_hidden(server.getsockname(), port), port_hidden(client.getpeername(), port), client.getsockname()[0])
+    show(address == client.getsockname(), peer.getpeername() == address, port_hidden(peer.getsockname(), port))
+    client.sendall(b"over six")
+    settle()
+    show(peer.recv(100))
+    peer.shutdown(socket.SHUT_WR)
+    settle()
+    show(client.recv(100), events(client), peer.getsockopt(socket.SOL_SOCKET, 39))
+
+
+@case
+def dual_stack_listener():
+    server = listener6()
+    port = server.getsockname()[1]
+    for host, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("::ffff:127.0.0.1", socket.AF_INET6)):
+        client = socket.socket(family)
+        client.connect((host, port))
+        if SWAP:
+            settle()
+        peer, address = server.accept()
+        show(address[0], len(address), port_hidden(peer.getsockname(), port), port_hidden(client.getpeername(), port))
+        show(client.getsockname()[0], peer.getsockopt(*V6_OPTIONS))
+        client.sendall(b"x")
+        show(peer.recv(1))
+        client.close(), peer.close()
+
+
+@case
+def v6only_listener():
+    server = listener6(v6only=1)
+    port = server.getsockname()[1]
+    show(attempt(socket.create_connection, ("127.0.0.1", port)), server.getsockopt(*V6_OPTIONS))
+    show(attempt(server.setsockopt, *V6_OPTIONS, 0))
+    socket.create_connection(("::1", port)).close()
+    four = socket.socket()
+    show(attempt(four.bind, ("0.0.0.0", port)))
+    four.listen()
+    socket.create_connection(("127.0.0.1", port)).close()
+    show(four.accept()[1][0])
+
+
+@case
+def dual_stack_takes_the_port_of_both():
+    server = listener6()
+    port = server.getsockname()[1]
+    show(attempt(socket.socket().bind, ("0.0.0.0", port)), attempt(socket.socket().bind, ("127.0.0.1", port)))
+    show(attempt(socket.socket(socket.AF_INET6).bind, ("::1", port)))
+    server.close()
+    four = socket.socket()
+    four.bind(("127.0.0.1", port))
+    show(attempt(socket.socket(socket.AF_INET6).bind, ("::", port)))
+    only = socket.socket(socket.AF_INET6)
+    only.setsockopt(*V6_OPTIONS, 1)
+    show(attempt(only.bind, ("::", port)))
+
+
+@case
+def mapped_addresses():
+    server = listener("127.0.0.1")
+    port = server.getsockname()[1]
+    client = socket.socket(socket.AF_INET6)
+    show(attempt(client.connect, ("::ffff:127.0.0.1", port)), client.getsockname()[0], port_hidden(client.getpeername(), port))
+    server.accept()
+    only = socket.socket(socket.AF_INET6)
+    only.setsockopt(*V6_OPTIONS, 1)
+    show(attempt(only.connect, ("::ffff:127.0.0.1", port)))
+    show(attempt(only.bind, ("::ffff:127.0.0.1", 0)))
+    bound = socket.socket(socket.AF_INET6)
+    show(attempt(bound.bind, ("::ffff:127.0.0.1", 0)), bound.getsockname()[0])
+    show(attempt(bound.connect, ("::1", port)))
+    show(attempt(bound.connect, ("::ffff:127.0.0.1", port)))
+    server.accept()
+
+
+@case
+def v6_connect_errors():
+    reserved = socket.socket(socket.AF_INET6)
+    reserved.bind(("::1", 0))
+    port = reserved.getsockname()[1]
+    show(attempt(socket.create_connection, ("::1", port)))
+    client = socket.socket(socket.AF_INET6)
+    client.setblocking(False)
+    show(attempt(client.connect, ("::1", port)))
+    settle()
+    show(events(client), error_of(client))
+    fresh = lambda: socket.socket(socket.AF_INET6)
+    show(raw_call("connect", fresh(), sockaddr_in("127.0.0.1", port)))
+    show(raw_call("connect", fresh(), sockaddr_in6("::1", port)[:24]), raw_call("connect", fresh(), sockaddr_in6("::1", port)[:20]))
+    show(raw_call("connect", socket.socket(), sockaddr_in6("::1", port)))
+    show(raw_call("bind", fresh(), sockaddr_in("127.0.0.1", 0)), raw_call("bind", socket.socket(), sockaddr_in6("::1", 0)))
+    show(raw_call("connect", fresh(), sockaddr_in6("fe80::1", port)))
+    show(raw_call("bind", fresh(), sockaddr_in6("fe80::1", 0)))
+    show(attempt(fresh().bind, ("2001:db8::1", 0)), attempt(fresh().bind, ("ff02::1", 0)))
+
+
+@case
+def v6_wildcard_means_this_host():
+    server = listener6("::1")
+    client = socket.socket(socket.AF_INET6)
+    show(attempt(client.connect, ("::", server.getsockname()[1])), client.getpeername()[0])
+
+
+@case
+def v6_names_in_short_buffers():
+    server = listener6("::1")
+    for room in (0, 2, 16, 28, 100):
+        buffer, length = ctypes.create_string_buffer(128), ctypes.c_uint(room)
+        result = LIBC.getsockname(server.fileno(), buffer, ctypes.byref(length))
+        show(room, result, length.value, buffer.raw[:2], buffer.raw[8:24] if room >= 28 else None)
+
+
+def datagram_pair(family=socket.AF_INET, host="127.0.0.1"):
+    one, other = socket.socket(family, socket.SOCK_DGRAM), socket.socket(family, socket.SOCK_DGRAM)
+    one.bind((host, 0)), other.bind((host, 0))
+    return one, other
+
+
+@case
+def datagrams():
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        one, other = datagram_pair(family, host)
+        one.sendto(b"first", other.getsockname()), one.sendto(b"", other.getsockname())
+        one.sendmsg([b"third", b" in parts"], [], 0, other.getsockname())
+        data, sender = other.recvfrom(100, socket.MSG_PEEK)
+        show(data, sender == one.getsockname())
+        data, ancillary, flags, sender = other.recvmsg(3)
+        show(data, ancillary, flags, sender == one.getsockname())
+        show(other.recv(100), other.recv_into(bytearray(4), 4, socket.MSG_TRUNC), attempt(other.recv, 1, socket.MSG_DONTWAIT))
+        other.settimeout(0.05)
+        show(attempt(other.recv, 1), events(other), error_of(other))
+        show(attempt(one.send, b"x"), attempt(one.getpeername), attempt(one.sendto, bytes(65536), other.getsockname()))
+        show(attempt(one.listen), attempt(one.accept), attempt(one.shutdown, 2))
+
+
+@case
+def connected_datagrams():
+    one, other = datagram_pair()
+    stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.connect(other.getsockname())
+    stranger.sendto(b"no", one.getsockname()), other.sendto(b"yes", one.getsockname())
+    show(one.recv(100), one.getpeername() == other.getsockname(), one.send(b"back"), other.recvfrom(9)[1] == one.getsockname())
+    port = one.getsockname()[1]
+    show(raw_call("connect", one, bytes(16)), attempt(one.getpeername), one.getsockname() == ("127.0.0.1", port))
+    free = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    free.connect(other.getsockname())
+    show(free.getsockname()[0], free.getsockname()[1] != 0)
+
+
+@case
+def refused_datagrams():
+    for family, host, level, receive_errors in (
+        (socket.AF_INET, "127.0.0.1", socket.IPPROTO_IP, 11),
+        (socket.AF_INET6, "::1", socket.IPPROTO_IPV6, 25),
+    ):
+        one, other = datagram_pair(family, host)
+        name = other.getsockname()
+        other.close()
+        one.sendto(b"x", name)
+        settle()
+        show("unconnected", events(one), error_of(one))
+        one.connect(name)
+        one.send(b"x")
+        settle()
+        show(events(one), attempt(one.send, b"y"), attempt(one.recv, 1, socket.MSG_DONTWAIT))
+        one.send(b"x")
+        settle()
+        show(error_of(one), error_of(one))
+        told = socket.socket(family, socket.SOCK_DGRAM)
+        told.setsockopt(level, receive_errors, 1)
+        told.sendto(b"payload", name)
+        settle()
+        data, ancillary, flags, sender = told.recvmsg(100, 512, socket.MSG_ERRQUEUE)
+        show(data, [(a, b, c[:12]) for a, b, c in ancillary], flags == socket.MSG_ERRQUEUE, sender == name)
+
+
+@case
+def datagram_ports():
+    def bound(*options, address=("127.0.0.1", 0), family=socket.AF_INET):
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        for option in options:
+            sock.setsockopt(*option)
+        return attempt(sock.bind, address), sock
+
+    _, first = bound()
+    port = first.getsockname()[1]
+    show(bound(address=("127.0.0.1", port))[0], bound(address=("0.0.0.0", port))[0], bound(address=("127.0.0.2", port))[0])
+    reuse, share = (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1), (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    show(bound(reuse, address=("127.0.0.1", port))[0])
+    group = [bound(share), None]
+    port = group[0][1].getsockname()[1]
+    group[1] = bound(share, address=("127.0.0.1", port))
+    show(group[1][0], bound(address=("127.0.0.1", port))[0], bound(address=("::", port), family=socket.AF_INET6)[0])
+    sender = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(64)]
+    for number, sock in enumerate(sender):
+        sock.sendto(b"%d" % number, ("127.0.0.1", port))
+    shares = []
+    for _, sock in group:
+        sock.setblocking(False)
+        shares.append(0)
+        while isinstance(attempt(sock.recv, 9), bytes):
+            shares[-1] += 1
+    show(sum(shares), all(shares))
+
+
+@case
+def dual_stack_datagrams():
+    both = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    both.bind(("::", 0))
+    port = both.getsockname()[1]
+    both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    both.setsockopt(socket.IPPROTO_IP, 12, 1)
+    four = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    four.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 77)
+    six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    for sock, host in ((four, "127.0.0.1"), (six, "::1"), (six, "::ffff:127.0.0.1")):
+        sock.sendto(b"x", (host, port))
+        data, ancillary, flags, sender = both.recvmsg(9, 256)
+        show(data, ancillary, flags, sender[0])
+        both.sendto(b"answer", sender)
+        data, sender = sock.recvfrom(9)
+        show(data, port_hidden(sender, port))
+
+
+@case
+def datagram_buffers():
+    one, other = datagram_pair()
+    show(one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), one.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    for _ in range(100):
+        other.sendto(bytes(1000), one.getsockname())
+    count = 0
+    while isinstance(attempt(one.recv, 2000, socket.MSG_DONTWAIT), bytes):
+        count += 1
+    show(0 < count < 100)
+    buffer = bytearray(4)
+    other.sendto(b"12345", one.getsockname()), other.sendto(b"1", one.getsockname())
+    fcntl.ioctl(one, 0x541B, buffer)
+    show(struct.unpack("i", buffer))
+    big = bytes(range(250)) * 260
+    other.sendto(big, one.getsockname())
+    show(one.recv(10), one.recv(10), attempt(one.recv, 70000, socket.MSG_DONTWAIT) == big)
 
 
 for function in CASES:

@@ -231,7 +231,10 @@ impl Stack {
         //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.1.1
         //# A TCP implementation MUST reject as an error a local OPEN call for an invalid remote IP address (e.g., a
         //# broadcast or multicast address) (MUST-46).
-        if ip::is_unicast(target) { Ok(target) } else { Err(SocketError::NetworkUnreachable) }
+        // No link is spoken to here, so what is known on one link only is known nowhere.
+        let on_link = matches!(target, IpAddr::V6(address) if address.is_unicast_link_local());
+        let reachable = ip::is_unicast(target) && (!on_link || self.is_own(target));
+        if reachable { Ok(target) } else { Err(SocketError::NetworkUnreachable) }
     }
 
     /// The local address of a connection to `target`.
@@ -242,8 +245,11 @@ impl Stack {
     fn connect_source(&self, bound: Option<SocketAddr>, target: IpAddr) -> Result<IpAddr> {
         match bound.map(|bound| bound.ip()) {
             Some(local) if !local.is_unspecified() => {
-                if local.is_ipv4() != target.is_ipv4() {
-                    return Err(SocketError::NetworkUnreachable);
+                match (local, target) {
+                    // A socket of the IPv6 family that was bound to a mapped address.
+                    (IpAddr::V4(_), IpAddr::V6(_)) => return Err(SocketError::AddressFamily),
+                    (IpAddr::V6(_), IpAddr::V4(_)) => return Err(SocketError::NetworkUnreachable),
+                    _ => {}
                 }
                 // A loopback address can't talk to the world.
                 if local.is_loopback() && !self.is_looped(target) {

@@ -217,6 +217,9 @@ impl Bridge {
             return Err(libc::EACCES);
         }
         let options = self.stack.tcp_options(*id);
+        if family == Family::V6 && options.v6only && address.is_ipv4() {
+            return Err(libc::EINVAL);
+        }
         let reuse = netstack::Reuse { address: options.reuse_address, port: options.reuse_port };
         self.stack.tcp_bind(*id, address, reuse).map_err(errno)?;
         if let Some(socket) = self.sockets.get_mut(&key) {

@@ -86,6 +86,16 @@ impl Family {
                 }
                 let octets: [u8; 16] = bytes[8..24].try_into().expect("the length was checked");
                 let address = Ipv6Addr::from(octets);
+                // RFC 2133's address has no scope, which counts as none given.
+                let scope =
+                    bytes.get(24..28).map_or(0, |bytes| u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+                if address.is_unicast_link_local() && scope == 0 {
+                    return Err(libc::EINVAL);
+                }
+                // Only streams come this way, which no group can be an end of.
+                if address.is_multicast() && purpose == Purpose::Bind {
+                    return Err(libc::EINVAL);
+                }
                 let address = address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4);
                 Ok(Given::Address(SocketAddr::new(address, port)))
             }
@@ -162,6 +172,10 @@ mod tests {
         assert_eq!(Family::V4.decode(&[], Purpose::Bind), Err(libc::EINVAL));
         assert_eq!(Family::V4.decode(&v6, Purpose::Connect), Err(libc::EAFNOSUPPORT));
         assert_eq!(Family::V6.decode(&v4, Purpose::Bind), Err(libc::EINVAL));
+        let link_local = Family::V6.encode(address("[fe80::1]:80"));
+        assert_eq!(Family::V6.decode(&link_local, Purpose::Connect), Err(libc::EINVAL));
+        let group = Family::V6.encode(address("[ff02::1]:80"));
+        assert_eq!(Family::V6.decode(&group, Purpose::Bind), Err(libc::EINVAL));
         let mut unspecified = [0u8; 16];
         assert_eq!(Family::V4.decode(&unspecified, Purpose::Connect), Ok(Given::Unspecified));
         assert_eq!(Family::V4.decode(&unspecified, Purpose::Bind), Ok(Given::Address(address("0.0.0.0:0"))));
