@@ -1,6 +1,6 @@
 //! A fixture per state, each made from the one before it.
 
-use netstack::{Shutdown, SocketId, State};
+use netstack::{Shutdown, SocketId, Stack, State};
 
 use crate::harness::wire::{Family, MSS, SACK_PERMITTED, Wire, raw};
 use crate::harness::{ACK, FIN, SYN};
@@ -54,6 +54,16 @@ impl Fixture {
             }
         }
         text
+    }
+
+    /// Freezes the stack and continues it from what an encoder made of the image. What it says of itself then is heard here.
+    pub fn move_stack(&mut self) {
+        let wire = &mut self.wire;
+        let image = rmp_serde::to_vec_named(&wire.stack.freeze(wire.now)).expect("an image can be encoded");
+        let config = wire.stack.config().clone();
+        let image = rmp_serde::from_slice(&image).expect("an image can be decoded");
+        wire.stack = Stack::thaw(image, wire.now, config).expect("an image can be thawed");
+        wire.take();
     }
 
     fn expect(&self, state: State) {
