@@ -6,7 +6,8 @@
 //! the feature, so that programs take their fallback: io_uring, MPTCP, SCTP, raw and packet sockets, the x32 ABI, and the
 //! socket calls of 32-bit programs.
 //!
-//! Datagram sockets stay native in the job's own network namespace: see [`datagram`].
+//! Datagram sockets are native sockets of the job's own network namespace, whose `eth0` the plane joins to the job's TUN device: see
+//! [`datagram`].
 
 use sys::seccomp::{ARCH_I386, Action, Assembler, Program, X32_BIT};
 
@@ -76,7 +77,9 @@ fn socket(program: &mut Assembler) {
     program.finish(Action::Allow);
 }
 
-/// Datagram sockets: a kernel socket in the job's namespace, which reaches the job's own `lo` and nothing beyond.
+/// Datagram sockets: kernel sockets in the job's namespace. To carry datagrams over Unix sockets, as TCP's bytes are, names would have
+/// to be translated in every `sendmsg` and `recvmsg`; a filter can't see whether there is a name in a message, nor which
+/// kind of socket a descriptor is, so those calls would trap on TCP sockets as well.
 fn datagram(program: &mut Assembler) {
     program.finish(Action::Allow);
 }
