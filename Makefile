@@ -11,10 +11,21 @@ MIGD := $(TARGET_DIR)/release/migd
 #   redis-tools memcached nginx-light iperf3 curl python3   unmodified servers and clients that the whole-system tests move
 #   dnsmasq-base                      a server that speaks UDP, moved by the tests
 #   golang-go                         a statically linked Go server, built and moved by the tests
+#   wrk fonts-dejavu-core             more for the benchmarks: a load generator, and the letters of their charts
+# `make criu` names what CRIU is built from (Debian 12's own CRIU does not work on new kernels).
 DEMO_PACKAGES := redis-server
+BENCH_PACKAGES := redis-server redis-tools nginx-light wrk fonts-dejavu-core
+# About how long `make results` may measure; single rounds are dropped to stay within it.
+MINUTES ?= 20
+# The CRIU that `make criu` builds; without it the one on the path is tried.
+CRIU := $(TARGET_DIR)/criu/criu
+export MIGD_CRIU := $(or $(MIGD_CRIU),$(wildcard $(CRIU)))
+ifeq ($(MIGD_CRIU),)
+unexport MIGD_CRIU
+endif
 TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base
 
-.PHONY: all build demo test compliance unit system bench fmt lint help demo-packages test-packages
+.PHONY: all build demo test compliance unit system bench compare criu results fmt lint help demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
@@ -27,8 +38,19 @@ build: ## Build the release binary
 demo: build demo-packages ## Show a redis moving between two nodes under load (needs root)
 	$(MIGD) demo --dataset-mb $(DATASET_MB)
 
-bench: build ## Measure throughput against the kernel's TCP (needs root)
+bench: build bench-packages ## Measure throughput, latency and connections against the kernel's TCP (needs root)
 	$(MIGD) bench throughput
+	$(MIGD) bench rr
+
+compare: build bench-packages ## Measure everything against everything: kernel TCP, migd, home-routed, smoltcp, CRIU (needs root)
+	$(MIGD) bench compare --minutes $(MINUTES)
+
+criu: ## Build CRIU from Debian's source, to be compared with (needs root; the results do without it)
+	.ci/criu $(CRIU)
+
+results: build bench-packages ## Measure all and rewrite docs/results.md with its pictures (needs root; MINUTES=10 for less)
+	@[ -n "$$MIGD_CRIU" ] || [ -x $(CRIU) ] || .ci/criu $(CRIU) || echo "CRIU can't be had here: the results will say so"
+	[ ! -x $(CRIU) ] || export MIGD_CRIU=$${MIGD_CRIU:-$(CRIU)}; $(MIGD) bench results --out docs --minutes $(MINUTES)
 
 fmt: ## Format the source
 	$(CARGO) fmt --all
@@ -56,6 +78,9 @@ system: build test-packages ## Whole-system tests in labs (needs root)
 
 demo-packages:
 	@.ci/packages $(DEMO_PACKAGES)
+
+bench-packages:
+	@.ci/packages $(BENCH_PACKAGES)
 
 test-packages:
 	@.ci/packages $(TEST_PACKAGES)

@@ -64,6 +64,20 @@ impl Bulk {
         Ok(total)
     }
 
+    /// Returns when bytes arrive: after a move they may be some time coming.
+    ///
+    /// # Errors
+    /// When none does for a long time.
+    pub(super) fn wait_until_it_flows(&self) -> anyhow::Result<()> {
+        let before = self.bytes();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.bytes() == before {
+            anyhow::ensure!(Instant::now() < deadline, "nothing came for 20 s");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     /// Bytes received so far over all streams.
     pub(super) fn bytes(&self) -> u64 {
         self.samples().iter().map(|sample| sample.bytes).sum()

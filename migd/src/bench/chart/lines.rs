@@ -114,7 +114,7 @@ impl Lines {
         let y = scale(&self.y, self.all(|point| [point.min, point.max]), HEIGHT - BOTTOM, TOP);
         if let Some((from, to, name)) = &self.shade {
             svg.rect(x.at(*from), TOP, (x.at(*to) - x.at(*from)).max(1.5), HEIGHT - BOTTOM - TOP, "#f3e9d2");
-            svg.text((x.at(*from) + 4.0, TOP + 13.0), Anchor::Start, 11.0, MUTED, name);
+            svg.text((x.at(*from), TOP - 5.0), Anchor::Start, 11.0, MUTED, name);
         }
         self.axes(&mut svg, &x, &y);
         let mut legend = LEFT;

@@ -110,6 +110,7 @@ fn once(site: &Site, stack: Stack, name: &str, test: Test, streams: u32, effort:
             if stack.is_moved() {
                 site.sleep(effort.warm_up)?;
                 server.move_away()?;
+                bulk.wait_until_it_flows()?;
             }
             site.sleep(effort.warm_up)?;
             bulk_figure(site, stack, &server, &bulk, effort.interval)

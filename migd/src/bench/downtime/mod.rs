@@ -110,7 +110,7 @@ const FULL: [Point; 12] = [
 const QUICK: [Point; 4] = [point(1, 0, 1), point(256, 0, 1), point(256, 100, 1), point(1, 0, 1000)];
 
 /// What `--json` prints.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct Downtime {
     pub(super) runs: Vec<Run>,
     /// What could not be measured, and why.
@@ -120,7 +120,7 @@ pub(super) struct Downtime {
 }
 
 /// A point by an engine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Run {
     pub(super) engine: Engine,
     pub(super) resident_mb: u32,
@@ -129,7 +129,8 @@ pub(super) struct Run {
     /// The longest wait of the client.
     pub(super) stall_ms: Spread,
     /// The medians of its parts. CRIU's own statistics, inside of its `dump` and `restore`, begin with "criu".
-    pub(super) phases_ms: BTreeMap<String, f64>,
+    #[serde(serialize_with = "as_map")]
+    pub(super) phases_ms: Vec<(String, f64)>,
     /// From the request to move to its end.
     pub(super) total_ms: Spread,
     pub(super) rounds: usize,
@@ -290,11 +291,19 @@ fn echoes(socket: &mut TcpStream) -> std::io::Result<()> {
     socket.read_exact(&mut byte)
 }
 
+fn as_map<S: serde::Serializer>(pairs: &[(String, f64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(name, ms)| (name, ms)))
+}
+
 impl Run {
     fn of(engine: Engine, point: Point, timed: &[Timed]) -> Run {
-        let mut by_phase: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        // In the order in which they happen.
+        let mut by_phase: Vec<(String, Vec<f64>)> = Vec::new();
         for (name, ms) in timed.iter().flat_map(|one| &one.phases) {
-            by_phase.entry(name.clone()).or_default().push(*ms);
+            match by_phase.iter_mut().find(|(known, _)| known == name) {
+                Some((_, all)) => all.push(*ms),
+                None => by_phase.push((name.clone(), vec![*ms])),
+            }
         }
         Run {
             engine,

@@ -27,7 +27,7 @@ impl Results for Downtime {
         );
         for run in &self.runs {
             let Spread { median, min, max } = run.stall_ms;
-            let parts = run.phases_ms.iter().filter(|(_, ms)| **ms >= 0.05);
+            let parts = run.phases_ms.iter().filter(|(_, ms)| *ms >= 0.05);
             let parts: Vec<_> = parts.map(|(name, ms)| format!("{name} {ms:.1}")).collect();
             let _ = writeln!(
                 out,
@@ -147,7 +147,7 @@ impl Downtime {
     fn table(&self) -> Table {
         let row = |run: &Run| {
             let Spread { median, min, max } = run.stall_ms;
-            let parts = run.phases_ms.iter().filter(|(_, ms)| **ms >= 0.05);
+            let parts = run.phases_ms.iter().filter(|(_, ms)| *ms >= 0.05);
             let parts: Vec<_> = parts.map(|(name, ms)| format!("{name} {}", figure(*ms))).collect();
             vec![
                 run.engine.name().to_owned(),
