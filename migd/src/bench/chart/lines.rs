@@ -158,7 +158,7 @@ fn scale(axis: &Axis, values: Vec<f64>, from: f64, to: f64) -> Scale {
     let (low, high) = if values.is_empty() { (0.0, 1.0) } else { (low, high) };
     if axis.logarithmic {
         let low = low.max(1e-3);
-        Scale { logarithmic: true, low: low / 1.25, high: high.max(low * 10.0) * 1.6, from, to }
+        Scale { logarithmic: true, low: low / 1.9, high: high.max(low * 10.0) * 1.9, from, to }
     } else {
         let low = low.min(0.0);
         Scale { logarithmic: false, low, high: if high > low { high * 1.06 } else { low + 1.0 }, from, to }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::chart::colour;
 use super::figures::{Spread, rounded};
 use super::latency::Exchange;
 use super::machine::Machine;
@@ -70,6 +71,14 @@ impl Engine {
             Engine::Migd => "migd",
             Engine::Criu => "criu",
         }
+    }
+
+    /// That of its stack, and of migd's two the darker, as there is only one here.
+    pub(super) fn colour(self) -> &'static str {
+        colour(match self {
+            Engine::Migd => Stack::Migd,
+            Engine::Criu => Stack::Criu,
+        })
     }
 
     pub(super) fn stack(self) -> Stack {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Downtime, Engine, Run};
-use crate::bench::chart::{Axis, Chart, Lines, Point, Series, Style, colour, figure};
+use crate::bench::chart::{Axis, Chart, Lines, Point, Series, Style, figure};
 use crate::bench::figures::Spread;
 use crate::bench::machine::Machine;
 use crate::bench::output::{Results, csv_line};
@@ -127,7 +127,7 @@ impl Downtime {
             };
             let mut points: Vec<Point> = of_this.map(point).collect();
             points.sort_by(|one, other| one.x.total_cmp(&other.x));
-            Series { name: engine.name().to_owned(), colour: colour(engine.stack()), style: Style::Marked, points }
+            Series { name: engine.name().to_owned(), colour: engine.colour(), style: Style::Marked, points }
         });
         let series: Vec<Series> = series.filter(|series| !series.points.is_empty()).collect();
         // One point is no line.
@@ -141,7 +141,7 @@ impl Downtime {
             series,
             shade: None,
         };
-        Some(Chart { name, caption: format!("{title}. Both axes of the wait are logarithmic."), svg: lines.draw() })
+        Some(Chart { name, caption: format!("{title}. The axis of the wait is logarithmic."), svg: lines.draw() })
     }
 
     fn table(&self) -> Table {

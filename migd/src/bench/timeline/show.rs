@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{BulkLine, RequestLine, Timeline};
-use crate::bench::chart::{Axis, Chart, Lines, Point, Series, Style, colour, figure};
+use crate::bench::chart::{Axis, Chart, Lines, Point, Series, Style, figure};
 use crate::bench::machine::Machine;
 use crate::bench::output::{Results, csv_line};
 use crate::bench::report::{Section, Table};
@@ -182,7 +182,7 @@ fn requests_of(line: &RequestLine) -> Series {
             }
         }
     }
-    let (name, colour) = (line.engine.name().to_owned(), colour(line.engine.stack()));
+    let (name, colour) = (line.engine.name().to_owned(), line.engine.colour());
     Series { name, colour, style: Style::Dots, points }
 }
 
@@ -190,6 +190,6 @@ fn rates_of(line: &BulkLine) -> Series {
     // A step's figure stands at its middle.
     let at = |index: usize| (index as f64 + 0.5) * line.step_ms as f64 - line.move_ms[0];
     let points = line.gbit_s.iter().enumerate().map(|(index, rate)| Point::single(at(index), *rate)).collect();
-    let (name, colour) = (line.engine.name().to_owned(), colour(line.engine.stack()));
+    let (name, colour) = (line.engine.name().to_owned(), line.engine.colour());
     Series { name, colour, style: Style::Line, points }
 }
