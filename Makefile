@@ -25,7 +25,7 @@ unexport MIGD_CRIU
 endif
 TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base
 
-.PHONY: all build demo test compliance unit system bench compare criu results fmt lint help demo-packages test-packages bench-packages
+.PHONY: all build demo test compliance unit system bench soak fuzz compare criu results fmt lint help demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
@@ -70,6 +70,12 @@ compliance: ## Show which requirement of which RFC is met where, and by which te
 
 unit: ## Unit and property tests
 	$(CARGO) test --workspace --exclude tests
+
+# How many simulated worlds (of three or four connections each) a soak runs.
+SOAK_WORLDS ?= 30000
+
+soak: ## Simulate a hundred thousand connections over bad links, and every cut of many traces
+	SIMULATOR_WORLDS=$(SOAK_WORLDS) $(CARGO) test --profile lab --package netstack --test simulator -- --nocapture
 
 # Each test makes a lab of its own; two at a time are as many as a small machine carries without the load of one
 # disturbing the other's timing. Without the (empty) documentation tests, so that the last line counts tests.

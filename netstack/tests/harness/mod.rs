@@ -3,7 +3,10 @@
 //! Everything is decided by a seed; a failing test prints it. Time jumps to the next thing that happens.
 #![allow(dead_code)]
 
+pub mod actor;
+pub mod audit;
 pub mod wire;
+pub mod world;
 pub mod zoo;
 
 use std::cmp::Reverse;

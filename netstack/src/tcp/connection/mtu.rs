@@ -130,10 +130,12 @@ impl Connection {
     pub(super) fn suspect_black_hole(&mut self, env: &Env<'_>) {
         /// Linux: `tcp_base_mss`, with headers; RFC 4821 (7.2).
         const BASE: u32 = 1024 + 40;
-        let full = self.snd.first_chunk().is_some_and(|chunk| chunk.len() >= self.mss());
         let least = self.least_mtu();
         let fallback = if self.size.path_mtu > BASE.max(least) { BASE.max(least) } else { least };
-        if self.looped || !full || self.size.path_mtu <= fallback {
+        // Not only full ones: what is sent again shares its packet with SACK blocks, and may be the rest of a chunk.
+        let headers = (self.size.path_mtu as usize).saturating_sub(self.mss());
+        let large = self.snd.first_chunk().is_some_and(|chunk| chunk.len() + headers > fallback as usize);
+        if self.looped || !large || self.size.path_mtu <= fallback {
             return;
         }
         let high = self.link_mtu(env);
@@ -217,8 +219,11 @@ impl Connection {
             self.agreed.sack && self.recovery.phase == Phase::Open && self.snd.sacked() == 0 && self.snd.lost() == 0;
         let size = search.candidate();
         let segment = self.segment_size();
-        let headers = ip::header_len(self.tuple.remote) + 20 + (self.mss_without_options() - segment);
-        let len = (size as usize).checked_sub(headers)?.min(usize::from(self.size.peer));
+        let options = self.mss_without_options().saturating_sub(segment);
+        let headers = ip::header_len(self.tuple.remote) + 20 + options;
+        // What the peer takes counts options, too (RFC 6691).
+        let most = usize::from(self.size.peer).saturating_sub(options);
+        let len = (size as usize).checked_sub(headers)?.min(most);
         //= https://www.rfc-editor.org/rfc/rfc4821#section-7.4
         //# A probe leaves only if enough follows it to show its loss without a time-out.
         let whole = len + FOLLOWERS * segment;

@@ -121,7 +121,8 @@ impl Connection {
         self.recovery.timeouts = self.recovery.timeouts.saturating_add(1);
         //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
         //# The value of R1 SHOULD correspond to at least 3 retransmissions, at the current RTO (SHLD-10).
-        if self.recovery.timeouts == 3 {
+        // The second time for a path that doesn't even carry the size of the first.
+        if matches!(self.recovery.timeouts, 3 | 5) {
             self.suspect_black_hole(env);
         }
         self.timers.stop(Timer::LossProbe);
