@@ -1,46 +1,42 @@
-//! From SVG to PNG.
+//! From SVG to PNG, by `rsvg-convert` of librsvg: drawing text takes more code than all of migd has, and only whoever
+//! regenerates the results needs it.
 
-use std::sync::Arc;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use resvg::tiny_skia::{Pixmap, Transform};
-use resvg::usvg::{Options, Tree, fontdb};
 
 /// Pixels of the PNG for each of the SVG's: readable on screens of any density.
-const SCALE: f32 = 2.0;
+const SCALE: &str = "2";
+const PROGRAM: &str = "rsvg-convert";
 
 /// Draws pictures with the system's fonts.
-pub(in crate::bench) struct Painter {
-    fonts: Arc<fontdb::Database>,
-}
+pub(in crate::bench) struct Painter(());
 
 impl Painter {
-    /// Looks for the fonts.
+    /// Looks for the program.
     ///
     /// # Errors
-    /// When there are none: pictures without text say nothing.
+    /// When it is not installed.
     pub(in crate::bench) fn new() -> anyhow::Result<Painter> {
-        let mut fonts = fontdb::Database::new();
-        fonts.load_system_fonts();
-        anyhow::ensure!(
-            !fonts.is_empty(),
-            "no font is installed; install one (Debian: apt-get install fonts-dejavu-core)"
-        );
-        // What the generic name at the end of the list stands for.
-        let family = fonts.faces().find_map(|face| Some(face.families.first()?.0.clone()));
-        if let Some(family) = family {
-            fonts.set_sans_serif_family(family);
-        }
-        Ok(Painter { fonts: Arc::new(fonts) })
+        let version = Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).status();
+        version
+            .with_context(|| format!("{PROGRAM} is not there; install it (Debian: apt-get install librsvg2-bin)"))?;
+        Ok(Painter(()))
     }
 
     /// Draws one.
     pub(in crate::bench) fn png(&self, svg: &str) -> anyhow::Result<Vec<u8>> {
-        let options = Options { fontdb: Arc::clone(&self.fonts), ..Options::default() };
-        let tree = Tree::from_str(svg, &options).context("a chart that is no SVG")?;
-        let size = tree.size().to_int_size().scale_by(SCALE).context("a chart without a size")?;
-        let mut pixels = Pixmap::new(size.width(), size.height()).context("a chart that is too large")?;
-        resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut pixels.as_mut());
-        pixels.encode_png().context("can't encode a PNG")
+        let mut command = Command::new(PROGRAM);
+        command.args(["--format=png", "--zoom", SCALE]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("can't start {PROGRAM}"))?;
+        let mut input = child.stdin.take().context("it was asked for a pipe")?;
+        // The picture is written only after the whole text was read, so neither side waits for the other.
+        let written = input.write_all(svg.as_bytes());
+        drop(input);
+        let output = child.wait_with_output()?;
+        anyhow::ensure!(output.status.success(), "{PROGRAM} refuses a chart: {}", output.status);
+        written?;
+        Ok(output.stdout)
     }
 }

@@ -53,10 +53,15 @@ pub(super) fn write_markdown(
 
 fn pictures(directory: &Path, sections: &[Section]) -> anyhow::Result<()> {
     std::fs::create_dir_all(directory).with_context(|| format!("can't make {}", directory.display()))?;
-    let painter = Painter::new()?;
+    let painter = Painter::new();
+    if let Err(error) = &painter {
+        eprintln!("migd: the pictures are written as SVG only: {error:#}");
+    }
     for chart in sections.iter().flat_map(|section| &section.charts) {
         save(&directory.join(format!("{}.svg", chart.name)), chart.svg.as_bytes())?;
-        save(&directory.join(format!("{}.png", chart.name)), &painter.png(&chart.svg)?)?;
+        if let Ok(painter) = &painter {
+            save(&directory.join(format!("{}.png", chart.name)), &painter.png(&chart.svg)?)?;
+        }
     }
     Ok(())
 }
