@@ -269,6 +269,9 @@ pub struct JobRecord {
     pub reservation: Option<String>,
     /// Where it runs.
     pub owner: Owner,
+    /// Where its addresses and sockets are, when that is not where it runs.
+    #[serde(default)]
+    pub home: Option<String>,
     /// The command, for listings.
     pub command: Vec<String>,
     /// When it was started, milliseconds since 1970 by the clock of the node that started it. For people only.
@@ -279,6 +282,12 @@ impl JobRecord {
     /// All the job's addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         std::iter::once(IpAddr::V4(self.address)).chain(self.address6.map(IpAddr::V6))
+    }
+
+    /// The node that the job's addresses are on.
+    #[must_use]
+    pub fn addressed_at(&self) -> &str {
+        self.home.as_deref().unwrap_or(&self.owner.node)
     }
 }
 

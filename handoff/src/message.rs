@@ -68,6 +68,9 @@ pub struct Offer {
     /// The process tree's requirements (a `checkpoint` offer).
     #[serde(with = "serde_bytes")]
     pub process: Vec<u8>,
+    /// Where the job's sockets are and where they are to be. Empty: with the process, before and after.
+    #[serde(default, with = "serde_bytes")]
+    pub net: Vec<u8>,
 }
 
 /// The end of a pre-copy round.

@@ -25,7 +25,12 @@ fn owned() -> impl Strategy<Value = Message<'static>> {
         (any::<u16>(), any::<u16>(), ".*", ".*").prop_map(|(protocol_min, protocol_max, node, release)| {
             Message::Hello(Hello { protocol_min, protocol_max, node, release })
         }),
-        (claim, bytes(), bytes()).prop_map(|(claim, spec, process)| Message::Offer(Offer { claim, spec, process })),
+        (claim, bytes(), bytes(), bytes()).prop_map(|(claim, spec, process, net)| Message::Offer(Offer {
+            claim,
+            spec,
+            process,
+            net
+        })),
         Just(Message::Accept),
         ".*".prop_map(|reason| Message::Refuse(Reason { reason })),
         any::<u32>().prop_map(|number| Message::RoundEnd(Round { number })),

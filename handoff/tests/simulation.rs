@@ -171,7 +171,8 @@ impl World {
         match action {
             Action::Send(message) => self.send(Side::Source, &message),
             Action::SendOffer => {
-                let offer = Offer { claim: self.source.claim().clone(), spec: vec![1], process: vec![2; 40] };
+                let offer =
+                    Offer { claim: self.source.claim().clone(), spec: vec![1], process: vec![2; 40], net: Vec::new() };
                 self.send(Side::Source, &Message::Offer(offer));
             }
             Action::Arm(timer) => self.node(Side::Source).timer = Some(timer),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use migd::api::JobView;
+use migd::api::{JobView, SocketPlace};
 use migd::lab::{Lab, Moved, Spec, own_name, remove_abandoned};
 use sys::netns::NetNamespace;
 
@@ -30,9 +30,17 @@ impl Fixture {
     #[must_use]
     #[allow(clippy::new_without_default)]
     pub fn new() -> Fixture {
+        Fixture::with_nodes(2)
+    }
+
+    /// As [`Fixture::new`] with so many nodes.
+    ///
+    /// # Panics
+    /// As [`Fixture::new`].
+    #[must_use]
+    pub fn with_nodes(nodes: usize) -> Fixture {
         remove_abandoned(PURPOSE);
-        let spec =
-            Spec { name: own_name(PURPOSE), nodes: 2, clients: 1, prefix: "10.77.0.0/16".into(), binary: binary() };
+        let spec = Spec { name: own_name(PURPOSE), nodes, clients: 1, prefix: "10.77.0.0/16".into(), binary: binary() };
         let lab = Lab::up(&spec).unwrap_or_else(|error| panic!("no lab: {error:#}"));
         let directory = tempfile::Builder::new().prefix("migd-test-").tempdir().expect("a directory for files");
         // Servers that give up root must be able to read what is in it.
@@ -111,6 +119,15 @@ impl Fixture {
     /// When it does not move, with the reason and the ends of the logs.
     pub fn move_job(&self, name: &str, from: &str, to: &str) -> Moved {
         self.lab.move_job(name, from, to).unwrap_or_else(|error| panic!("{error:#}\n{}", self.state_logs()))
+    }
+
+    /// Moves a job from one node to the other and leaves its sockets at home.
+    ///
+    /// # Panics
+    /// As [`Fixture::move_job`].
+    pub fn move_process(&self, name: &str, from: &str, to: &str) -> Moved {
+        let moved = self.lab.move_job_with(name, from, to, SocketPlace::Home);
+        moved.unwrap_or_else(|error| panic!("{error:#}\n{}", self.state_logs()))
     }
 
     /// Moves a job from A to B and back, `times` times, and calls `check` after each move.

@@ -154,6 +154,7 @@ impl Cluster {
             address,
             address6,
             reservation: reservation.map(|reservation| reservation.name.clone()),
+            home: None,
             owner: Owner { node: self.node.name.clone(), epoch: 1 },
             command: job.command.clone(),
             started_ms: job.started_ms,
@@ -435,8 +436,23 @@ impl Cluster {
         to: &str,
         known: Option<&JobRecord>,
     ) -> Result<Transfer, ClusterError> {
+        self.transfer_leaving(id, from, to, None, known).await
+    }
+
+    /// As [`Cluster::transfer`] of a job whose addresses and sockets are, after it, at `home` instead of where it runs.
+    ///
+    /// # Errors
+    /// As [`Cluster::transfer`].
+    pub async fn transfer_leaving(
+        &self,
+        id: &JobId,
+        from: &Owner,
+        to: &str,
+        home: Option<&str>,
+        known: Option<&JobRecord>,
+    ) -> Result<Transfer, ClusterError> {
         let key = job_key(id);
-        // All but the owner is the same for the job's whole life.
+        // All but the owner and the home is the same for the job's whole life.
         let believed =
             known.filter(|known| known.id == *id).map(|known| JobRecord { owner: from.clone(), ..known.clone() });
         let mut next = believed.map(|record| (Expect::value(encode(&record)), record));
@@ -452,6 +468,7 @@ impl Cluster {
                 return Ok(Transfer::Lost(Some(record.owner)));
             }
             record.owner = Owner { node: to.to_owned(), epoch: from.epoch + 1 };
+            record.home = home.filter(|home| *home != to).map(str::to_owned);
             let swap = Transaction::default().expect(&key, before).put(&key, encode(&record));
             match self.directory.transact(&swap).await? {
                 Outcome::Done(_) => return Ok(Transfer::Won(record.owner)),

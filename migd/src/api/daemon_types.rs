@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::types::{ApiError, Exit, JobSpec};
+use super::types::{ApiError, Exit, HomeView, JobSpec, SocketPlace};
 
 /// What a daemon is asked. The first frame on each connection to `control.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +77,14 @@ pub enum DaemonRequest {
         job: String,
         /// Target node.
         node: String,
+        /// Where its sockets are to be.
+        #[serde(default)]
+        sockets: SocketPlace,
+    },
+    /// From a shim. `Reply<Option<JobOwner>>`: who the directory says has the job.
+    Owner {
+        /// Job id.
+        job: String,
     },
     /// From a shim. `Reply<TransferReply>`: the compare-and-swap of the job's owner from (`from_node`, `from_epoch`) to
     /// (`to_node`, `from_epoch + 1`). May be asked again after [`TransferReply::Unknown`]: if that very transfer was already made, the
@@ -90,6 +98,9 @@ pub enum DaemonRequest {
         from_node: String,
         /// The new owner; `from_node` itself to fence the target off after an abort.
         to_node: String,
+        /// The node with the job's sockets afterwards, when that is another than `to_node`.
+        #[serde(default)]
+        home: Option<String>,
     },
     /// From a shim, after `exit.json` was written. `Reply<()>`. Only speeds up what the daemon finds out by itself.
     JobExited {
@@ -223,6 +234,9 @@ pub struct JobView {
     pub epoch: u64,
     /// Its state.
     pub state: JobState,
+    /// Where its addresses and sockets are, when that is not its node.
+    #[serde(default)]
+    pub home: Option<HomeView>,
     /// The target, while it moves.
     pub moving_to: Option<String>,
     /// How it ended, when it did.
@@ -291,6 +305,15 @@ pub struct SocketListing {
     pub node: String,
     /// Its sockets.
     pub sockets: Vec<crate::net::SocketDescription>,
+}
+
+/// Answer to [`DaemonRequest::Owner`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobOwner {
+    /// Where it runs.
+    pub node: String,
+    /// Since which change of owner.
+    pub epoch: u64,
 }
 
 /// Answer to [`DaemonRequest::Transfer`].

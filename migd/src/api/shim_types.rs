@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::types::{ApiError, Exit, NodeAddress};
+use super::types::{ApiError, Exit, HomeView, NodeAddress, SocketPlace};
 
 /// What the daemon asks a shim. The first frame on each connection to `shim.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +52,20 @@ pub enum ShimRequest {
         target: NodeAddress,
         /// The epoch at which this node owns the job.
         epoch: u64,
+        /// Where its sockets are to be.
+        #[serde(default)]
+        sockets: SocketPlace,
     },
-    /// With one descriptor: the stream to the source's shim. Answered by `Reply<()>`; how it ends is told to the watchers.
+    /// With one descriptor: a line from another node's shim, which may get the process of the job whose home this is or is about to
+    /// be. Answered by `Reply<()>` when the line is waited for.
+    Line {
+        /// The other node.
+        from: NodeAddress,
+        /// The epoch at which the move starts.
+        epoch: u64,
+    },
+    /// With one descriptor, or with two when the job's sockets are, or stay, on another node: the second is the line to there.
+    /// The first is the stream to the source's shim. Answered by `Reply<()>`; how it ends is told to the watchers.
     Receive {
         /// The source.
         source: NodeAddress,
@@ -78,6 +90,9 @@ pub struct ShimStatus {
     pub pid: Option<i32>,
     /// Bytes of output so far.
     pub output_bytes: u64,
+    /// Where its sockets are, when not here.
+    #[serde(default)]
+    pub home: Option<HomeView>,
 }
 
 /// What a shim is doing.
@@ -95,6 +110,11 @@ pub enum ShimState {
     },
     /// The job is on its way here.
     Receiving,
+    /// The job runs on another node; its sockets are here.
+    Home {
+        /// The other node.
+        process: String,
+    },
     /// The job ended.
     Exited(Exit),
 }
@@ -108,6 +128,13 @@ pub enum ShimEvent {
     /// The job runs here under this epoch.
     Running {
         /// Epoch.
+        epoch: u64,
+    },
+    /// The job runs on that node; its sockets stay here.
+    Home {
+        /// The owner.
+        to: String,
+        /// Its epoch.
         epoch: u64,
     },
     /// A move from here began.

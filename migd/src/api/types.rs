@@ -236,6 +236,30 @@ pub enum CaptureEvent {
     Failed(ApiError),
 }
 
+/// Where a job's addresses and sockets are after a move.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum SocketPlace {
+    /// Where the job runs.
+    #[default]
+    Along,
+    /// Where they are now: the job's home, through which every byte passes from then on.
+    Home,
+}
+
+/// Where the sockets of a job are that runs on another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HomeView {
+    /// The node.
+    pub node: String,
+    /// Bytes sent there, for the job's peers.
+    pub sent_bytes: u64,
+    /// Bytes that came from there.
+    pub received_bytes: u64,
+    /// Why it can't be reached any more; the job's connections are lost then.
+    pub lost: Option<String>,
+}
+
 /// One timed part of a move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MovePhase {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::api::SocketPlace;
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 
@@ -186,6 +187,9 @@ pub struct MoveArgs {
     // Not `node`: that would be the global option.
     #[arg(value_name = "NODE", id = "to")]
     pub to: String,
+    /// Whether the job's sockets and address come along, or stay at home: where they are now, with every byte relayed
+    #[arg(long, value_name = "PLACE", value_enum, default_value_t)]
+    pub sockets: SocketPlace,
     /// Print the outcome as JSON
     #[arg(long)]
     pub json: bool,

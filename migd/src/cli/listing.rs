@@ -32,12 +32,21 @@ fn row(job: &JobView, now: u64) -> [String; 7] {
     [
         job.name.clone(),
         job.id.chars().take(12).collect(),
-        job.node.clone(),
+        place(job),
         job.address.to_string(),
         state(job, now),
         format!("{} ago", age(now.saturating_sub(job.created_ms))),
         command(&job.argv),
     ]
+}
+
+/// Where a job is, and where its sockets are if that is another node.
+pub fn place(job: &JobView) -> String {
+    match &job.home {
+        None => job.node.clone(),
+        Some(home) if home.lost.is_some() => format!("{} (home {} lost)", job.node, home.node),
+        Some(home) => format!("{} (home {})", job.node, home.node),
+    }
 }
 
 /// A job's state in words.

@@ -14,7 +14,7 @@ use crate::api::{ApiError, DaemonRequest, ErrorKind, JobView, MoveEvent, MoveOut
 /// `migd move`.
 pub async fn move_job(target: &Target, args: MoveArgs) -> anyhow::Result<ExitCode> {
     let client = target.client()?;
-    let request = DaemonRequest::Move { job: args.job, node: args.to };
+    let request = DaemonRequest::Move { job: args.job, node: args.to, sockets: args.sockets };
     let (job, mut connection) = client.open::<JobView>(&request).await?;
     let mut progress = Progress::new();
     let outcome = loop {

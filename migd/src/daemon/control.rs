@@ -17,7 +17,7 @@ use super::peer::protocol::PeerRequest;
 use super::{launch, members, moves};
 use crate::api::{
     ApiError, AttachInput, Connection, DaemonRequest, DaemonStatus, ErrorKind, JobInspection, JobView, Reply,
-    ShimRequest, SocketListing,
+    ShimRequest, SocketListing, SocketPlace,
 };
 use crate::net::SocketDescription;
 
@@ -91,10 +91,11 @@ async fn answer(node: &Arc<Node>, stream: UnixStream) -> io::Result<()> {
         DaemonRequest::Logs { job, follow, tail } => {
             stream_job(node, connection, logs(node, &job, follow, tail).await).await
         }
-        DaemonRequest::Move { job, node: to } => move_job(node, &mut connection, &job, &to).await,
-        DaemonRequest::Transfer { job, from_epoch, from_node, to_node } => {
+        DaemonRequest::Move { job, node: to, sockets } => move_job(node, &mut connection, &job, &to, sockets).await,
+        DaemonRequest::Owner { job } => reply(&mut connection, moves::owner(node, &job).await).await,
+        DaemonRequest::Transfer { job, from_epoch, from_node, to_node, home } => {
             let from = Owner { node: from_node, epoch: from_epoch };
-            reply(&mut connection, moves::transfer(node, &job, from, &to_node).await).await
+            reply(&mut connection, moves::transfer(node, &job, from, &to_node, home.as_deref()).await).await
         }
         DaemonRequest::JobExited { job, exit } => {
             tracing::debug!(job, %exit, "a shim says that its job ended");
@@ -221,7 +222,9 @@ async fn kill_once(node: &Arc<Node>, id: &str, signal: i32) -> Result<(), ApiErr
 /// [`ErrorKind::NotFound`] when it is not (or not any more) here, [`ErrorKind::Conflict`] when it is being moved or started.
 pub async fn kill_here(job: &LocalJob, signal: i32) -> Result<(), ApiError> {
     match job.standing().phase {
-        Phase::MovedAway { .. } | Phase::Failed(_) | Phase::Receiving => Err(locate::not_found(job.id())),
+        Phase::MovedAway { .. } | Phase::Failed(_) | Phase::Receiving | Phase::Home { .. } => {
+            Err(locate::not_found(job.id()))
+        }
         Phase::Ended(ended) => {
             let message = format!("job {} has ended: {}", job.label(), ended.exit);
             Err(ApiError::new(ErrorKind::Invalid, message))
@@ -380,11 +383,17 @@ async fn stream_packets(
     }
 }
 
-async fn move_job(node: &Arc<Node>, connection: &mut Connection, selector: &str, to: &str) -> io::Result<()> {
+async fn move_job(
+    node: &Arc<Node>,
+    connection: &mut Connection,
+    selector: &str,
+    to: &str,
+    sockets: SocketPlace,
+) -> io::Result<()> {
     let begin = async {
         let found = locate::find(node, selector).await?;
         let view = describe(node, &found).await?;
-        Ok((view, moves::begin(node, &found, to).await?))
+        Ok((view, moves::begin(node, &found, to, sockets).await?))
     };
     let (view, mut events) = match begin.await {
         Ok(begin) => begin,

@@ -32,6 +32,11 @@ pub enum Phase {
         /// Which.
         to: String,
     },
+    /// It runs on another node; its sockets are here.
+    Home {
+        /// The owner.
+        to: String,
+    },
     /// Its shim died; how it stands with the job is being found out.
     Unclear,
     /// It ended. Its log is kept until it is removed.
@@ -133,12 +138,13 @@ impl LocalJob {
             Phase::Moving { to } => (JobState::Moving, Some(to), None),
             Phase::Unclear => (JobState::Unreachable, None, None),
             Phase::Ended(ended) => (JobState::Exited, None, Some(ended)),
-            Phase::Receiving | Phase::Failed(_) | Phase::MovedAway { .. } => return None,
+            Phase::Receiving | Phase::Home { .. } | Phase::Failed(_) | Phase::MovedAway { .. } => return None,
         };
-        let pid = match state {
-            JobState::Running => self.ask::<ShimStatus>(&ShimRequest::Status).await.ok().and_then(|s| s.pid),
+        let status = match state {
+            JobState::Running => self.ask::<ShimStatus>(&ShimRequest::Status).await.ok(),
             _ => None,
         };
+        let (pid, home) = status.map_or((None, None), |status| (status.pid, status.home));
         let spec = &self.file.spec;
         Some(JobView {
             id: spec.id.clone(),
@@ -150,6 +156,7 @@ impl LocalJob {
             node: self.file.node.name.clone(),
             epoch,
             state,
+            home,
             moving_to,
             exit: ended.as_ref().map(|ended| ended.exit),
             finished_ms: ended.map(|ended| ended.finished_ms),

@@ -8,7 +8,7 @@ use cluster_addr::{JobRecord, NodeRecord};
 use super::jobs::{LocalJob, Phase};
 use super::node::Node;
 use super::peer::protocol::PeerRequest;
-use crate::api::{ApiError, ErrorKind, JobList, JobState, JobView};
+use crate::api::{ApiError, ErrorKind, HomeView, JobList, JobState, JobView};
 
 /// How long another node may take to list its jobs.
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,7 +62,12 @@ pub async fn find(node: &Arc<Node>, selector: &str) -> Result<Located, ApiError>
     for job in node.jobs.all() {
         let known = running.iter().any(|found| found.id == job.id());
         let phase = job.standing().phase;
-        if !known && !matches!(phase, Phase::Ended(_) | Phase::Receiving | Phase::MovedAway { .. } | Phase::Failed(_)) {
+        if !known
+            && !matches!(
+                phase,
+                Phase::Ended(_) | Phase::Receiving | Phase::Home { .. } | Phase::MovedAway { .. } | Phase::Failed(_)
+            )
+        {
             running.push(Located::of_local(&job));
         }
     }
@@ -214,6 +219,7 @@ pub fn from_record_only(record: &JobRecord) -> JobView {
         node: record.owner.node.clone(),
         epoch: record.owner.epoch,
         state: JobState::Unreachable,
+        home: record.home.clone().map(|node| HomeView { node, sent_bytes: 0, received_bytes: 0, lost: None }),
         moving_to: None,
         exit: None,
         finished_ms: None,

@@ -11,6 +11,7 @@ mod attach;
 mod capture;
 mod control;
 mod directory;
+mod home;
 mod jobs;
 mod join;
 mod launch;

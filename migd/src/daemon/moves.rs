@@ -12,13 +12,15 @@ use cluster_addr::{ClusterError, JobId, Owner, Transfer};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use super::home;
 use super::jobs::{LocalJob, Phase};
 use super::launch;
 use super::locate::Located;
 use super::node::Node;
 use super::peer::protocol::{self, MoveAnswer, MoveOffer, PeerRequest};
 use crate::api::{
-    ApiError, Connection, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, Reply, ShimRequest, TransferReply,
+    ApiError, Connection, ErrorKind, JobOwner, MoveEvent, MoveOutcome, NodeAddress, Reply, ShimRequest, SocketPlace,
+    TransferReply,
 };
 
 /// How long the target may take to prepare a shim.
@@ -34,7 +36,12 @@ const VERIFY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When it can't even be begun; the job was not disturbed then.
-pub async fn begin(node: &Arc<Node>, job: &Located, to: &str) -> Result<mpsc::UnboundedReceiver<MoveEvent>, ApiError> {
+pub async fn begin(
+    node: &Arc<Node>,
+    job: &Located,
+    to: &str,
+    sockets: SocketPlace,
+) -> Result<mpsc::UnboundedReceiver<MoveEvent>, ApiError> {
     if job.ended {
         return Err(ApiError::new(ErrorKind::Conflict, format!("job {} has ended", job.label())));
     }
@@ -42,7 +49,7 @@ pub async fn begin(node: &Arc<Node>, job: &Located, to: &str) -> Result<mpsc::Un
         return Err(ApiError::new(ErrorKind::Invalid, format!("job {} is on node {to} already", job.label())));
     }
     if job.node != node.name {
-        return relay(node, job, to).await;
+        return relay(node, job, to, sockets).await;
     }
     let target = node.find_node(to).await?;
     let local = node.jobs.get(&job.id).ok_or_else(|| super::locate::not_found(&job.id))?;
@@ -60,7 +67,7 @@ pub async fn begin(node: &Arc<Node>, job: &Located, to: &str) -> Result<mpsc::Un
     let target = NodeAddress { name: target.name, peer: target.peer, hops: target.hops };
     tokio::spawn(async move {
         tracing::info!(job = local.label(), to = target.name, "move begins");
-        let end = match carry_out(&node, &local, target, standing.epoch, &events).await {
+        let end = match carry_out(&node, &local, target, standing.epoch, sockets, &events).await {
             Ok(outcome) => MoveEvent::Done(outcome),
             Err(error) => MoveEvent::Failed(error),
         };
@@ -76,12 +83,14 @@ async fn carry_out(
     job: &LocalJob,
     target: NodeAddress,
     epoch: u64,
+    sockets: SocketPlace,
     events: &mpsc::UnboundedSender<MoveEvent>,
 ) -> Result<MoveOutcome, ApiError> {
     let record = node.cluster()?.job(&parse(job.id())?).await.map_err(|error| node.explain(error))?;
     let record = record.ok_or_else(|| super::locate::not_found(job.id()))?;
+    let line_to = home::line_to(node, &record, sockets).await?;
     let mut connection = node.peers.connect(target.peer).await?;
-    let offer = MoveOffer { spec: job.file.spec.clone(), record, source: node.address() };
+    let offer = MoveOffer { spec: job.file.spec.clone(), record, source: node.address(), line_to };
     let offer = PeerRequest::MoveOffer(Box::new(offer));
     let answer = connection.exchange::<Reply<MoveAnswer>>(&offer);
     let silent = |reason: String| {
@@ -102,7 +111,7 @@ async fn carry_out(
     };
     let shim = Connection::connect(&job.paths.socket()).await;
     let mut shim = shim.map_err(|error| lost(&format!("did not answer ({error})")))?;
-    let request = ShimRequest::MoveOut { target, epoch };
+    let request = ShimRequest::MoveOut { target, epoch, sockets };
     shim.send_with(&request, &[stream.as_fd()]).await.map_err(|error| lost(&format!("did not answer ({error})")))?;
     // The shim's from now on: were it kept open here, the other side could not see the shim's end.
     drop(stream);
@@ -118,10 +127,15 @@ async fn carry_out(
 }
 
 /// Has the job's own node move it.
-async fn relay(node: &Arc<Node>, job: &Located, to: &str) -> Result<mpsc::UnboundedReceiver<MoveEvent>, ApiError> {
+async fn relay(
+    node: &Arc<Node>,
+    job: &Located,
+    to: &str,
+    sockets: SocketPlace,
+) -> Result<mpsc::UnboundedReceiver<MoveEvent>, ApiError> {
     let owner = node.find_node(&job.node).await?;
     let mut connection = node.peers.connect(owner.peer).await?;
-    let request = PeerRequest::Move { id: job.id.clone(), node: to.to_owned() };
+    let request = PeerRequest::Move { id: job.id.clone(), node: to.to_owned(), sockets };
     let broken = |error: std::io::Error| {
         ApiError::new(ErrorKind::Unavailable, format!("the connection to node {} broke: {error}", owner.name))
     };
@@ -155,8 +169,14 @@ async fn relay(node: &Arc<Node>, job: &Located, to: &str) -> Result<mpsc::Unboun
 /// # Errors
 /// As the stream's or the shim's; the source then sees the stream end.
 pub async fn take(node: &Arc<Node>, mut stream: TcpStream, offer: MoveOffer) -> std::io::Result<()> {
-    let job = match prepare(node, &offer).await {
-        Ok(job) => job,
+    let epoch = offer.record.owner.epoch;
+    let line = home::connect(node, offer.line_to.as_ref(), &offer.spec.id, epoch).await;
+    let prepared = match line {
+        Ok(line) => prepare(node, &offer).await.map(|job| (job, line)),
+        Err(error) => Err(error.to_string()),
+    };
+    let (job, line) = match prepared {
+        Ok(prepared) => prepared,
         Err(reason) => {
             tracing::warn!(job = offer.spec.id, source = offer.source.name, reason, "refused a job");
             let answer = MoveAnswer::Refused { reasons: vec![reason] };
@@ -167,8 +187,9 @@ pub async fn take(node: &Arc<Node>, mut stream: TcpStream, offer: MoveOffer) -> 
     protocol::write(&mut stream, &Reply::Ok(MoveAnswer::Accepted)).await?;
     let stream = stream.into_std()?;
     let mut shim = Connection::connect(&job.paths.socket()).await?;
-    shim.send_with(&ShimRequest::Receive { source: offer.source }, &[stream.as_fd()]).await?;
-    drop(stream);
+    let descriptors: Vec<_> = std::iter::once(stream.as_fd()).chain(line.as_ref().map(AsFd::as_fd)).collect();
+    shim.send_with(&ShimRequest::Receive { source: offer.source }, &descriptors).await?;
+    drop((stream, line));
     match shim.receive::<Reply<()>>().await? {
         Some(Reply::Ok(())) => Ok(()),
         Some(Reply::Error(error)) => Err(std::io::Error::other(error)),
@@ -183,6 +204,10 @@ async fn prepare(node: &Arc<Node>, offer: &MoveOffer) -> Result<Arc<LocalJob>, S
     // The job may have left this node a moment ago, with its former shim still clearing away.
     let deadline = tokio::time::Instant::now() + CLEARING;
     while let Some(former) = node.jobs.get(&offer.spec.id) {
+        if matches!(former.standing().phase, Phase::Home { .. }) {
+            // Its shim has the sockets, and takes the process back.
+            return Ok(former);
+        }
         let leaving = matches!(former.standing().phase, Phase::MovedAway { .. } | Phase::Failed(_) | Phase::Unclear);
         if !leaving || tokio::time::Instant::now() > deadline {
             return Err(format!("node {} still has something of job {}; see `migd ps`", node.name, former.label()));
@@ -193,7 +218,13 @@ async fn prepare(node: &Arc<Node>, offer: &MoveOffer) -> Result<Arc<LocalJob>, S
 }
 
 /// The change of owner that a shim asks for. Never guesses: what is not known is `Unknown`.
-pub async fn transfer(node: &Arc<Node>, job: &str, from: Owner, to: &str) -> Result<TransferReply, ApiError> {
+pub async fn transfer(
+    node: &Arc<Node>,
+    job: &str,
+    from: Owner,
+    to: &str,
+    home: Option<&str>,
+) -> Result<TransferReply, ApiError> {
     let id = parse(job)?;
     let unknown = |error: &dyn std::fmt::Display| TransferReply::Unknown { reason: error.to_string() };
     let cluster = match node.cluster() {
@@ -201,7 +232,7 @@ pub async fn transfer(node: &Arc<Node>, job: &str, from: Owner, to: &str) -> Res
         Err(error) => return Ok(unknown(&error)),
     };
     let wanted = Owner { node: to.to_owned(), epoch: from.epoch.saturating_add(1) };
-    let reply = match cluster.transfer(&id, &from, to, node.known_job(job).as_ref()).await {
+    let reply = match cluster.transfer_leaving(&id, &from, to, home, node.known_job(job).as_ref()).await {
         Ok(Transfer::Won(owner)) => TransferReply::Won { epoch: owner.epoch },
         // An earlier try, whose answer got lost, had made it.
         Ok(Transfer::Lost(Some(owner))) if owner == wanted => TransferReply::Won { epoch: owner.epoch },
@@ -221,6 +252,15 @@ pub async fn transfer(node: &Arc<Node>, job: &str, from: Owner, to: &str) -> Res
     };
     tracing::info!(job, ?from, to, ?reply, "transfer");
     Ok(reply)
+}
+
+/// Who has a job, for a home that has lost sight of it.
+///
+/// # Errors
+/// When the directory does not answer.
+pub async fn owner(node: &Arc<Node>, job: &str) -> Result<Option<JobOwner>, ApiError> {
+    let record = node.cluster()?.job(&parse(job)?).await.map_err(|error| node.explain(error))?;
+    Ok(record.map(|record| JobOwner { node: record.owner.node, epoch: record.owner.epoch }))
 }
 
 fn lost(owner: Option<Owner>) -> TransferReply {

@@ -72,11 +72,12 @@ async fn take(node: &Arc<Node>, cluster: &Cluster, change: Change) {
 }
 
 async fn apply(node: &Arc<Node>, record: &JobRecord) {
-    if record.owner.node == node.name {
+    let at = record.addressed_at();
+    if at == node.name {
         unroute(node, record);
         return;
     }
-    let owner = match node.find_node(&record.owner.node).await {
+    let owner = match node.find_node(at).await {
         Ok(owner) => owner,
         Err(error) => {
             tracing::warn!(job = %record.id, %error, "can't route to the job");

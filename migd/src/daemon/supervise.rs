@@ -103,6 +103,7 @@ fn note(node: &Arc<Node>, job: &LocalJob, event: &ShimEvent) {
         ShimEvent::Receiving => job.set(Phase::Receiving, None),
         ShimEvent::Running { epoch } => job.set(Phase::Running, Some(*epoch)),
         ShimEvent::Moving { to } => job.set(Phase::Moving { to: to.clone() }, None),
+        ShimEvent::Home { to, epoch } => job.set(Phase::Home { to: to.clone() }, Some(*epoch)),
         ShimEvent::Moved { to, epoch } => {
             tracing::info!(job = job.label(), to, epoch, "moved away");
             job.set(Phase::MovedAway { to: to.clone() }, Some(*epoch));

@@ -163,9 +163,9 @@ impl Shim {
                 }
             }
             ShimRequest::Attach { from_offset, .. } => self.attach(connection, from_offset).await,
-            ShimRequest::MoveOut { target, epoch } => self.move_out(connection, target, epoch).await,
+            ShimRequest::MoveOut { target, epoch, .. } => self.move_out(connection, target, epoch).await,
             ShimRequest::Receive { .. } => self.receive(connection).await,
-            ShimRequest::Cancel => {}
+            ShimRequest::Line { .. } | ShimRequest::Cancel => {}
         }
     }
 
@@ -240,6 +240,7 @@ impl Shim {
             from_epoch: *epoch,
             from_node: spec.env[0].1.clone(),
             to_node: node.name.clone(),
+            home: None,
         };
         let client = Client::new(control.clone());
         let won = loop {
@@ -352,7 +353,7 @@ impl Daemon {
     }
 
     async fn move_job(&self, job: &str, node: &str) -> MoveEvent {
-        let request = DaemonRequest::Move { job: job.into(), node: node.into() };
+        let request = DaemonRequest::Move { job: job.into(), node: node.into(), sockets: SocketPlace::Along };
         let (_, mut connection) = self.client.open::<JobView>(&request).await.unwrap();
         loop {
             match connection.receive::<MoveEvent>().await.unwrap().expect("an end") {
@@ -369,7 +370,7 @@ impl Daemon {
 
     async fn transfer(&self, job: &JobView, from_epoch: u64, from: &str, to: &str) -> TransferReply {
         let (job, from_node, to_node) = (job.id.clone(), from.to_owned(), to.to_owned());
-        self.client.ask(&DaemonRequest::Transfer { job, from_epoch, from_node, to_node }).await.unwrap()
+        self.client.ask(&DaemonRequest::Transfer { job, from_epoch, from_node, to_node, home: None }).await.unwrap()
     }
 }
 
@@ -505,7 +506,7 @@ async fn a_move_that_fails_leaves_the_job_where_it_was() {
     let seen = until(async || b.job("web").await.filter(|job| job.state == JobState::Running)).await;
     assert_eq!((seen.node.as_str(), seen.epoch), ("A", 1));
     until(async || (!b.paths.job(&job.id).root().exists()).then_some(())).await;
-    let to_itself = DaemonRequest::Move { job: "web".into(), node: "A".into() };
+    let to_itself = DaemonRequest::Move { job: "web".into(), node: "A".into(), sockets: SocketPlace::Along };
     assert_eq!(kind(a.client.open::<JobView>(&to_itself).await.unwrap_err()), ErrorKind::Invalid);
 }
 

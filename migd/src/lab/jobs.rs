@@ -5,7 +5,9 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use super::{Lab, ask};
-use crate::api::{Client, DaemonRequest, JobList, JobView, MoveEvent, MoveOutcome, MoveSummary, RunRequest};
+use crate::api::{
+    Client, DaemonRequest, JobList, JobView, MoveEvent, MoveOutcome, MoveSummary, RunRequest, SocketPlace,
+};
 
 /// A completed move, with the times at which its request was made and its end was known.
 #[derive(Debug, Clone)]
@@ -42,10 +44,18 @@ impl Lab {
     /// # Errors
     /// When the daemon could not carry it out or its outcome is not known.
     pub fn try_move(&self, job: &str, from: &str, to: &str) -> anyhow::Result<MoveOutcome> {
+        self.try_move_with(job, from, to, SocketPlace::Along)
+    }
+
+    /// As [`Lab::try_move`], with the job's sockets there or at home.
+    ///
+    /// # Errors
+    /// As [`Lab::try_move`].
+    pub fn try_move_with(&self, job: &str, from: &str, to: &str, sockets: SocketPlace) -> anyhow::Result<MoveOutcome> {
         let client = Client::new(self.control(from));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let request = DaemonRequest::Move { job: job.to_owned(), node: to.to_owned() };
+            let request = DaemonRequest::Move { job: job.to_owned(), node: to.to_owned(), sockets };
             let (_, mut events) = client.open::<JobView>(&request).await?;
             loop {
                 match events.receive::<MoveEvent>().await? {
@@ -63,8 +73,16 @@ impl Lab {
     /// # Errors
     /// As [`Lab::try_move`], and when the job did not move.
     pub fn move_job(&self, job: &str, from: &str, to: &str) -> anyhow::Result<Moved> {
+        self.move_job_with(job, from, to, SocketPlace::Along)
+    }
+
+    /// As [`Lab::move_job`], with the job's sockets there or at home.
+    ///
+    /// # Errors
+    /// As [`Lab::move_job`].
+    pub fn move_job_with(&self, job: &str, from: &str, to: &str, sockets: SocketPlace) -> anyhow::Result<Moved> {
         let began = Instant::now();
-        let outcome = self.try_move(job, from, to);
+        let outcome = self.try_move_with(job, from, to, sockets);
         let ended = Instant::now();
         match outcome.with_context(|| format!("the move of {job} from {from} to {to} failed"))? {
             MoveOutcome::Moved(summary) => Ok(Moved { summary, began, ended }),

@@ -31,6 +31,6 @@ pub use capture::{PacketStream, RecordingImage, section};
 pub use config::NetConfig;
 pub use describe::{SocketDescription, TcpDetail};
 pub use filter::filter;
-pub use home::{AwayImage, Board, Guest, HomeState, HomeView, LineId, Visitor};
+pub use home::{AwayImage, Board, Guest, HomeState, LineBoard, Visitor};
 pub use interface::furnish_namespace;
-pub use plane::{LineView, NetError, NetImage, NetPlane};
+pub use plane::{NetError, NetImage, NetPlane};

@@ -79,17 +79,6 @@ impl NetError {
     }
 }
 
-/// The line to a job's home, as seen from where the process is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LineView {
-    /// Bytes sent to the home.
-    pub sent_bytes: u64,
-    /// Bytes that came from it.
-    pub received_bytes: u64,
-    /// Why it is of no use any more.
-    pub lost: Option<String>,
-}
-
 /// What the net thread is asked.
 pub(super) enum Command {
     /// With `stays` a stack that is here is to become the job's home.
@@ -111,8 +100,6 @@ pub(super) enum Command {
     },
     /// The job is lost to this home, for this reason.
     Abandon(String),
-    /// What of a home is of interest elsewhere.
-    Line(Sender<Option<LineView>>),
     Resume(Sender<()>),
     Retire(Sender<OwnedFd>),
     Record {
@@ -227,11 +214,6 @@ impl NetPlane {
     /// For a home: the process is lost; its peers are to hear that.
     pub fn abandon(&self, reason: String) {
         self.tell(Command::Abandon(reason));
-    }
-
-    /// For a plane whose sockets are at home: how the line to it is.
-    pub fn line(&self) -> Option<LineView> {
-        self.ask(Command::Line).ok().flatten()
     }
 
     fn tell(&self, command: Command) {

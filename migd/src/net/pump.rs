@@ -19,7 +19,7 @@ use super::bridge::{Bridge, SocketKey};
 use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
 use super::home::{Away, Deputy, Guest};
-use super::plane::{Command, LineView, Mailbox, NetError, NetImage};
+use super::plane::{Command, Mailbox, NetError, NetImage};
 use super::stack::Stack;
 use super::wire::{Amount, WHOLE, Wire};
 
@@ -122,7 +122,7 @@ impl Pump {
                 let stack = match (stack, away, home) {
                     (Some(stack), ..) => Stack::here(netstack::Stack::thaw(*stack, clock.now(), stack_config)?),
                     (None, Some(image), Some((guest, epoch))) => {
-                        let away = Away::new(guest.into_fd(), epoch, image);
+                        let away = Away::new(guest, epoch, image);
                         away.watch(&epoll, TOKEN_AWAY).map_err(watch("watch the line to the job's home"))?;
                         Stack::Away(Box::new(away))
                     }
@@ -411,13 +411,6 @@ impl Pump {
                         home.abandon(reason, stack, now);
                         self.round();
                     }
-                }
-                Command::Line(answer) => {
-                    let view = self.bridge.stack.as_away().map(|away| {
-                        let (sent_bytes, received_bytes) = away.totals();
-                        LineView { sent_bytes, received_bytes, lost: away.lost().map(str::to_owned) }
-                    });
-                    drop(answer.send(view));
                 }
                 Command::Resume(answer) => {
                     self.unpark();

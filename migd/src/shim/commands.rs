@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, channel as queue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{MoveEvent, NodeAddress};
-use crate::net::{NetError, PacketStream, SocketDescription};
+use crate::api::{MoveEvent, NodeAddress, SocketPlace};
+use crate::net::{NetError, PacketStream, SocketDescription, Visitor};
 
 /// A request for the main thread.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub enum Command {
         target: NodeAddress,
         /// The epoch under which the daemon believes the job to be here.
         epoch: u64,
+        /// Where its sockets are to be.
+        sockets: SocketPlace,
         /// The connection to the target's shim.
         stream: OwnedFd,
         /// Who watches.
@@ -44,6 +46,17 @@ pub enum Command {
         source: NodeAddress,
         /// The connection to the source's shim.
         stream: OwnedFd,
+        /// The line to the node with its sockets, if those are or stay elsewhere.
+        line: Option<OwnedFd>,
+    },
+    /// Wait for another node, which may get the process.
+    Line {
+        /// The line to it.
+        line: OwnedFd,
+        /// Who it is.
+        visitor: Visitor,
+        /// Gets an answer when the node is waited for.
+        reply: oneshot::Sender<()>,
     },
     /// Give up waiting for the job.
     Cancel,

@@ -14,12 +14,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::commands::{Asker, Command};
 use super::output::Reader;
 use super::stdio::{Hold, Stdio};
-use super::{Shared, is_final};
+use super::{Shared, has_left, is_final};
 use crate::api::{
     ApiError, AttachEvent, AttachInput, CaptureEvent, Connection, ErrorKind, MoveEvent, Output, Receiver, Reply,
     Sender, ShimEvent, ShimRequest, ShimState, ShimStatus,
 };
 use crate::net::SocketDescription;
+use crate::net::Visitor;
 
 /// How long those who listen may take to hear the end.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -134,16 +135,20 @@ impl Server {
                 self.attach(connection, from_offset, follow, input).await
             }
             ShimRequest::Watch => self.watch(connection).await,
-            ShimRequest::MoveOut { target, epoch } => {
+            ShimRequest::MoveOut { target, epoch, sockets } => {
                 let (progress, events) = mpsc::unbounded_channel();
                 if let Some(stream) = connection.take_descriptor() {
-                    self.asker.ask(Command::MoveOut { target, epoch, stream, progress });
+                    self.asker.ask(Command::MoveOut { target, epoch, sockets, stream, progress });
                 } else {
                     let error = ApiError::new(ErrorKind::Invalid, "the move came without its connection");
                     // The receiver is right here.
                     let _ = progress.send(MoveEvent::Failed(error));
                 }
                 forward(events, connection).await
+            }
+            ShimRequest::Line { from, epoch } => {
+                let answer = self.line(Visitor { node: from, epoch }, &mut connection).await;
+                connection.send(&Reply::from(answer)).await
             }
             ShimRequest::Receive { source } => {
                 let answer = self.receive(source, &mut connection);
@@ -165,12 +170,13 @@ impl Server {
     }
 
     fn receive(&self, source: crate::api::NodeAddress, connection: &mut Connection) -> Result<(), ApiError> {
-        if self.shared.status().state != ShimState::Receiving {
+        if !matches!(self.shared.status().state, ShimState::Receiving | ShimState::Home { .. }) {
             return Err(ApiError::new(ErrorKind::Conflict, format!("job {} runs here", self.shared.file.spec.name)));
         }
         let stream = connection.take_descriptor();
         let stream = stream.ok_or_else(|| ApiError::new(ErrorKind::Invalid, "the move came without its connection"))?;
-        self.asker.ask(Command::Receive { source, stream });
+        let line = connection.take_descriptor();
+        self.asker.ask(Command::Receive { source, stream, line });
         Ok(())
     }
 
@@ -184,7 +190,19 @@ impl Server {
             shim_pid: std::process::id(),
             pid: status.root.map(sys::Pid::as_raw),
             output_bytes,
+            home: self.shared.home(),
         }
+    }
+
+    async fn line(&self, visitor: Visitor, connection: &mut Connection) -> Result<(), ApiError> {
+        let line = connection.take_descriptor();
+        let line = line.ok_or_else(|| ApiError::new(ErrorKind::Invalid, "the line came without its connection"))?;
+        let (reply, answer) = oneshot::channel();
+        self.asker.ask(Command::Line { line, visitor, reply });
+        answer.await.map_err(|_| {
+            let name = &self.shared.file.spec.name;
+            ApiError::new(ErrorKind::Unavailable, format!("the sockets of job {name} are not on this node"))
+        })
     }
 
     async fn inspect(&self) -> Result<serde_json::Value, ApiError> {
@@ -239,9 +257,9 @@ impl Server {
             }
         }
         // The network is gone from here; why is told in a moment.
-        let ended = tokio::time::timeout(FAREWELL, event.wait_for(|event| event.as_ref().is_some_and(is_final))).await;
+        let ended = tokio::time::timeout(FAREWELL, event.wait_for(|event| event.as_ref().is_some_and(has_left))).await;
         let last = match ended.ok().and_then(|ended| ended.ok()?.clone()) {
-            Some(ShimEvent::Moved { to, .. }) => CaptureEvent::Moved { node: to },
+            Some(ShimEvent::Moved { to, .. } | ShimEvent::Home { to, .. }) => CaptureEvent::Moved { node: to },
             Some(ShimEvent::Failed(error)) => CaptureEvent::Failed(error),
             Some(ShimEvent::Exited(_)) => CaptureEvent::Ended,
             _ => {
@@ -304,7 +322,7 @@ impl Server {
         let mut stdio = self.shared.stdio.subscribe();
         let stdio = tokio::select! {
             ready = stdio.wait_for(Option::is_some) => ready.ok().and_then(|stdio| stdio.clone()),
-            _ = event.wait_for(|event| event.as_ref().is_some_and(is_final)) => None,
+            _ = event.wait_for(|event| event.as_ref().is_some_and(has_left)) => None,
         };
         let Some(stdio) = stdio else {
             let name = &self.shared.file.spec.name;
@@ -363,7 +381,9 @@ impl Attachment {
             self.send_output().await?;
             match event {
                 Some(ShimEvent::Exited(exit)) => return self.sender.send(&AttachEvent::Exited(exit)).await,
-                Some(ShimEvent::Moved { to, .. }) => return self.sender.send(&AttachEvent::Moved { node: to }).await,
+                Some(ShimEvent::Moved { to, .. } | ShimEvent::Home { to, .. }) => {
+                    return self.sender.send(&AttachEvent::Moved { node: to }).await;
+                }
                 Some(ShimEvent::Failed(error)) => return self.sender.send(&AttachEvent::Failed(error)).await,
                 _ if !self.follow => return self.sender.send(&AttachEvent::CaughtUp).await,
                 _ => {}

@@ -9,7 +9,7 @@ use handoff::Ownership;
 use handoff::message::Claim;
 use serde::de::DeserializeOwned;
 
-use crate::api::{DaemonRequest, DaemonStatus, DirectoryHealth, Reply, TransferReply, frame};
+use crate::api::{DaemonRequest, DaemonStatus, DirectoryHealth, JobOwner, Reply, TransferReply, frame};
 
 /// How long the daemon may take. The directory may be on another node, behind a restart.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -39,12 +39,15 @@ fn ask_over<R: DeserializeOwned>(mut stream: UnixStream, request: &DaemonRequest
 
 /// Asks the directory to make `to` the owner of what `claim` describes. Whatever goes wrong on the way is an unknown
 /// answer: the swap may have been made.
-pub fn transfer(control: &Path, claim: &Claim, to: &str) -> Ownership {
+///
+/// `home` is the node with the job's sockets then, when that is not `to`.
+pub fn transfer(control: &Path, claim: &Claim, to: &str, home: Option<&str>) -> Ownership {
     let request = DaemonRequest::Transfer {
         job: claim.job.clone(),
         from_epoch: claim.epoch,
         from_node: claim.source.clone(),
         to_node: to.to_owned(),
+        home: home.map(str::to_owned),
     };
     let stream = match UnixStream::connect(control) {
         Ok(stream) => stream,
@@ -67,6 +70,14 @@ pub fn transfer(control: &Path, claim: &Claim, to: &str) -> Ownership {
             Ownership::Unknown
         }
     }
+}
+
+/// Who the directory says has the job; none when it has ended.
+///
+/// # Errors
+/// When the daemon or the directory does not answer.
+pub fn owner(control: &Path, job: &str) -> io::Result<Option<JobOwner>> {
+    ask(control, &DaemonRequest::Owner { job: job.to_owned() })
 }
 
 /// Whether the daemon and the directory answer now. Asked before a job is frozen: without them the move can't be

@@ -11,11 +11,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::commands::{Command, Commands};
+use super::home::Home;
 use super::links::Links;
 use super::stdio::{ProgramEnds, Stdio};
+use super::transfer::Outcome;
 use super::{Shared, daemon, transfer};
 use crate::api::{DaemonRequest, Exit, ExitFile, ShimEvent, unix_ms};
-use crate::net::{NetConfig, NetPlane, furnish_namespace};
+use crate::net::{NetConfig, NetPlane, Visitor, furnish_namespace};
 
 /// The announcements after the first, counted from it: a neighbour may have missed one.
 const REPEAT_ANNOUNCEMENT: [Duration; 3] =
@@ -23,9 +25,9 @@ const REPEAT_ANNOUNCEMENT: [Duration; 3] =
 /// How long a job that is to end may take after SIGTERM.
 const TERMINATION: Duration = Duration::from_secs(10);
 /// How long the stack may go on, after the job's end, with what its peers have not acknowledged.
-const LINGER: Duration = Duration::from_secs(20);
+pub(super) const LINGER: Duration = Duration::from_secs(20);
 /// How often the stack is asked whether it is done.
-const LINGER_STEP: Duration = Duration::from_millis(50);
+pub(super) const LINGER_STEP: Duration = Duration::from_millis(50);
 
 /// A job that runs here.
 #[derive(Debug)]
@@ -38,6 +40,19 @@ pub struct Job {
     pub(super) epoch: u64,
     pub(super) root: sys::Pid,
     pub(super) announced: Announced,
+    /// The node with its sockets, when they are not here.
+    pub(super) home: Option<String>,
+    /// Lines from nodes that may get the process while the sockets stay here.
+    pub(super) lines: Vec<(OwnedFd, Visitor)>,
+}
+
+/// What became of a job that does not run here any more.
+#[derive(Debug)]
+pub enum Left {
+    /// Nothing of it is here.
+    Gone,
+    /// Its sockets are here.
+    Home(Box<Home>),
 }
 
 /// What a job needs around it, before there is a process.
@@ -114,7 +129,18 @@ pub fn launch(shared: &Arc<Shared>) -> anyhow::Result<Job> {
     shared.tell_running(epoch, root);
     tracing::info!(root = root.as_raw(), device = links.device(), "the job runs");
     let shared = Arc::clone(shared);
-    Ok(Job { shared, sandbox, links, plane, stdio, epoch, root, announced: Announced::now() })
+    Ok(Job {
+        shared,
+        sandbox,
+        links,
+        plane,
+        stdio,
+        epoch,
+        root,
+        announced: Announced::now(),
+        home: None,
+        lines: Vec::new(),
+    })
 }
 
 fn command(shared: &Shared, stdio: ProgramEnds) -> CommandSpec {
@@ -134,16 +160,19 @@ fn command(shared: &Shared, stdio: ProgramEnds) -> CommandSpec {
 
 impl Job {
     /// Lives with the job until it ends or moves away.
-    pub fn serve(mut self, queue: &mut Commands) -> anyhow::Result<()> {
+    pub fn serve(mut self, queue: &mut Commands) -> anyhow::Result<Left> {
         let mut status = None;
         let mut kill_at: Option<Instant> = None;
         loop {
             while let Some(event) = self.sandbox.next_event()? {
                 match event {
                     Event::RootExited { status: how } => status = Some(how),
-                    Event::JobEmpty => return self.end(status),
+                    Event::JobEmpty => return self.end(status).map(|()| Left::Gone),
                     // Somebody killed init.
-                    Event::Gone => return self.end(Some(status.unwrap_or(ExitStatus::Signal(nix::libc::SIGKILL)))),
+                    Event::Gone => {
+                        let status = status.unwrap_or(ExitStatus::Signal(nix::libc::SIGKILL));
+                        return self.end(Some(status)).map(|()| Left::Gone);
+                    }
                 }
             }
             while let Some(command) = queue.take() {
@@ -159,11 +188,16 @@ impl Job {
                         let stream = self.plane.record(number, snap_length);
                         let _ = reply.send(stream.map(|stream| (stream, self.links.device().to_string())));
                     }
-                    Command::MoveOut { target, epoch, stream, progress } => {
-                        match transfer::move_out(self, target, epoch, stream, progress)? {
-                            Some(job) => self = job,
-                            None => return Ok(()),
+                    Command::MoveOut { target, epoch, sockets, stream, progress } => {
+                        match transfer::move_out(self, target, epoch, sockets, stream, progress)? {
+                            Outcome::Stayed(job) => self = *job,
+                            Outcome::Left(left) => return Ok(left),
                         }
+                        self.lines.clear();
+                    }
+                    Command::Line { line, visitor, reply } if self.home.is_none() => {
+                        self.lines.push((line, visitor));
+                        let _ = reply.send(());
                     }
                     Command::Shutdown => {
                         tracing::info!("the shim was told to end");
@@ -172,20 +206,20 @@ impl Job {
                         let _ = nix::sys::signal::kill(self.root, nix::sys::signal::Signal::SIGTERM);
                     }
                     // For a shim that receives; here they come too late.
-                    Command::Receive { .. } | Command::Cancel => {}
+                    Command::Line { .. } | Command::Receive { .. } | Command::Cancel => {}
                 }
             }
             if kill_at.is_some_and(|at| at <= Instant::now()) {
-                return self.end(status);
+                return self.end(status).map(|()| Left::Gone);
             }
             self.repeat_announcement();
-            let wake_at = [self.announced.next(), kill_at].into_iter().flatten().min();
+            let wake_at = [self.announced.next().filter(|_| self.home.is_none()), kill_at].into_iter().flatten().min();
             wait_for(&[self.sandbox.events(), queue.as_fd()], wake_at)?;
         }
     }
 
     fn repeat_announcement(&mut self) {
-        while self.announced.next().is_some_and(|at| at <= Instant::now()) {
+        while self.home.is_none() && self.announced.next().is_some_and(|at| at <= Instant::now()) {
             self.announced.repeated += 1;
             self.links.repeat_announcement();
         }
@@ -212,7 +246,9 @@ impl Job {
         while Instant::now() < until && !self.plane.is_quiet() {
             std::thread::sleep(LINGER_STEP);
         }
-        self.links.withdraw();
+        if self.home.is_none() {
+            self.links.withdraw();
+        }
         let request = DaemonRequest::JobExited { job: self.shared.file.spec.id.clone(), exit };
         if let Err(error) = daemon::ask::<()>(&self.shared.file.control, &request) {
             // It finds the file when it is back.
@@ -230,8 +266,12 @@ impl Job {
             Ok(reasons) => (reasons, None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
+        let home = self.shared.home();
+        let home_bytes = home.as_ref().map_or(0, |home| home.sent_bytes + home.received_bytes);
         serde_json::json!({
             "device": self.links.device(),
+            "home": home,
+            "home_bytes": home_bytes,
             "sockets": socket_counts(&self.plane.describe()),
             "stay_reasons": stay,
             "stay_reasons_error": error,

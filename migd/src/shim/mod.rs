@@ -4,7 +4,7 @@
 //!
 //! | thread | what it does |
 //! | --- | --- |
-//! | main | owns the [`job::Job`]: launch, exit, moves. Every ptrace call and the job's parent-death signal belong to it |
+//! | main | owns the [`job::Job`] (or, when the process is elsewhere, the [`home::Home`]): launch, exit, moves. Every ptrace call and the job's parent-death signal belong to it |
 //! | control | a tokio runtime that serves `shim.sock` ([`control`]) and asks the main thread for what only it can do |
 //! | stdio | moves the job's standard input and output ([`stdio`]) |
 //! | net | the packet pump and bridge (`crate::net`) |
@@ -22,6 +22,7 @@ pub mod output;
 mod commands;
 mod control;
 mod daemon;
+mod home;
 mod job;
 mod stdio;
 mod transfer;
@@ -33,9 +34,11 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 use tokio::sync::watch;
 
-use crate::api::{ApiError, ErrorKind, JobFile, JobPaths, ShimEvent, ShimState};
+use crate::api::{ApiError, ErrorKind, HomeView, JobFile, JobPaths, ShimEvent, ShimState};
+use crate::net::LineBoard;
 
 use commands::Commands;
+use job::Left;
 use stdio::Stdio;
 
 /// Arguments of `migd shim`.
@@ -56,6 +59,8 @@ struct Shared {
     /// There once the job has its streams.
     stdio: watch::Sender<Option<Arc<Stdio>>>,
     status: Mutex<Status>,
+    /// The node with the job's sockets and the line to it, when they are not here.
+    home: Mutex<Option<(String, LineBoard)>>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,7 +78,7 @@ impl Shared {
         let status = Status { state, epoch: file.epoch, root: None };
         let (event, _) = watch::channel(first);
         let (stdio, _) = watch::channel(None);
-        Shared { file, paths, event, stdio, status: Mutex::new(status) }
+        Shared { file, paths, event, stdio, status: Mutex::new(status), home: Mutex::default() }
     }
 
     fn status(&self) -> Status {
@@ -82,6 +87,16 @@ impl Shared {
 
     fn set_status(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+
+    /// Where the job's sockets are, when they are not here.
+    fn home(&self) -> Option<HomeView> {
+        let home = self.home.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        home.as_ref().map(|(node, line)| line.view(node))
+    }
+
+    fn set_home(&self, home: Option<(String, LineBoard)>) {
+        *self.home.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = home;
     }
 
     fn tell(&self, event: ShimEvent) {
@@ -98,6 +113,11 @@ impl Shared {
 /// Whether this event is the last.
 fn is_final(event: &ShimEvent) -> bool {
     matches!(event, ShimEvent::Failed(_) | ShimEvent::Exited(_) | ShimEvent::Moved { .. })
+}
+
+/// Whether the job does not run here any more after this.
+fn has_left(event: &ShimEvent) -> bool {
+    is_final(event) || matches!(event, ShimEvent::Home { .. })
 }
 
 /// Runs a job's shim until the job has ended or moved away.
@@ -137,7 +157,16 @@ fn live(shared: &Arc<Shared>, mut queue: Commands) -> anyhow::Result<()> {
     } else {
         job::launch(shared)?
     };
-    job.serve(&mut queue)
+    let mut job = job;
+    loop {
+        job = match job.serve(&mut queue)? {
+            Left::Gone => return Ok(()),
+            Left::Home(home) => match home.serve(&mut queue)? {
+                Some(job) => job,
+                None => return Ok(()),
+            },
+        };
+    }
 }
 
 /// What the user is told of a failure.

@@ -392,7 +392,7 @@ pub fn start_move<'a>(
     to.0.runtime.block_on(receiving.send_with(&request, &[streams.1.as_fd()])).unwrap();
     assert_eq!(to.0.receive::<Reply<()>>(&mut receiving), Some(Reply::Ok(())));
     let mut connection = from.0.connect();
-    let request = ShimRequest::MoveOut { target: to.1.address(), epoch };
+    let request = ShimRequest::MoveOut { target: to.1.address(), epoch, sockets: migd::api::SocketPlace::Along };
     from.0.runtime.block_on(connection.send_with(&request, &[streams.0.as_fd()])).unwrap();
     Moving { from: from.0, connection }
 }

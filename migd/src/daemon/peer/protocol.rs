@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use crate::api::{JobSpec, NodeAddress, RunRequest, frame};
+use crate::api::{JobSpec, NodeAddress, RunRequest, SocketPlace, frame};
 
 /// Version of this protocol. Daemons with different ones refuse each other.
 pub const PROTOCOL: u32 = 1;
@@ -118,6 +118,18 @@ pub enum PeerRequest {
         id: String,
         /// Target node.
         node: String,
+        /// Where its sockets are to be.
+        #[serde(default)]
+        sockets: SocketPlace,
+    },
+    /// `()`. After that the connection belongs to the shims: it is the line between the node that asks and the job's home.
+    Line {
+        /// Full id.
+        id: String,
+        /// The node that asks.
+        from: NodeAddress,
+        /// The epoch at which its move starts.
+        epoch: u64,
     },
     /// `MoveAnswer`. After `Accepted` the connection belongs to the shims.
     MoveOffer(Box<MoveOffer>),
@@ -141,6 +153,9 @@ pub struct MoveOffer {
     pub record: JobRecord,
     /// The source.
     pub source: NodeAddress,
+    /// The node with the job's sockets, when the target needs a line to it.
+    #[serde(default)]
+    pub line_to: Option<NodeAddress>,
 }
 
 /// Answer to a [`MoveOffer`].
@@ -242,6 +257,7 @@ mod tests {
             node: "A".into(),
             epoch: 1,
             state: JobState::Running,
+            home: Some(crate::api::HomeView { node: "B".into(), sent_bytes: 1, received_bytes: 2, lost: None }),
             moving_to: None,
             exit: None,
             finished_ms: None,

@@ -11,10 +11,10 @@ use tokio::time::timeout;
 
 use super::client::set_options;
 use super::protocol::{self, Hello, MAGIC, PROTOCOL, PeerRequest, Pong, Welcome};
-use crate::api::{ApiError, ErrorKind, Reply};
+use crate::api::{ApiError, ErrorKind, Reply, SocketPlace};
 use crate::daemon::directory::Place;
 use crate::daemon::node::Node;
-use crate::daemon::{attach, capture, control, directory, launch, locate, moves};
+use crate::daemon::{attach, capture, control, directory, home, launch, locate, moves};
 
 /// How long the other side may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,7 +63,8 @@ async fn converse(node: &Arc<Node>, mut stream: TcpStream) -> io::Result<()> {
                 let request = capture::Request { id, number, snap_length };
                 return serve_capture(node, stream, request).await;
             }
-            PeerRequest::Move { id, node: to } => return serve_move(node, stream, &id, &to).await,
+            PeerRequest::Move { id, node: to, sockets } => return serve_move(node, stream, &id, &to, sockets).await,
+            PeerRequest::Line { id, from, epoch } => return home::serve_line(node, stream, &id, from, epoch).await,
             PeerRequest::MoveOffer(offer) => return moves::take(node, stream, *offer).await,
             other => answer(node, &mut stream, other).await?,
         }
@@ -138,6 +139,7 @@ async fn answer(node: &Arc<Node>, stream: &mut TcpStream, request: PeerRequest) 
         | PeerRequest::Attach { .. }
         | PeerRequest::Capture { .. }
         | PeerRequest::Move { .. }
+        | PeerRequest::Line { .. }
         | PeerRequest::MoveOffer(_) => unreachable!("these end the connection and are dispatched before"),
     }
 }
@@ -192,11 +194,17 @@ async fn serve_capture(node: &Arc<Node>, mut stream: TcpStream, request: capture
     Ok(())
 }
 
-async fn serve_move(node: &Arc<Node>, mut stream: TcpStream, id: &str, to: &str) -> io::Result<()> {
+async fn serve_move(
+    node: &Arc<Node>,
+    mut stream: TcpStream,
+    id: &str,
+    to: &str,
+    sockets: SocketPlace,
+) -> io::Result<()> {
     let begin = async {
         let job = control::here(node, id)?;
         let found = locate::Located::of_local(&job);
-        moves::begin(node, &found, to).await
+        moves::begin(node, &found, to, sockets).await
     };
     match begin.await {
         Ok(mut events) => {

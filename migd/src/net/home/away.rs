@@ -9,7 +9,6 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant as Time};
 
 use netstack::{Reuse, Shutdown, SocketError, SocketId, State, Status, TcpInfo, TcpOption, TcpOptions};
@@ -17,8 +16,10 @@ use serde::{Deserialize, Serialize};
 use sys::epoll::{Epoll, Interest};
 use sys::tun;
 
+use super::fetch::Guest;
 use super::frame::{Answer, Call, DATA_MAX, Frame, Look, Report, SocketImage};
 use super::line::{Line, PACKETS_MAX, Packet};
+use super::state::LineBoard;
 use crate::net::plane::NetError;
 
 type Result<T> = std::result::Result<T, SocketError>;
@@ -43,6 +44,7 @@ impl AwayImage {
 /// See the module's documentation.
 pub(in crate::net) struct Away {
     line: Line,
+    board: LineBoard,
     /// The epoch under which the process is here.
     epoch: u64,
     active: bool,
@@ -126,11 +128,13 @@ impl Socket {
 }
 
 impl Away {
-    /// A stack at the other end of `fd`, under this epoch. Nothing is said before [`Away::activate`].
-    pub(in crate::net) fn new(fd: OwnedFd, epoch: u64, image: AwayImage) -> Away {
+    /// A stack at the other end of the line, under this epoch. Nothing is said before [`Away::activate`].
+    pub(in crate::net) fn new(guest: Guest, epoch: u64, image: AwayImage) -> Away {
+        let (fd, board) = guest.into_parts();
         let sockets = image.sockets.into_iter().map(|socket| (socket.id, Socket::new(socket))).collect();
         Away {
             line: Line::new(fd),
+            board,
             epoch,
             active: false,
             lost: None,
@@ -173,11 +177,6 @@ impl Away {
         self.lost.as_deref()
     }
 
-    /// Bytes written to the line and read from it.
-    pub(in crate::net) fn totals(&self) -> (u64, u64) {
-        self.line.totals()
-    }
-
     /// Whether there is something to read or to report without waiting.
     pub(in crate::net) fn has_work(&self) -> bool {
         self.active && self.lost.is_none() && (self.line.is_readable() || !self.takers.is_empty())
@@ -205,6 +204,7 @@ impl Away {
         }
         self.report_taken();
         self.line.flush();
+        self.board.note(self.line.totals(), None);
         if self.line.outgoing.has_room() {
             for id in self.blocked.take() {
                 self.note_change(id);
@@ -309,6 +309,7 @@ impl Away {
         }
         tracing::error!(reason, "the job's home is lost, and every connection with it");
         self.lost = Some(reason.to_owned());
+        self.board.note(self.line.totals(), self.lost.as_deref());
         let ids: Vec<SocketId> = self.sockets.keys().copied().collect();
         for id in ids {
             if let Some(socket) = self.sockets.get_mut(&id) {

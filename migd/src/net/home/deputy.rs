@@ -36,7 +36,7 @@ pub(in crate::net) struct Deputy {
     /// The owner's epoch, as far as it is known here.
     epoch: u64,
     /// Who has the stack's image, and under which epoch it may go on there.
-    frozen: Option<(LineId, u64)>,
+    frozen: Option<(LineId, Visitor)>,
     next_line: LineId,
     /// Sockets of which something may have to be told, each once.
     queue: VecDeque<SocketId>,
@@ -179,7 +179,7 @@ impl Deputy {
                 }
                 Frame::Resume if active => self.thaw(),
                 Frame::Call { number, call: Call::Image { epoch } } => {
-                    let answer = self.freeze(id, epoch, stack, now, line);
+                    let answer = self.freeze((id, Visitor { node: visitor.node.clone(), epoch }), stack, now, line);
                     line.outgoing.push(&Frame::Answer { number, answer: Box::new(answer) });
                 }
                 Frame::Call { number, call: Call::Finish } if active => {
@@ -258,14 +258,15 @@ impl Deputy {
         self.board.set(HomeState::Serving { node: visitor.node.clone(), epoch });
     }
 
-    fn freeze(&mut self, id: LineId, epoch: u64, stack: &Stack, now: Instant, line: &mut Line) -> Answer {
+    fn freeze(&mut self, guest: (LineId, Visitor), stack: &Stack, now: Instant, line: &mut Line) -> Answer {
+        let epoch = guest.1.epoch;
         if epoch <= self.epoch {
             let refusal = format!("epoch {epoch} is not after {}", self.epoch);
             return Answer { refusal: Some(refusal), ..Answer::of(Ok(())) };
         }
-        match rmp_serde::to_vec_named(&stack.freeze(now)) {
+        match codec::to_vec(&stack.freeze(now)) {
             Ok(image) => {
-                self.frozen = Some((id, epoch));
+                self.frozen = Some(guest);
                 image.chunks(PAYLOAD_MAX).for_each(|bytes| line.outgoing.push(&Frame::Piece { bytes }));
                 Answer::of(Ok(()))
             }
@@ -275,8 +276,8 @@ impl Deputy {
 
     /// The move that stopped the stack came to nothing.
     pub(in crate::net) fn thaw(&mut self) {
-        if let Some((_, epoch)) = self.frozen.take() {
-            tracing::info!(epoch, "the move that was to bring the sockets along was given up");
+        if let Some((_, guest)) = self.frozen.take() {
+            tracing::info!(node = guest.node.name, "the move that was to bring the sockets along was given up");
             self.report();
         }
     }
@@ -330,8 +331,8 @@ impl Deputy {
     }
 
     fn report(&self) {
-        let freezer = self.frozen.map(|(id, epoch)| (epoch, self.stations.contains_key(&id)));
-        self.board.note(freezer, self.active.is_some(), self.relayed);
+        let gone = self.frozen.as_ref().filter(|(id, _)| !self.stations.contains_key(id));
+        self.board.note(gone.map(|(_, guest)| guest), self.active.is_some(), self.relayed);
     }
 
     fn answer(&mut self, call: Call, stack: &mut Stack, now: Instant) -> Answer {

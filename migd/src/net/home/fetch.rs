@@ -8,22 +8,28 @@ use netstack::StackImage;
 
 use super::frame::{Call, Frame};
 use super::line::Line;
+use super::state::LineBoard;
 
 /// A guest at a job's home: a connection on which nothing was said yet. Dropping it says that the process does not come.
 #[derive(Debug)]
 pub struct Guest {
     fd: OwnedFd,
+    board: LineBoard,
 }
 
 impl Guest {
     /// Takes the connection over from the daemon.
     pub fn new(fd: OwnedFd) -> Guest {
-        Guest { fd }
+        Guest { fd, board: LineBoard::default() }
     }
 
-    /// The connection, for the plane that will serve the process with it.
-    pub fn into_fd(self) -> OwnedFd {
-        self.fd
+    /// Where it will be seen how the line is.
+    pub fn board(&self) -> LineBoard {
+        self.board.clone()
+    }
+
+    pub(super) fn into_parts(self) -> (OwnedFd, LineBoard) {
+        (self.fd, self.board)
     }
 
     /// Stops the home's stack, for the owner to be with this epoch, and gets its image.
@@ -43,7 +49,7 @@ impl Guest {
                         Frame::Piece { bytes } => image.extend_from_slice(bytes),
                         Frame::Answer { answer, .. } => {
                             return match answer.refusal {
-                                None => rmp_serde::from_slice(&image).map_err(invalid),
+                                None => codec::from_slice(&image).map_err(invalid),
                                 Some(refusal) => Err(io::Error::other(refusal)),
                             };
                         }

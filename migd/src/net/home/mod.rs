@@ -23,7 +23,7 @@ pub(super) use away::Away;
 pub use away::AwayImage;
 pub(super) use deputy::Deputy;
 pub use fetch::Guest;
-pub use state::{Board, HomeState, HomeView, LineId, Visitor};
+pub use state::{Board, HomeState, LineBoard, Visitor};
 
 fn socket_image(stack: &Stack, id: SocketId) -> frame::SocketImage {
     let (local, remote) = stack.tcp_endpoints(id);

@@ -62,8 +62,11 @@ impl HomeState {
 pub struct HomeView {
     /// How it stands.
     pub state: HomeState,
-    /// The stack stands still for a move to this epoch whose target has gone without a word: the directory must be asked.
-    pub unclear: Option<u64>,
+    /// The stack stands still for a move to this node, under this epoch, and the node has gone without a word: the directory
+    /// must be asked.
+    pub unclear: Option<Visitor>,
+    /// The process's present node is connected.
+    pub served: bool,
     /// Bytes of programs that passed, to the process and from it.
     pub relayed: (u64, u64),
 }
@@ -116,15 +119,42 @@ impl Board {
         }
     }
 
-    /// `frozen`: the epoch for which the stack stands still, and whether its line is there.
-    pub(super) fn note(&self, frozen: Option<(u64, bool)>, served: bool, relayed: (u64, u64)) {
+    pub(super) fn note(&self, unclear: Option<&Visitor>, served: bool, relayed: (u64, u64)) {
         let mut view = self.lock();
         view.relayed = relayed;
-        let unclear = frozen.filter(|(_, there)| !there).map(|(epoch, _)| epoch);
-        let _ = served;
-        if view.unclear != unclear {
-            view.unclear = unclear;
+        if view.unclear.as_ref() != unclear || view.served != served {
+            view.unclear = unclear.cloned();
+            view.served = served;
             self.changed.signal();
+        }
+    }
+}
+
+/// How a line to a job's home is, as seen from where the process is.
+#[derive(Clone, Debug, Default)]
+pub struct LineBoard(Arc<Mutex<LineView>>);
+
+#[derive(Clone, Debug, Default)]
+struct LineView {
+    sent_bytes: u64,
+    received_bytes: u64,
+    lost: Option<String>,
+}
+
+impl LineBoard {
+    /// As it is shown, for a home on this node.
+    pub fn view(&self, node: &str) -> crate::api::HomeView {
+        let LineView { sent_bytes, received_bytes, lost } =
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        crate::api::HomeView { node: node.to_owned(), sent_bytes, received_bytes, lost }
+    }
+
+    pub(super) fn note(&self, (sent_bytes, received_bytes): (u64, u64), lost: Option<&str>) {
+        let mut view = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        view.sent_bytes = sent_bytes;
+        view.received_bytes = received_bytes;
+        if let Some(reason) = lost {
+            view.lost = Some(reason.to_owned());
         }
     }
 }

@@ -11,15 +11,25 @@ mod target;
 use std::io;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::Shared;
 use super::commands::{Command, Commands};
 use super::job::{Job, wait_for};
 use crate::api::{ApiError, ErrorKind};
 
-pub use source::move_out;
+pub use source::{Outcome, forward_strays, move_out};
+pub use target::{Back, take_back};
+
+/// Where a job's sockets are when a move begins, and whether they stay there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct NetOffer {
+    /// The node with the sockets.
+    at: String,
+    /// They stay.
+    stay: bool,
+}
 
 /// How long a shim that is to receive a job waits for the connection.
 const CONNECTION_WAIT: Duration = Duration::from_secs(30);
@@ -31,13 +41,19 @@ pub fn receive(shared: &std::sync::Arc<Shared>, queue: &mut Commands) -> anyhow:
     loop {
         while let Some(command) = queue.take() {
             match command {
-                Command::Receive { source, stream } => return target::receive(shared, &source, stream).map(Some),
+                Command::Receive { source, stream, line } => {
+                    return target::receive(shared, &source, stream, line).map(Some);
+                }
                 Command::Cancel | Command::Shutdown => {
                     let error = ApiError::new(ErrorKind::Unavailable, "the move was called off before it began");
                     return Err(error.into());
                 }
                 // Nothing to describe and nothing to move yet; dropping the request tells its asker.
-                Command::Inspect(_) | Command::Sockets(_) | Command::Record { .. } | Command::MoveOut { .. } => {}
+                Command::Line { .. }
+                | Command::Inspect(_)
+                | Command::Sockets(_)
+                | Command::Record { .. }
+                | Command::MoveOut { .. } => {}
             }
         }
         if Instant::now() >= until {

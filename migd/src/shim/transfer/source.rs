@@ -2,24 +2,26 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use std::time::{Duration, Instant};
 
 use checkpoint::memory::{Budget, Next, Policy};
 use checkpoint::{MemoryChunk, MemorySink};
 use handoff::message::{Claim, Message, Offer, SectionKind};
-use handoff::source::{Action, Event, Outcome};
+use handoff::source::{Action, Event, Outcome as Ended};
 use handoff::{Limits, Source};
 use sys::tun::Tun;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::peer::{Arrival, Peer};
 use super::stats::Stats;
-use super::{in_words, pack, pack_section};
-use crate::api::{ApiError, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, ShimEvent, ShimState};
+use super::{NetOffer, in_words, pack, pack_section};
+use crate::api::{ApiError, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, ShimEvent, ShimState, SocketPlace};
 use crate::net::NetImage;
 use crate::shim::daemon;
-use crate::shim::job::{Announced, Externals, Job};
+use crate::shim::home::Home;
+use crate::shim::job::{Announced, Externals, Job, Left};
 use crate::shim::output::Reader;
 use crate::shim::stdio::StdioImage;
 
@@ -30,20 +32,30 @@ const MAX_STRAYS: usize = 20_000;
 /// How often progress is told within a round.
 const PROGRESS: Duration = Duration::from_millis(100);
 
-/// Moves the job to `target`. Returns it when it stayed.
+/// How a move ended for the source.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The job runs on here.
+    Stayed(Box<Job>),
+    /// It runs at the target.
+    Left(Left),
+}
+
+/// Moves the job to `target`.
 pub fn move_out(
     job: Job,
     target: NodeAddress,
     epoch: u64,
+    sockets: SocketPlace,
     stream: OwnedFd,
     progress: UnboundedSender<MoveEvent>,
-) -> anyhow::Result<Option<Job>> {
-    match Driver::new(job, target, epoch, stream, progress.clone()) {
+) -> anyhow::Result<Outcome> {
+    match Driver::new(job, target, epoch, sockets, stream, progress.clone()) {
         Ok(driver) => driver.run(),
         Err((job, event)) => {
             // Whoever asked may be gone.
             let _ = progress.send(event);
-            Ok(Some(*job))
+            Ok(Outcome::Stayed(job))
         }
     }
 }
@@ -51,6 +63,7 @@ pub fn move_out(
 struct Driver {
     job: Job,
     target: NodeAddress,
+    sockets: SocketPlace,
     tree: Option<checkpoint::Source>,
     machine: Source,
     peer: Peer,
@@ -61,7 +74,7 @@ struct Driver {
     policy: Policy,
     frozen: Option<(NetImage, StdioImage, Externals)>,
     memory_bytes: u64,
-    outcome: Option<Outcome>,
+    outcome: Option<Ended>,
     over: Option<Instant>,
 }
 
@@ -78,6 +91,7 @@ impl Driver {
         job: Job,
         target: NodeAddress,
         epoch: u64,
+        sockets: SocketPlace,
         stream: OwnedFd,
         progress: UnboundedSender<MoveEvent>,
     ) -> Result<Driver, (Box<Job>, MoveEvent)> {
@@ -115,6 +129,7 @@ impl Driver {
         Ok(Driver {
             job,
             target,
+            sockets,
             tree: Some(tree),
             machine: Source::new(claim),
             peer,
@@ -130,7 +145,7 @@ impl Driver {
         })
     }
 
-    fn run(mut self) -> anyhow::Result<Option<Job>> {
+    fn run(mut self) -> anyhow::Result<Outcome> {
         let to = self.target.name.clone();
         tracing::info!(to, "the job is to move");
         self.job.shared.set_status(|status| status.state = ShimState::Moving { to: to.clone() });
@@ -208,7 +223,8 @@ impl Driver {
                     "the move is given up after the residual was sent: asking the directory who owns the job"
                 );
                 let claim = self.machine.claim();
-                Done::With(Event::Fenced(daemon::transfer(&self.job.shared.file.control, claim, &claim.source)))
+                let home = self.job.home.as_deref();
+                Done::With(Event::Fenced(daemon::transfer(&self.job.shared.file.control, claim, &claim.source, home)))
             }
             Action::Resume => {
                 self.resume();
@@ -235,12 +251,18 @@ impl Driver {
         self.memory_bytes = offer.memory_bytes;
         let packed = pack(&offer).and_then(|process| {
             let spec = serde_json::to_vec(&self.job.shared.file.spec)?;
-            Ok(Offer { claim: self.machine.claim().clone(), spec, process })
+            let net = pack(&self.net_offer())?;
+            Ok(Offer { claim: self.machine.claim().clone(), spec, process, net })
         });
         match packed {
             Ok(offer) => sent(self.peer.send(&Message::Offer(offer))),
             Err(error) => Done::With(Event::Cancel(error.to_string())),
         }
+    }
+
+    fn net_offer(&self) -> NetOffer {
+        let node = self.job.home.as_ref().unwrap_or(&self.job.shared.file.node.name);
+        NetOffer { at: node.clone(), stay: self.sockets == SocketPlace::Home }
     }
 
     fn copy_round(&mut self, number: u32) -> Done {
@@ -293,7 +315,11 @@ impl Driver {
         if let Err(error) = tree.freeze() {
             return Done::With(Event::Cancel(in_words(&error)));
         }
-        let net = match self.job.plane.freeze() {
+        let net = match if self.sockets == SocketPlace::Home {
+            self.job.plane.freeze_without_sockets()
+        } else {
+            self.job.plane.freeze()
+        } {
             Ok(net) => net,
             Err(error) => return Done::With(Event::Cancel(in_words(&error))),
         };
@@ -399,21 +425,20 @@ impl Driver {
         self.job.stdio.resume();
     }
 
-    fn finish(mut self) -> anyhow::Result<Option<Job>> {
+    fn finish(mut self) -> anyhow::Result<Outcome> {
         let phase = self.stats.phase();
         let outcome = self.outcome.take().expect("the loop ends with an outcome");
         let done = match outcome {
-            Outcome::Moved { epoch, committed } => {
+            Ended::Moved { epoch, committed } => {
                 if let Some(committed) = committed {
                     for (name, duration_us) in committed.steps {
                         self.stats.target_step(&name, duration_us);
                     }
                 }
-                self.depart(epoch);
-                return Ok(None);
+                return self.depart(epoch).map(Outcome::Left);
             }
-            Outcome::Refused { reason } => MoveOutcome::Refused { reasons: vec![reason] },
-            Outcome::Aborted { reason, epoch } => {
+            Ended::Refused { reason } => MoveOutcome::Refused { reasons: vec![reason] },
+            Ended::Aborted { reason, epoch } => {
                 self.job.epoch = epoch;
                 MoveOutcome::Aborted { phase: phase.to_owned(), reason }
             }
@@ -423,30 +448,50 @@ impl Driver {
         self.job.announced = Announced::now();
         // Whoever asked may be gone.
         let _ = self.progress.send(MoveEvent::Done(done));
-        Ok(Some(self.job))
+        Ok(Outcome::Stayed(Box::new(self.job)))
     }
 
-    /// The job runs at the target: send its packets after it, then end what is here.
-    fn depart(self, epoch: u64) {
-        let Job { shared, sandbox, mut links, plane, stdio, .. } = self.job;
-        links.hand_over(&self.target);
-        match plane.retire() {
-            Ok(tun) => forward_strays(Tun::from(tun)),
-            Err(error) => tracing::warn!(error = in_words(&error), "packets in the old TUN are lost"),
-        }
+    /// The job runs at the target: end what is here of it, after what stays was seen to.
+    fn depart(self, epoch: u64) -> anyhow::Result<Left> {
+        let Job { shared, sandbox, mut links, plane, stdio, home, lines, .. } = self.job;
+        let target = self.target;
+        let left = match (home, self.sockets) {
+            // The sockets went along: send the job's packets after it.
+            (None, SocketPlace::Along) => {
+                links.hand_over(&target);
+                match plane.retire() {
+                    Ok(tun) => forward_strays(Tun::from(tun)),
+                    Err(error) => tracing::warn!(error = in_words(&error), "packets in the old TUN are lost"),
+                }
+                Left::Gone
+            }
+            (None, SocketPlace::Home) => {
+                let home = Home::new(Arc::clone(&shared), links, plane, target.clone(), epoch)?;
+                for (line, visitor) in lines {
+                    home.add_line(line, visitor);
+                }
+                Left::Home(Box::new(home))
+            }
+            // They are elsewhere, and that node sees to them.
+            (Some(_), _) => Left::Gone,
+        };
         let over = self.over.unwrap_or_else(Instant::now);
         let sent = self.peer.sent_bytes();
-        let summary = self.stats.summary(&shared.file.node.name, &self.target.name, epoch, over, sent);
+        let summary = self.stats.summary(&shared.file.node.name, &target.name, epoch, over, sent);
         tracing::info!(?summary, "the job has moved");
         // Whoever asked may be gone.
         let _ = self.progress.send(MoveEvent::Done(MoveOutcome::Moved(summary)));
-        shared.set_status(|status| status.root = None);
-        shared.tell(ShimEvent::Moved { to: self.target.name, epoch });
+        shared.set_home(None);
+        if matches!(left, Left::Gone) {
+            shared.set_status(|status| status.root = None);
+            shared.tell(ShimEvent::Moved { to: target.name, epoch });
+        }
         if let Some(tree) = self.tree {
             tree.discard();
         }
         sandbox.destroy();
         stdio.finish();
+        Ok(left)
     }
 }
 
@@ -462,7 +507,7 @@ fn gone() -> Done {
 }
 
 /// Writes the packets that waited in the TUN back into it: the kernel routes them as new ones, to the job's new node.
-fn forward_strays(tun: Tun) {
+pub fn forward_strays(tun: Tun) {
     let mut packets = Vec::new();
     let mut buffer = vec![0; PACKET_BYTES];
     while packets.len() < MAX_STRAYS

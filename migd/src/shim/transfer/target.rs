@@ -4,28 +4,60 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use checkpoint::{ClockOffsets, ExternalKey, TreeImage};
 use handoff::message::{Message, Offer, SectionKind};
 use handoff::target::{Action, Event, Outcome};
 use handoff::{Limits, Target};
 
 use super::peer::{Arrival, Peer};
-use super::{in_words, unpack};
+use super::{NetOffer, in_words, unpack};
 use crate::api::{ApiError, ErrorKind, NodeAddress};
-use crate::net::{NetImage, NetPlane, SocketKey};
+use crate::net::{Guest, LineBoard, NetImage, NetPlane, SocketKey};
 use crate::shim::job::{Announced, Job, Surroundings};
 use crate::shim::links::Links;
 use crate::shim::output::{Frame, Log};
 use crate::shim::stdio::{Stdio, StdioImage};
 use crate::shim::{Shared, daemon};
 
+/// How long a home may take to give the sockets' image, while the job stands still.
+const FETCH: Duration = Duration::from_secs(8);
 /// The largest section that is taken, in bytes: more than the buffers of every connection a job can have.
 const MAX_SECTION: usize = 4 << 30;
 
 /// Receives the job. Whatever goes wrong before the commit leaves nothing here and is the error.
-pub fn receive(shared: &Arc<Shared>, source: &NodeAddress, stream: OwnedFd) -> anyhow::Result<Job> {
+pub fn receive(
+    shared: &Arc<Shared>,
+    source: &NodeAddress,
+    stream: OwnedFd,
+    line: Option<OwnedFd>,
+) -> anyhow::Result<Job> {
+    take(shared, source, stream, line, None)
+}
+
+/// The home that takes a process back: its plane has the sockets.
+#[derive(Debug)]
+pub struct Back<'a> {
+    /// The home's plane. It stands still when the process has come.
+    pub plane: &'a NetPlane,
+    /// The epoch under which the process was elsewhere.
+    pub epoch: u64,
+}
+
+/// Takes the process of a job back whose sockets are here.
+pub fn take_back(shared: &Arc<Shared>, source: &NodeAddress, stream: OwnedFd, back: &Back<'_>) -> anyhow::Result<Job> {
+    take(shared, source, stream, None, Some(back))
+}
+
+fn take(
+    shared: &Arc<Shared>,
+    source: &NodeAddress,
+    stream: OwnedFd,
+    line: Option<OwnedFd>,
+    back: Option<&Back<'_>>,
+) -> anyhow::Result<Job> {
     tracing::info!(from = source.name, "the job is to come here");
     let peer = Peer::new(stream, Limits::default())?;
     let log = Log::create(&shared.paths.output(), 0)?;
@@ -34,6 +66,12 @@ pub fn receive(shared: &Arc<Shared>, source: &NodeAddress, stream: OwnedFd) -> a
         machine: Target::new(&shared.file.node.name),
         peer,
         greeted: Instant::now(),
+        back,
+        line: line.map(Guest::new),
+        net: NetOffer { at: source.name.clone(), stay: false },
+        home: None,
+        inherited: None,
+        attracts: false,
         offer: None,
         around: None,
         tree: None,
@@ -49,8 +87,19 @@ pub fn receive(shared: &Arc<Shared>, source: &NodeAddress, stream: OwnedFd) -> a
     driver.run()
 }
 
-struct Driver {
+struct Driver<'a> {
     shared: Arc<Shared>,
+    back: Option<&'a Back<'a>>,
+    /// To the node with the job's sockets, if that is another.
+    line: Option<Guest>,
+    /// What the source says of the sockets.
+    net: NetOffer,
+    /// The node where the sockets stay, and the line there.
+    home: Option<(String, LineBoard)>,
+    /// The line to the node that the sockets come from, when that is not the source.
+    inherited: Option<Guest>,
+    /// The job's address leads here already.
+    attracts: bool,
     machine: Target,
     peer: Peer,
     /// When the source was greeted: it read the job's clocks after that.
@@ -99,7 +148,7 @@ impl Steps {
     }
 }
 
-impl Driver {
+impl Driver<'_> {
     fn run(mut self) -> anyhow::Result<Job> {
         let actions = self.machine.handle_event(Event::Start);
         self.perform_all(actions, None);
@@ -182,11 +231,12 @@ impl Driver {
                 }
                 self.steps.begin();
                 let claim = self.machine.claim()?;
-                let answer = daemon::transfer(&self.shared.file.control, claim, &claim.target);
+                let home = self.home.as_ref().map(|(home, _)| home.as_str());
+                let answer = daemon::transfer(&self.shared.file.control, claim, &claim.target, home);
                 self.steps.end("transfer");
                 Some(Event::Transferred(answer))
             }
-            Action::Run { .. } => self.start(),
+            Action::Run { epoch } => self.start(epoch),
             Action::Discard => {
                 self.discard();
                 None
@@ -201,14 +251,25 @@ impl Driver {
     fn judge(&mut self) -> anyhow::Result<()> {
         let offer = self.offer.as_ref().ok_or_else(|| anyhow::anyhow!("there is no offer"))?;
         let file = &self.shared.file;
-        if offer.claim.job != file.spec.id || offer.claim.epoch != file.epoch {
+        let epoch = self.back.map_or(file.epoch, |back| back.epoch);
+        if offer.claim.job != file.spec.id || offer.claim.epoch != epoch {
             anyhow::bail!(
                 "job {} of epoch {} was announced, job {} of epoch {} came",
                 file.spec.id,
-                file.epoch,
+                epoch,
                 offer.claim.job,
                 offer.claim.epoch
             );
+        }
+        let net = match offer.net.as_slice() {
+            [] => NetOffer { at: offer.claim.source.clone(), stay: false },
+            net => unpack("what is said of the sockets", net)?,
+        };
+        self.net = net;
+        let net = &self.net;
+        let elsewhere = net.at != file.node.name && (net.stay || net.at != offer.claim.source);
+        if elsewhere && self.line.is_none() {
+            anyhow::bail!("there is no line to node {}, where the job's sockets are", net.at);
         }
         let mut process: checkpoint::Offer = unpack("the offer", &offer.process)?;
         // The clocks were read after we greeted: adding all the time since then they may run ahead by the way there
@@ -270,7 +331,7 @@ impl Driver {
                 anyhow::bail!("{here} of {length} bytes of the {kind:?} section came");
             }
         }
-        let net: NetImage = unpack("the sockets' image", &self.section(SectionKind::Net)?)?;
+        let mut net: NetImage = unpack("the sockets' image", &self.section(SectionKind::Net)?)?;
         let image: TreeImage = unpack("the processes' image", &self.section(SectionKind::Tree)?)?;
         let stdio: StdioImage = unpack("the streams' image", &self.section(SectionKind::Shim)?)?;
         self.steps.end("decode");
@@ -279,9 +340,13 @@ impl Driver {
         let config = around.net_config(&self.shared)?;
         let Surroundings { sandbox, mut links, tun, listener, eth0: _ } = around;
         let (stdio, ends) = Stdio::restore(log, &self.shared.paths.output(), &stdio)?;
-        let (plane, sockets) = NetPlane::thaw(config, net, tun, listener, None)?;
+        let line = self.find_sockets(&mut net)?;
+        let (plane, sockets) = NetPlane::thaw(config, net, tun, listener, line)?;
         self.steps.end("thaw");
-        links.attract()?;
+        if self.home.is_none() && self.back.is_none() {
+            links.attract()?;
+            self.attracts = true;
+        }
         // From here on there is something to discard.
         self.prepared = Some(Prepared { sandbox, links, plane, stdio });
         let tree = self.tree.as_mut().ok_or_else(|| anyhow::anyhow!("there is no tree"))?;
@@ -290,15 +355,49 @@ impl Driver {
         Ok(())
     }
 
+    /// Completes the image with sockets that are neither in it nor to stay where they are; returns the line to them if they stay.
+    fn find_sockets(&mut self, net: &mut NetImage) -> anyhow::Result<Option<(Guest, u64)>> {
+        if net.stack.is_some() {
+            return Ok(None);
+        }
+        if let Some(back) = self.back {
+            net.stack = back.plane.freeze()?.stack;
+            return Ok(None);
+        }
+        let epoch = self.shared.file.epoch + 1;
+        let line = self.line.take().ok_or_else(|| anyhow::anyhow!("there is no line to the job's sockets"))?;
+        if self.net.stay {
+            self.home = Some((self.net.at.clone(), line.board()));
+            return Ok(Some((line, epoch)));
+        }
+        let image = line.fetch(epoch, FETCH);
+        let image = image.with_context(|| format!("node {} does not give the job's sockets away", self.net.at))?;
+        net.stack = Some(Box::new(image));
+        self.inherited = Some(line);
+        self.steps.end("fetch");
+        Ok(None)
+    }
+
     /// The job is ours: nothing may stand between this and its first instruction.
-    fn start(&mut self) -> Option<Event<'static>> {
+    fn start(&mut self, epoch: u64) -> Option<Event<'static>> {
         let prepared = self.prepared.as_mut()?;
         let tree = self.tree.take()?;
         self.steps.begin();
+        if !self.attracts && self.home.is_none() {
+            self.attracts = true;
+            if let Err(error) = prepared.links.attract() {
+                tracing::error!(error = in_words(&error), "the job's address does not lead to its new device");
+            }
+        }
         prepared.plane.resume();
         let result = tree.run();
         let at_ns = realtime_ns();
-        prepared.links.announce();
+        if self.home.is_none() {
+            prepared.links.announce();
+        }
+        if let Some(line) = self.inherited.take() {
+            line.inherit(epoch);
+        }
         prepared.stdio.resume();
         self.steps.end("run");
         if let Err(error) = result {
@@ -318,13 +417,14 @@ impl Driver {
         // The stubs die with the tree, before their namespaces.
         self.tree = None;
         if let Some(Prepared { sandbox, mut links, plane, stdio, .. }) = self.prepared.take() {
-            links.withdraw();
+            if self.attracts {
+                links.withdraw();
+            }
             drop(plane);
             sandbox.destroy();
             stdio.finish();
         }
-        if let Some(Surroundings { sandbox, mut links, .. }) = self.around.take() {
-            links.withdraw();
+        if let Some(Surroundings { sandbox, .. }) = self.around.take() {
             sandbox.destroy();
         }
     }
@@ -338,8 +438,20 @@ impl Driver {
                 let root = sandbox.root_pid().ok_or_else(|| anyhow::anyhow!("the job came without a first process"))?;
                 let shared = self.shared;
                 shared.stdio.send_replace(Some(Arc::clone(&stdio)));
+                shared.set_home(self.home.clone());
                 shared.tell_running(epoch, root);
-                return Ok(Job { shared, sandbox, links, plane, stdio, epoch, root, announced: Announced::now() });
+                return Ok(Job {
+                    shared,
+                    sandbox,
+                    links,
+                    plane,
+                    stdio,
+                    epoch,
+                    root,
+                    announced: Announced::now(),
+                    home: self.home.map(|(home, _)| home),
+                    lines: Vec::new(),
+                });
             }
             Some(Outcome::Refused { reason } | Outcome::Aborted { reason }) => reason,
             None => "the move ended without an outcome".to_owned(),
