@@ -12,7 +12,7 @@ use sys::netns::NetNamespace;
 use super::criu::{Criu, CriuMove, Ends, Ward};
 use super::programs::Program;
 use super::stack::Stack;
-use super::stream::connect;
+use super::stream::connect_within;
 use crate::api::MovePhase;
 use crate::demo::Interrupt;
 use crate::lab::{Lab, Moved, Spec, own_name, remove_abandoned};
@@ -23,6 +23,8 @@ const NAME: &str = "bench";
 pub(super) const HOME: &str = "A";
 /// The node to which they move.
 pub(super) const AWAY: &str = "B";
+/// How long a server may take until it serves: one that fills gigabytes of memory first takes some seconds.
+const SERVING: Duration = Duration::from_secs(60);
 /// Last byte of the address that smoltcp's server has on the lab's subnet; members of labs have smaller ones.
 const SMOLTCP_HOST: u8 = 250;
 
@@ -143,7 +145,7 @@ impl Site {
 
     /// Returns when a client can connect.
     pub(super) fn wait_until_it_serves(&self, server: SocketAddr) -> anyhow::Result<()> {
-        let connected = self.client()?.run(|| connect(server));
+        let connected = self.client()?.run(|| connect_within(server, SERVING));
         connected.map(drop).with_context(|| format!("{server} does not serve"))
     }
 }

@@ -166,7 +166,12 @@ fn note(latest: &Mutex<Sample>, bytes: u64) {
 
 /// Connects; the server may need a moment until it listens.
 pub(super) fn connect(server: SocketAddr) -> io::Result<TcpStream> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    connect_within(server, Duration::from_secs(10))
+}
+
+/// Connects to a server that may need so long until it listens.
+pub(super) fn connect_within(server: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + patience;
     loop {
         match TcpStream::connect_timeout(&server, Duration::from_secs(3)) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),

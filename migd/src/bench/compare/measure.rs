@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use sys::capture::Sieve;
 
 use super::{Collected, Test};
@@ -87,9 +86,8 @@ pub(super) fn measure(
         site.check()?;
         match measured {
             Ok(figure) => collected.add(stack, test, streams, figure),
-            // What is not ours may fail without taking everything else with it; it is shown.
-            Err(error) if stack == Stack::Criu => collected.miss(stack, test, format!("{error:#}")),
-            Err(error) => return Err(error).with_context(|| format!("{}, {}", stack.name(), test.name())),
+            // One that fails must not take all the others with it; it is shown, and the status tells.
+            Err(error) => collected.fail(stack, test, streams, &error),
         }
     }
     Ok(())

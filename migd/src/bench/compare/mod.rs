@@ -88,6 +88,8 @@ pub(super) struct Collected {
     figures: Vec<(Stack, Test, u32, Figure)>,
     /// What could not be measured, and why; each once.
     missing: Vec<(Stack, Option<Test>, String)>,
+    /// Measurements that failed.
+    failed: Vec<String>,
 }
 
 /// Runs it.
@@ -96,7 +98,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let compare = run(&site, args.rounds, Duration::from_secs_f64(args.minutes.max(0.0) * 60.0), args.quick)?;
     drop(site);
     args.output.give(&compare)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if compare.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Rounds until there are enough or the time is over; at least one.
@@ -144,6 +146,12 @@ impl Collected {
             eprintln!("{}, {}: {}", stack.name(), test.name(), entry.2);
             self.missing.push(entry);
         }
+    }
+
+    fn fail(&mut self, stack: Stack, test: Test, streams: u32, error: &anyhow::Error) {
+        let failure = format!("{}, {} x{streams}: {error:#}", stack.name(), test.name());
+        eprintln!("{failure}");
+        self.failed.push(failure);
     }
 
     /// The last figure of each stack, in the order of the tables.

@@ -27,6 +27,9 @@ pub(in crate::bench) struct Compare {
     pub(in crate::bench) home_cpu_s_per_gb: BTreeMap<String, f64>,
     /// What could not be measured, and why.
     pub(in crate::bench) unavailable: Vec<Unavailable>,
+    /// Measurements that failed, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::bench) failed: Vec<String>,
     pub(in crate::bench) seconds: f64,
     pub(in crate::bench) machine: Machine,
 }
@@ -63,7 +66,7 @@ pub(in crate::bench) struct Unavailable {
 
 impl Compare {
     pub(super) fn new(site: &Site, collected: Collected, took: Duration) -> Compare {
-        let Collected { figures, missing } = collected;
+        let Collected { figures, missing, failed } = collected;
         let mut runs = Vec::new();
         for (test, streams) in TESTS {
             for stack in STACKS {
@@ -81,6 +84,7 @@ impl Compare {
             delivered_bytes: BTreeMap::new(),
             home_cpu_s_per_gb: BTreeMap::new(),
             unavailable: missing.into_iter().map(|(stack, test, reason)| Unavailable { stack, test, reason }).collect(),
+            failed,
             seconds: rounded(took.as_secs_f64()),
             machine: Machine::look(site),
         };
@@ -182,6 +186,9 @@ impl Results for Compare {
         for Unavailable { stack, test, reason } in &self.unavailable {
             let test = test.map_or(String::new(), |test| format!(", {}", test.name()));
             let _ = writeln!(out, "not available: {}{test}: {reason}", stack.name());
+        }
+        for failure in &self.failed {
+            let _ = writeln!(out, "FAILED: {failure}");
         }
         let rounds = self.runs.iter().map(|run| run.rounds).max().unwrap_or(0);
         let _ = writeln!(out, "{rounds} rounds in {:.0} s on {}", self.seconds, self.machine.line());

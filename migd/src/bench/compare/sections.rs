@@ -147,6 +147,7 @@ impl Compare {
             let test = test.map_or(String::new(), |test| format!(", {}", test.name()));
             notes.push(format!("Not available: {}{test}: {reason}.", stack.name()));
         }
+        notes.extend(self.failed.iter().map(|failure| format!("Failed: {failure}.")));
         notes
     }
 }

@@ -42,6 +42,9 @@ impl Results for Downtime {
         for reason in &self.unavailable {
             let _ = writeln!(out, "not available: {reason}");
         }
+        for failure in &self.failed {
+            let _ = writeln!(out, "FAILED: {failure}");
+        }
         let rounds = self.runs.iter().map(|run| run.rounds).max().unwrap_or(0);
         let _ = writeln!(out, "{rounds} rounds in {:.0} s on {}", self.seconds, self.machine.line());
         out
@@ -190,6 +193,7 @@ impl Downtime {
                 .to_owned(),
         ];
         notes.extend(self.unavailable.iter().map(|reason| format!("Not available: {reason}.")));
+        notes.extend(self.failed.iter().map(|failure| format!("Failed: {failure}.")));
         notes
     }
 }
