@@ -24,6 +24,9 @@ pub const VALUE_MAX: usize = 64 * 1024;
 /// Most conditions, and most writes, of one transaction.
 pub const TRANSACTION_MAX: usize = 128;
 
+/// Most bytes of keys and values of one transaction.
+pub const TRANSACTION_BYTES_MAX: usize = 1 << 20;
+
 /// A value with the revision that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versioned {
@@ -114,6 +117,47 @@ impl Transaction {
     }
 }
 
+impl Transaction {
+    /// Whether it keeps the bounds of the interface; engines ask before anything else.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Invalid`].
+    pub fn check(&self) -> Result<(), DirectoryError> {
+        let invalid = |text: String| Err(DirectoryError::Invalid(text));
+        let Self { conditions, writes } = self;
+        if conditions.len() > TRANSACTION_MAX || writes.len() > TRANSACTION_MAX {
+            return invalid(format!("more than {TRANSACTION_MAX} conditions or writes"));
+        }
+        let mut bytes = 0;
+        for key in conditions.iter().map(|(key, _)| key).chain(writes.iter().map(|(key, _)| key)) {
+            bytes += key.len();
+            if key.is_empty() || key.len() > KEY_MAX {
+                return invalid(format!("a key has 1 to {KEY_MAX} bytes, this one {}", key.len()));
+            }
+        }
+        let expected = conditions.iter().filter_map(|(key, expect)| match expect {
+            Expect::Value(value) => Some((key, value)),
+            Expect::Absent | Expect::Revision(_) => None,
+        });
+        let written = writes.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        for (key, value) in expected.chain(written) {
+            bytes += value.len();
+            if value.len() > VALUE_MAX {
+                return invalid(format!("the value for {key} is longer than {VALUE_MAX} bytes"));
+            }
+        }
+        if bytes > TRANSACTION_BYTES_MAX {
+            return invalid(format!("{bytes} bytes are more than {TRANSACTION_BYTES_MAX}"));
+        }
+        let mut keys: Vec<_> = writes.iter().map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        match keys.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => invalid(format!("{} is written twice", pair[0])),
+            None => Ok(()),
+        }
+    }
+}
+
 /// How a transaction ended. Both answers are final.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -166,6 +210,9 @@ pub enum DirectoryError {
     /// The changes asked for are no longer kept: list and watch from there.
     #[error("changes before revision {0} are no longer kept")]
     Compacted(Revision),
+    /// The directory is served elsewhere now, for ever; nothing was done. Where, as [`crate::etcd::Place`] reads it.
+    #[error("the directory has moved to {0}")]
+    Moved(String),
     /// The request breaks a bound of the interface.
     #[error("bad directory request: {0}")]
     Invalid(String),

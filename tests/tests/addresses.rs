@@ -29,9 +29,10 @@ impl Counter {
 }
 
 #[test]
-fn a_server_on_the_unspecified_address_keeps_its_connections_of_both_families() {
+fn a_server_keeps_its_connections_of_both_families() {
     let fixture = Fixture::new();
-    let arguments = ["redis-server", "--bind", "::", "--port", "6379", "--protected-mode", "no", "--save", ""];
+    let arguments =
+        ["redis-server", "--bind", "0.0.0.0", "::", "--port", "6379", "--protected-mode", "no", "--save", ""];
     let job = fixture.run("A", "server", &arguments);
     let address6 = job.address6.expect("the lab has an IPv6 prefix");
     let servers = [IpAddr::V4(job.address), IpAddr::V6(address6)].map(|address| SocketAddr::new(address, 6379));

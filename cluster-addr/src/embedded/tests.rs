@@ -1,5 +1,5 @@
 use super::*;
-use crate::directory::Expect;
+use crate::directory::{Expect, KEY_MAX, VALUE_MAX};
 
 fn engine() -> (tempfile::TempDir, Embedded) {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -52,20 +52,46 @@ fn a_watch_replays_what_came_before_and_follows_without_a_gap() {
 
 #[test]
 fn history_is_bounded_and_says_when_it_is_too_short() {
-    let (_dir, engine) = engine();
-    // The bound itself would take minutes of disk writes; what is tested is the answer past it.
-    let write = engine.database.begin_write().expect("write");
-    write.open_table(META).expect("meta").insert("revision", HISTORY_MAX + 5).expect("insert");
-    write.commit().expect("commit");
-    engine.write(&put("a", b"1")).expect("written");
+    let (dir, engine) = engine();
+    drop(engine);
+    let engine = Embedded::open_keeping(&dir.path().join("directory.redb"), 5).expect("opened again");
+    for _ in 0..11 {
+        engine.write(&put("a", b"1")).expect("written");
+    }
     assert_eq!(engine.subscribe("", 0).expect_err("too old"), DirectoryError::Compacted(6));
-    assert!(engine.subscribe("", HISTORY_MAX + 5).is_ok());
+    assert!(engine.subscribe("", 6).is_ok());
 }
 
 #[test]
 fn bad_requests_are_refused() {
     let (_dir, engine) = engine();
-    for bad in [put("", b""), put(&"k".repeat(KEY_MAX + 1), b""), put("k", &vec![0; VALUE_MAX + 1])] {
+    for bad in [
+        put("", b""),
+        put(&"k".repeat(KEY_MAX + 1), b""),
+        put("k", &vec![0; VALUE_MAX + 1]),
+        put("k", b"1").put("k", vec![2]),
+    ] {
         assert!(matches!(engine.write(&bad), Err(DirectoryError::Invalid(_))));
     }
+}
+
+#[test]
+fn held_it_refuses_changes_and_sealed_everything() {
+    let (dir, engine) = engine();
+    engine.write(&put("a", b"1")).expect("written");
+    let mut watch = engine.subscribe("", 1).expect("watched");
+    assert_eq!(engine.hold("just now").expect("held").entries.len(), 1);
+    assert!(matches!(engine.write(&put("b", b"1")), Err(DirectoryError::Unreachable(_))));
+    engine.resume();
+    engine.write(&put("b", b"1")).expect("written");
+    engine.hold("just now").expect("held");
+    engine.seal("elsewhere").expect("sealed");
+    assert!(watch.0.blocking_recv().is_some() && watch.0.blocking_recv().is_none(), "watches end");
+    drop(engine);
+    let engine = Embedded::open(&dir.path().join("directory.redb")).expect("opened again");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let moved = DirectoryError::Moved("elsewhere".into());
+    assert_eq!(runtime.block_on(engine.get("a")), Err(moved.clone()));
+    assert_eq!(runtime.block_on(engine.transact(&put("a", b"2"))), Err(moved.clone()));
+    assert_eq!(runtime.block_on(engine.watch("", 0)).map(|_| ()), Err(moved));
 }
