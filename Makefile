@@ -11,8 +11,11 @@ MIGD := $(TARGET_DIR)/release/migd
 #   redis-tools memcached nginx-light iperf3 curl python3   unmodified servers and clients that the whole-system tests move
 #   dnsmasq-base                      a server that speaks UDP, moved by the tests
 #   golang-go                         a statically linked Go server, built and moved by the tests
+#   etcd-server                       the directory's other engine, for its tests and `migd demo --directory etcd`
+#   protobuf-compiler libprotobuf-dev for building the client of etcd: it is generated from etcd's own definitions
 #   wrk fonts-dejavu-core             more for the benchmarks: a load generator, and the letters of their charts
 # `make criu` names what CRIU is built from (Debian 12's own CRIU does not work on new kernels).
+BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
 DEMO_PACKAGES := redis-server
 BENCH_PACKAGES := redis-server redis-tools nginx-light wrk fonts-dejavu-core
 # About how long `make results` may measure; single rounds are dropped to stay within it.
@@ -23,20 +26,24 @@ export MIGD_CRIU := $(or $(MIGD_CRIU),$(wildcard $(CRIU)))
 ifeq ($(MIGD_CRIU),)
 unexport MIGD_CRIU
 endif
-TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base
+TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base etcd-server
 
-.PHONY: all build demo test compliance unit system bench soak fuzz compare criu results fmt lint help demo-packages test-packages bench-packages
+.PHONY: all build demo test compliance unit system soak-addresses bench soak fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-build: ## Build the release binary
+build: build-packages ## Build the release binary
 	$(CARGO) build --release --bin migd
 
 demo: build demo-packages ## Show a redis moving between two nodes under load (needs root)
 	$(MIGD) demo --dataset-mb $(DATASET_MB)
+
+soak-addresses: build-packages ## Simulate 200 nodes taking 60,000 addresses with crashes, partitions and restarts, 1,000 seeds (SEEDS=N, FIRST=N)
+	SIM_SEEDS=$(or $(SEEDS),1000) SIM_FIRST=$(or $(FIRST),1) SIM_NODES=200 SIM_TAKES=60000 \
+		$(CARGO) test --release --package cluster-addr --test simulation -- --nocapture no_address_is_given_out_twice
 
 bench: build bench-packages ## Measure throughput, latency and connections against the kernel's TCP (needs root)
 	$(MIGD) bench throughput
@@ -55,7 +62,7 @@ results: build bench-packages ## Measure all and rewrite docs/results.md with it
 fmt: ## Format the source
 	$(CARGO) fmt --all
 
-lint: ## Check format and lints, warnings as errors
+lint: build-packages ## Check format and lints, warnings as errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
@@ -68,7 +75,7 @@ test: lint build test-packages ## Format, lints, the demonstration, unit, proper
 compliance: ## Show which requirement of which RFC is met where, and by which test it is shown
 	$(CARGO) test --quiet --package netstack --test compliance -- --nocapture --test-threads=1
 
-unit: ## Unit and property tests
+unit: build-packages test-packages ## Unit and property tests
 	$(CARGO) test --workspace --exclude tests
 
 # How many simulated worlds (of three or four connections each) a soak runs.
@@ -81,6 +88,9 @@ soak: ## Simulate a hundred thousand connections over bad links, and every cut o
 # disturbing the other's timing. Without the (empty) documentation tests, so that the last line counts tests.
 system: build test-packages ## Whole-system tests in labs (needs root)
 	MIGD_BINARY=$(MIGD) $(CARGO) test --package tests --tests -- --test-threads=2
+
+build-packages:
+	@.ci/packages $(BUILD_PACKAGES)
 
 demo-packages:
 	@.ci/packages $(DEMO_PACKAGES)

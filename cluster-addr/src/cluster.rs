@@ -28,6 +28,7 @@ use crate::{
     },
 };
 
+pub use blocks::Forgotten;
 pub use jobs::{NewJob, Transfer, Wanted};
 pub use survey::{Finding, Survey, UsedAddress};
 
@@ -81,7 +82,7 @@ pub enum ClusterError {
     #[error(
         "every address of {prefixes} is in use, resting or in a block of another node; end jobs and wait five minutes for \
          their addresses, add addresses with `migd addr add PREFIX`, or free the blocks of a node that is gone for ever \
-         with `migd addr release --node NODE` (`migd addr blocks` shows who has which)"
+         with `migd addr release --holder NODE` (`migd addr blocks` shows who has which)"
     )]
     Exhausted {
         /// The prefixes of the family that ran out.

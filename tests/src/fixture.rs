@@ -39,8 +39,17 @@ impl Fixture {
     /// As [`Fixture::new`].
     #[must_use]
     pub fn with_nodes(nodes: usize) -> Fixture {
+        Fixture::of(Spec { nodes, ..Spec::new(own_name(PURPOSE)).expect("this program has a path") })
+    }
+
+    /// Brings up a lab of another make; the name is given by the fixture.
+    ///
+    /// # Panics
+    /// When that fails, with the reason.
+    #[must_use]
+    pub fn of(spec: Spec) -> Fixture {
         remove_abandoned(PURPOSE);
-        let spec = Spec { name: own_name(PURPOSE), nodes, clients: 1, prefix: "10.77.0.0/16".into(), binary: binary() };
+        let spec = Spec { binary: binary(), name: own_name(PURPOSE), ..spec };
         let lab = Lab::up(&spec).unwrap_or_else(|error| panic!("no lab: {error:#}"));
         let directory = tempfile::Builder::new().prefix("migd-test-").tempdir().expect("a directory for files");
         // Servers that give up root must be able to read what is in it.

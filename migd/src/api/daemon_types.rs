@@ -1,7 +1,8 @@
 //! Command line (and shims) to daemon.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::types::{ApiError, Exit, HomeView, JobSpec, SocketPlace};
@@ -102,6 +103,13 @@ pub enum DaemonRequest {
         #[serde(default)]
         home: Option<String>,
     },
+    /// About the cluster's addresses; the answer is told at each request.
+    Addresses(AddressRequest),
+    /// `Reply<Migrated>`: moves the directory from the node that serves it to an etcd.
+    MigrateDirectory {
+        /// As [`cluster_addr::etcd::Place`] reads it.
+        to: String,
+    },
     /// From a shim, after `exit.json` was written. `Reply<()>`. Only speeds up what the daemon finds out by itself.
     JobExited {
         /// Job id.
@@ -127,6 +135,152 @@ pub struct RunRequest {
     /// The name of a reservation, or an address of the cluster; any address when missing.
     #[serde(default)]
     pub address: Option<String>,
+}
+
+/// What can be asked about the cluster's addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressRequest {
+    /// `Reply<AddressList>`.
+    List,
+    /// `Reply<BlockList>`.
+    Blocks,
+    /// `Reply<ReservationView>`.
+    Reserve {
+        /// Under which name.
+        name: String,
+        /// Which, at most one of each family; others are picked.
+        addresses: Vec<IpAddr>,
+    },
+    /// `Reply<ReservationView>`: what was given up.
+    ReleaseReservation {
+        /// Its name.
+        name: String,
+    },
+    /// `Reply<BlockView>`: as it was.
+    ReleaseBlock {
+        /// Which.
+        block: IpNet,
+    },
+    /// `Reply<cluster_addr::cluster::Forgotten>`.
+    ForgetNode {
+        /// Its name.
+        node: String,
+        /// The operator's word that nothing of it runs any more.
+        gone: bool,
+    },
+    /// `Reply<Vec<PrefixView>>`: all there are now.
+    AddPrefix {
+        /// Which.
+        net: IpNet,
+    },
+    /// `Reply<CheckReport>`.
+    Check {
+        /// Undo leaks.
+        repair: bool,
+    },
+}
+
+/// A range of addresses of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixView {
+    /// The range.
+    pub net: IpNet,
+    /// Length of its blocks.
+    pub block_length: u8,
+    /// Addresses that jobs can have in all; the largest number there is when there are more.
+    pub size: u64,
+    /// Addresses of it that jobs have.
+    pub held: usize,
+    /// That are reserved and not in use.
+    pub reserved: usize,
+    /// That rest after their use.
+    pub resting: usize,
+    /// Blocks of it that are leased.
+    pub leased_blocks: usize,
+}
+
+/// A reservation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservationView {
+    /// Its name.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The name of the job that uses them.
+    pub job: Option<String>,
+}
+
+/// Answer to [`AddressRequest::List`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressList {
+    /// Where addresses come from.
+    pub prefixes: Vec<PrefixView>,
+    /// Every address that is not simply free.
+    pub addresses: Vec<cluster_addr::cluster::UsedAddress>,
+    /// The reservations.
+    pub reservations: Vec<ReservationView>,
+}
+
+/// A leased block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockView {
+    /// Its addresses.
+    pub net: IpNet,
+    /// The node that may give them out.
+    pub node: String,
+    /// Whether that node answered lately.
+    pub alive: bool,
+    /// Addresses of it that jobs have, or that are reserved.
+    pub held: usize,
+    /// That rest.
+    pub resting: usize,
+    /// That can be given out.
+    pub free: usize,
+}
+
+/// Answer to [`AddressRequest::Blocks`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockList {
+    /// Where they come from.
+    pub prefixes: Vec<PrefixView>,
+    /// The leased ones.
+    pub blocks: Vec<BlockView>,
+}
+
+/// Answer to [`AddressRequest::Check`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// Of which revision of the directory.
+    pub revision: u64,
+    /// Jobs looked at.
+    pub jobs: usize,
+    /// Addresses looked at.
+    pub addresses: usize,
+    /// What contradicts the rules.
+    pub findings: Vec<CheckFinding>,
+}
+
+/// One thing that contradicts the rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckFinding {
+    /// In one sentence.
+    pub text: String,
+    /// For programs.
+    pub finding: cluster_addr::cluster::Finding,
+    /// Whether it was undone.
+    pub repaired: bool,
+}
+
+/// Answer to [`DaemonRequest::MigrateDirectory`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Migrated {
+    /// Where it is now.
+    pub to: String,
+    /// Records that were moved.
+    pub records: usize,
+    /// For how long no change could be made, milliseconds.
+    pub held_ms: u64,
 }
 
 /// How a request ended.
@@ -186,6 +340,18 @@ pub enum DirectoryHealth {
     Remote {
         /// Where.
         peer: SocketAddr,
+    },
+    /// An etcd that answers.
+    Etcd {
+        /// Where.
+        place: String,
+    },
+    /// An etcd of which no member answers.
+    EtcdUnreachable {
+        /// Where.
+        place: String,
+        /// What was seen.
+        reason: String,
     },
     /// Served by another node that does not answer.
     Unreachable {

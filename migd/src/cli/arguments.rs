@@ -60,6 +60,10 @@ pub enum Command {
     Move(MoveArgs),
     /// List the nodes of the cluster
     Nodes(NodesArgs),
+    /// Look after the addresses that jobs have
+    Addr(super::addr::AddrArgs),
+    /// Look after the cluster as a whole
+    Cluster(super::addr::ClusterArgs),
     /// Make, use and take down a cluster of network namespaces on this machine
     Lab(crate::lab::Args),
     /// Show a server moving under load

@@ -148,7 +148,11 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-fn print_table<const N: usize>(header: [String; N], rows: impl Iterator<Item = [String; N]>) -> io::Result<()> {
+/// Prints rows under a header, in columns.
+///
+/// # Errors
+/// As standard output's.
+pub fn print_table<const N: usize>(header: [String; N], rows: impl Iterator<Item = [String; N]>) -> io::Result<()> {
     print(&table(header, rows))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Standard output carries what was asked for and nothing else; what migd has to say itself goes to standard error.
 
+mod addr;
 mod arguments;
 mod failure;
 mod foreground;
@@ -60,6 +61,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => block_on(jobs::inspect(&target, args)),
         Command::Kill(args) => block_on(jobs::kill(&target, args)),
         Command::Rm(args) => block_on(jobs::rm(&target, args)),
+        Command::Addr(args) => block_on(addr::addr(&target, args)),
+        Command::Cluster(args) => block_on(addr::cluster(&target, args)),
         Command::Move(args) => block_on(moving::move_job(&target, args)),
     }
 }

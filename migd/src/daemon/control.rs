@@ -14,7 +14,7 @@ use super::jobs::{LocalJob, Phase};
 use super::locate::{self, Located};
 use super::node::Node;
 use super::peer::protocol::PeerRequest;
-use super::{launch, members, moves};
+use super::{addresses, launch, members, migrate, moves};
 use crate::api::{
     ApiError, AttachInput, Connection, DaemonRequest, DaemonStatus, ErrorKind, JobInspection, JobView, Reply,
     ShimRequest, SocketListing, SocketPlace,
@@ -97,6 +97,8 @@ async fn answer(node: &Arc<Node>, stream: UnixStream) -> io::Result<()> {
             let from = Owner { node: from_node, epoch: from_epoch };
             reply(&mut connection, moves::transfer(node, &job, from, &to_node, home.as_deref()).await).await
         }
+        DaemonRequest::Addresses(request) => addresses::answer(node, &mut connection, request).await,
+        DaemonRequest::MigrateDirectory { to } => reply(&mut connection, migrate::migrate(node, &to).await).await,
         DaemonRequest::JobExited { job, exit } => {
             tracing::debug!(job, %exit, "a shim says that its job ended");
             reply(&mut connection, Ok(())).await
@@ -104,7 +106,11 @@ async fn answer(node: &Arc<Node>, stream: UnixStream) -> io::Result<()> {
     }
 }
 
-async fn reply<T: Serialize>(connection: &mut Connection, result: Result<T, ApiError>) -> io::Result<()> {
+/// Answers a request.
+///
+/// # Errors
+/// As the connection's.
+pub async fn reply<T: Serialize>(connection: &mut Connection, result: Result<T, ApiError>) -> io::Result<()> {
     connection.send(&Reply::from(result)).await
 }
 

@@ -1,13 +1,15 @@
-//! The directory seen from any node: served by this daemon, or asked for over the peer connection of the one that serves it.
+//! The directory seen from any node: served by this daemon, asked for over the peer connection of the one that serves it, or an
+//! etcd. Where it is can change while the daemon runs ([`super::migrate`]): [`Current`] follows it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use cluster_addr::Embedded;
 use cluster_addr::directory::{
-    Change, Directory, DirectoryError, Listing, Outcome, Reply, Revision, Transaction, Versioned, Watch,
+    Change, Directory, DirectoryError, Expect, Listing, Outcome, Reply, Revision, Transaction, Versioned, Watch,
 };
+use cluster_addr::{Embedded, Etcd};
 use tokio::sync::mpsc;
 
 use super::peer::protocol::{self, DirectoryAnswer, DirectoryReply, DirectoryRequest, PeerRequest};
@@ -23,6 +25,133 @@ pub enum Place {
     Local(Arc<Embedded>),
     /// At that daemon.
     Remote(SocketAddr),
+    /// In an etcd.
+    Etcd(Arc<Etcd>),
+}
+
+/// Where the directory is at present.
+#[derive(Debug, Default)]
+pub struct Location {
+    place: RwLock<Option<Place>>,
+    /// Whether it has changed since [`Location::take_changed`] was called last.
+    changed: AtomicBool,
+}
+
+impl Location {
+    /// As soon as it is known.
+    pub fn get(&self) -> Option<Place> {
+        self.place.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets it while joining.
+    pub fn set(&self, place: Place) {
+        *self.place.write().unwrap_or_else(PoisonError::into_inner) = Some(place);
+    }
+
+    /// The directory has moved.
+    pub fn change(&self, place: Place) {
+        self.set(place);
+        self.changed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the directory has moved, so that what is known of its revisions is worth nothing. Says so once.
+    pub fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::SeqCst)
+    }
+
+    /// Has [`Location::take_changed`] say so again, when what it was to cause failed.
+    pub fn put_changed(&self) {
+        self.changed.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The directory, wherever it is. A request that is told that it has moved is made again there.
+#[derive(Debug)]
+pub struct Current {
+    /// Where it is.
+    pub location: Arc<Location>,
+    /// Connections to other daemons.
+    pub peers: Arc<Peers>,
+}
+
+impl Current {
+    fn engine(&self) -> Result<Arc<dyn Directory>, DirectoryError> {
+        match self.location.get() {
+            Some(Place::Local(engine)) => Ok(engine),
+            Some(Place::Remote(server)) => Ok(Arc::new(Remote { server, peers: Arc::clone(&self.peers) })),
+            Some(Place::Etcd(etcd)) => Ok(etcd),
+            None => Err(DirectoryError::Unreachable("this node has not joined a cluster yet".into())),
+        }
+    }
+
+    /// Goes where the directory has moved to.
+    async fn go(&self, to: &str) -> Result<(), DirectoryError> {
+        let place: cluster_addr::etcd::Place = to.parse().map_err(DirectoryError::Invalid)?;
+        if let Some(Place::Etcd(etcd)) = self.location.get()
+            && *etcd.place() == place
+        {
+            return Ok(());
+        }
+        let etcd = Etcd::connect(place).await?;
+        tracing::info!(to, "the directory has moved");
+        self.location.change(Place::Etcd(Arc::new(etcd)));
+        Ok(())
+    }
+}
+
+impl Directory for Current {
+    fn get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<Versioned>> {
+        Box::pin(async move {
+            match self.engine()?.get(key).await {
+                Err(DirectoryError::Moved(to)) => {
+                    self.go(&to).await?;
+                    self.engine()?.get(key).await
+                }
+                other => other,
+            }
+        })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> Reply<'a, Listing> {
+        Box::pin(async move {
+            match self.engine()?.list(prefix).await {
+                Err(DirectoryError::Moved(to)) => {
+                    self.go(&to).await?;
+                    self.engine()?.list(prefix).await
+                }
+                other => other,
+            }
+        })
+    }
+
+    fn transact<'a>(&'a self, transaction: &'a Transaction) -> Reply<'a, Outcome> {
+        Box::pin(async move {
+            match self.engine()?.transact(transaction).await {
+                Err(DirectoryError::Moved(to)) => {
+                    self.go(&to).await?;
+                    // By a revision of the old engine it would be judged by chance.
+                    if transaction.conditions.iter().any(|(_, expect)| matches!(expect, Expect::Revision(_))) {
+                        return Err(DirectoryError::Unreachable(format!("it has just moved to {to}; try again")));
+                    }
+                    self.engine()?.transact(transaction).await
+                }
+                other => other,
+            }
+        })
+    }
+
+    fn watch<'a>(&'a self, prefix: &'a str, after: Revision) -> Reply<'a, Watch> {
+        Box::pin(async move {
+            match self.engine()?.watch(prefix, after).await {
+                Err(DirectoryError::Moved(to)) => {
+                    self.go(&to).await?;
+                    // From a revision of the old engine there is nothing to go on from: it has to be listed.
+                    Err(DirectoryError::Compacted(after))
+                }
+                other => other,
+            }
+        })
+    }
 }
 
 /// A directory served by another daemon.

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use cluster_addr::records::CLUSTER_KEY;
-use cluster_addr::{Cluster, Directory, Embedded, NodeRecord};
+use cluster_addr::{Cluster, Directory, Embedded, Etcd, NodeRecord};
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::directory::{Place, Remote};
+use super::directory::Place;
 use super::jobs::write_json;
 use super::launch::random;
 use super::node::Node;
@@ -44,13 +44,18 @@ pub enum Way {
 struct Remembered {
     cluster: String,
     directory: SocketAddr,
+    /// When the directory is an etcd.
+    #[serde(default)]
+    etcd: Option<cluster_addr::etcd::Place>,
 }
 
 /// Joins; returns when that is done.
 ///
 /// # Errors
 /// When it is refused, or a node that never was in a cluster finds none.
-pub async fn join(node: &Arc<Node>, way: Way) -> anyhow::Result<()> {
+///
+/// `etcd`: where the directory is, if the operator said so.
+pub async fn join(node: &Arc<Node>, way: Way, etcd: Option<cluster_addr::etcd::Place>) -> anyhow::Result<()> {
     let memory = node.paths.root().join("cluster.json");
     let remembered: Option<Remembered> = match std::fs::read(&memory) {
         Ok(text) => Some(serde_json::from_slice(&text).with_context(|| format!("{} is damaged", memory.display()))?),
@@ -63,6 +68,8 @@ pub async fn join(node: &Arc<Node>, way: Way) -> anyhow::Result<()> {
         Way::Create { prefixes } => {
             if let Some(remembered) = &remembered
                 && !node.paths.directory().exists()
+                && etcd.is_none()
+                && remembered.etcd.is_none()
             {
                 bail!(
                     "this node joined cluster {} before, so it can't make a new one; use --join {}, or an empty --state",
@@ -70,19 +77,15 @@ pub async fn join(node: &Arc<Node>, way: Way) -> anyhow::Result<()> {
                     remembered.directory
                 );
             }
-            create(node, &prefixes).await?
+            create(node, &prefixes, etcd.or_else(|| remembered.as_ref().and_then(|known| known.etcd.clone()))).await?
         }
-        Way::Join(through) => join_until(node, through, remembered.as_ref()).await?,
+        Way::Join(through) => join_until(node, through, remembered.as_ref(), etcd.as_ref()).await?,
     };
-    let id = cluster.record().id.clone();
-    let directory = node.directory_address().unwrap_or(node.peer);
-    let fresh = Remembered { cluster: id.clone(), directory };
-    if remembered.as_ref() != Some(&fresh) {
-        write_json(&memory, &fresh).with_context(|| format!("can't write {}", memory.display()))?;
-    }
+    let id = cluster.record().id;
+    remember(node, &id).with_context(|| format!("can't write {}", memory.display()))?;
     node.learn_nodes(cluster.nodes().await?);
     release_leaks(node, &cluster).await?;
-    tracing::info!(cluster = id, prefixes = cluster.record().prefixes_in_words(), %directory, "joined");
+    tracing::info!(cluster = id, prefixes = cluster.record().prefixes_in_words(), place = ?node.place(), "joined");
     node.set_cluster(cluster);
     node.note_directory(None);
     Ok(())
@@ -92,11 +95,51 @@ fn own_record(node: &Node) -> NodeRecord {
     NodeRecord { name: node.name.clone(), peer: node.peer, hops: node.hops.clone() }
 }
 
-async fn create(node: &Arc<Node>, prefixes: &[IpNet]) -> anyhow::Result<Cluster> {
+/// Writes down where the cluster is found again.
+///
+/// # Errors
+/// As the file system's.
+pub fn remember(node: &Node, cluster: &str) -> std::io::Result<()> {
+    let memory = node.paths.root().join("cluster.json");
+    let etcd = match node.place() {
+        Some(Place::Etcd(etcd)) => Some(etcd.place().clone()),
+        _ => None,
+    };
+    let directory = node.directory_address().unwrap_or(node.peer);
+    let fresh = Remembered { cluster: cluster.to_owned(), directory, etcd };
+    let there = std::fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    if there.as_ref() == Some(&fresh) { Ok(()) } else { write_json(&memory, &fresh) }
+}
+
+/// Where a daemon that makes, or made, the cluster finds its directory.
+async fn own_place(node: &Arc<Node>, etcd: Option<cluster_addr::etcd::Place>) -> anyhow::Result<Place> {
     let path = node.paths.directory();
-    let engine = Embedded::open(&path).with_context(|| format!("can't open the directory {}", path.display()))?;
-    let engine = Arc::new(engine);
-    node.set_place(Place::Local(Arc::clone(&engine)));
+    // The file knows best: it may have been given up for an etcd.
+    if path.exists() || etcd.is_none() {
+        let engine = Embedded::open(&path).with_context(|| format!("can't open the directory {}", path.display()))?;
+        let Some(to) = engine.moved() else {
+            if let Some(etcd) = etcd {
+                bail!("this node serves a cluster's directory; move it with: migd cluster migrate-directory {etcd}");
+            }
+            return Ok(Place::Local(Arc::new(engine)));
+        };
+        let to = to.parse().map_err(|error: String| anyhow::anyhow!(error))?;
+        let etcd = Etcd::connect(to).await?;
+        super::migrate::finish(&etcd).await?;
+        return Ok(Place::Etcd(Arc::new(etcd)));
+    }
+    let Some(etcd) = etcd else { bail!("there is no directory") };
+    Ok(Place::Etcd(Arc::new(Etcd::connect(etcd).await?)))
+}
+
+async fn create(
+    node: &Arc<Node>,
+    prefixes: &[IpNet],
+    etcd: Option<cluster_addr::etcd::Place>,
+) -> anyhow::Result<Cluster> {
+    node.location.set(own_place(node, etcd).await?);
+    let engine = node.directory();
+    super::migrate::refuse_unfinished(engine.as_ref()).await?;
     let exists = engine.get(CLUSTER_KEY).await?.is_some();
     if exists && prefixes.is_empty() {
         return Ok(Cluster::open(engine, own_record(node)).await?);
@@ -122,11 +165,16 @@ fn local_prefix(random: [u8; 8]) -> IpNet {
     IpNet::V6(Ipv6Net::new_assert(octets.into(), 64))
 }
 
-async fn join_until(node: &Arc<Node>, through: SocketAddr, remembered: Option<&Remembered>) -> anyhow::Result<Cluster> {
+async fn join_until(
+    node: &Arc<Node>,
+    through: SocketAddr,
+    remembered: Option<&Remembered>,
+    etcd: Option<&cluster_addr::etcd::Place>,
+) -> anyhow::Result<Cluster> {
     let began = Instant::now();
     let mut pause = RETRY;
     loop {
-        let failure = match join_once(node, through, remembered).await {
+        let failure = match join_once(node, through, remembered, etcd).await {
             Ok(cluster) => return Ok(cluster),
             Err(failure) => failure,
         };
@@ -148,24 +196,38 @@ enum Failure {
     Passing(anyhow::Error),
 }
 
-async fn join_once(node: &Arc<Node>, through: SocketAddr, remembered: Option<&Remembered>) -> Result<Cluster, Failure> {
+async fn join_once(
+    node: &Arc<Node>,
+    through: SocketAddr,
+    remembered: Option<&Remembered>,
+    etcd: Option<&cluster_addr::etcd::Place>,
+) -> Result<Cluster, Failure> {
     let passing = |error: anyhow::Error| Failure::Passing(error);
-    let server = match (node.peers.connect(through).await, remembered) {
-        (Ok(connection), _) => connection.welcome.directory.ok_or_else(|| {
-            Failure::Passing(anyhow::anyhow!("node {} has not joined a cluster itself yet", connection.welcome.node))
-        })?,
+    let (server, etcd) = match (node.peers.connect(through).await, remembered) {
+        _ if etcd.is_some() => (None, etcd.cloned()),
+        (Ok(connection), _) => (connection.welcome.directory, connection.welcome.etcd),
         (Err(PeerError::Api(error)), _) => return Err(Failure::Final(error.into())),
         // The node named may be down while the directory's is not.
-        (Err(_), Some(remembered)) => remembered.directory,
+        (Err(_), Some(remembered)) => (Some(remembered.directory), remembered.etcd.clone()),
         (Err(error), None) => return Err(Failure::Passing(error.into())),
     };
-    let directory = Arc::new(Remote { server, peers: Arc::clone(&node.peers) });
+    node.location.set(match (server, etcd) {
+        (_, Some(etcd)) => {
+            let etcd = Etcd::connect(etcd).await.map_err(|error| Failure::Final(error.into()))?;
+            Place::Etcd(Arc::new(etcd))
+        }
+        (Some(server), None) => Place::Remote(server),
+        (None, None) => {
+            return Err(passing(anyhow::anyhow!("the node at {through} has not joined a cluster itself yet")));
+        }
+    });
+    let directory = node.directory();
+    super::migrate::refuse_unfinished(directory.as_ref()).await.map_err(passing)?;
     refuse_twin(node, directory.as_ref()).await?;
     let cluster = Cluster::open(directory, own_record(node)).await.map_err(|error| match error {
         cluster_addr::ClusterError::BadName(_) => Failure::Final(error.into()),
         error => passing(error.into()),
     })?;
-    node.set_place(Place::Remote(server));
     Ok(cluster)
 }
 

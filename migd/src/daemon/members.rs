@@ -12,14 +12,22 @@ use crate::api::{NodeList, NodeView};
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How long an answer may take before a node counts as not answering.
 const LIMIT: Duration = Duration::from_millis(1500);
+/// So many heartbeats are between two looks at what the cluster's addresses need.
+const MAINTENANCE: u32 = 5;
 
 /// Keeps the list of nodes and asks each for a sign of life, for ever.
 pub async fn heartbeat(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for beat in 1u32.. {
         ticks.tick().await;
         refresh(&node).await;
+        if beat.is_multiple_of(MAINTENANCE)
+            && let Ok(cluster) = node.cluster()
+            && let Err(error) = cluster.maintain().await
+        {
+            drop(node.explain(error));
+        }
         ask_all(&node).await;
     }
 }

@@ -1,12 +1,13 @@
 //! The daemon: one per node.
 //!
 //! It starts shims and follows them ([`launch`], [`supervise`], [`jobs`]), answers the command line ([`control`], [`locate`],
-//! [`attach`]), talks to the other daemons ([`peer`], [`members`], [`directory`], [`join`]), brings shims together for a
+//! [`attach`]), talks to the other daemons ([`peer`], [`members`], [`directory`], [`migrate`], [`join`]), brings shims together for a
 //! move ([`moves`]) and keeps the routes to the jobs of other nodes ([`routes`]). What it does to the machine is in [`machine`].
 //!
 //! Invariants: jobs never depend on it (it may be stopped, killed and upgraded while they run); it holds nothing that is
 //! not also on disk or in the directory; it never changes a job's owner but by the directory's compare-and-swap.
 
+mod addresses;
 mod attach;
 mod capture;
 mod control;
@@ -18,6 +19,7 @@ mod launch;
 mod locate;
 mod machine;
 mod members;
+mod migrate;
 mod moves;
 mod node;
 mod peer;
@@ -71,6 +73,10 @@ pub struct Args {
     /// Join the cluster of the node that listens there
     #[arg(long, value_name = "IP:PORT", value_parser = parse_listen, required_unless_present = "create")]
     pub join: Option<SocketAddr>,
+    /// Where the directory is, when it is an etcd: etcd:http://HOST:PORT[,http://HOST:PORT...][/KEYS]; with --join it is
+    /// learned from that node if not given
+    #[arg(long, value_name = "PLACE")]
+    pub directory: Option<cluster_addr::etcd::Place>,
     /// What is logged to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "MIGD_LOG", default_value = "info")]
     pub log: LevelFilter,
@@ -121,7 +127,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let paths = StatePaths::new(root);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let settings = Settings { name, paths: paths.clone(), listen: args.listen, hops, uplinks: args.uplinks, way };
+    let settings = Settings {
+        name,
+        paths: paths.clone(),
+        listen: args.listen,
+        hops,
+        uplinks: args.uplinks,
+        way,
+        etcd: args.directory,
+    };
     let result = tokio::select! {
         result = serve(settings, Arc::new(machine::Linux)) => result,
         _ = terminate.recv() => Ok(()),
@@ -143,11 +157,12 @@ struct Settings {
     hops: Vec<IpAddr>,
     uplinks: Vec<String>,
     way: Way,
+    etcd: Option<cluster_addr::etcd::Place>,
 }
 
 /// Is a node's daemon; returns only with an error.
 async fn serve(settings: Settings, machine: Arc<dyn Machine>) -> anyhow::Result<()> {
-    let Settings { name, paths, listen, hops, uplinks, way } = settings;
+    let Settings { name, paths, listen, hops, uplinks, way, etcd } = settings;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -165,7 +180,7 @@ async fn serve(settings: Settings, machine: Arc<dyn Machine>) -> anyhow::Result<
     supervise::adopt(&node).context("can't read the jobs of the state directory")?;
     tokio::spawn(control::serve(Arc::clone(&node), control));
     tokio::spawn(peer::server::serve(Arc::clone(&node), peers));
-    join::join(&node, way).await?;
+    join::join(&node, way, etcd).await?;
     tokio::join!(routes::follow(Arc::clone(&node)), members::heartbeat(Arc::clone(&node)));
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use cluster_addr::{Cluster, ClusterError, DirectoryError, JobRecord, NodeRecord};
 
-use super::directory::Place;
+use super::directory::{Current, Location, Place};
 use super::jobs::Registry;
 use super::machine::Machine;
 use super::peer::Peers;
@@ -31,7 +31,8 @@ pub struct Node {
     pub peers: Arc<Peers>,
     /// The jobs of this node.
     pub jobs: Registry,
-    place: OnceLock<Place>,
+    /// Where the directory is.
+    pub location: Arc<Location>,
     cluster: OnceLock<Cluster>,
     view: Mutex<View>,
 }
@@ -74,7 +75,7 @@ impl Node {
             machine,
             peers,
             jobs: Registry::default(),
-            place: OnceLock::new(),
+            location: Arc::default(),
             cluster: OnceLock::new(),
             view: Mutex::default(),
         }
@@ -91,22 +92,22 @@ impl Node {
     }
 
     /// Where the directory is, as soon as that is known.
-    pub fn place(&self) -> Option<&Place> {
-        self.place.get()
+    pub fn place(&self) -> Option<Place> {
+        self.location.get()
     }
 
-    /// Where the directory listens, as other nodes reach it.
+    /// The directory, wherever it is at the time of a request.
+    pub fn directory(&self) -> Arc<Current> {
+        Arc::new(Current { location: Arc::clone(&self.location), peers: Arc::clone(&self.peers) })
+    }
+
+    /// Where the directory listens, as other nodes reach it; none for an etcd.
     pub fn directory_address(&self) -> Option<SocketAddr> {
         match self.place()? {
             Place::Local(_) => Some(self.peer),
-            Place::Remote(server) => Some(*server),
+            Place::Remote(server) => Some(server),
+            Place::Etcd(_) => None,
         }
-    }
-
-    /// Sets where the directory is. Only the first call counts.
-    pub fn set_place(&self, place: Place) {
-        // Tried again after a failed opening with the same value.
-        let _ = self.place.set(place);
     }
 
     /// Sets the cluster, which is then joined. Only the first call counts.
@@ -156,6 +157,9 @@ impl Node {
     }
 
     fn directory_hint(&self) -> String {
+        if let Some(Place::Etcd(etcd)) = self.place() {
+            return format!("check the members of {}; running jobs are not touched meanwhile", etcd.place());
+        }
         let server = self.directory_address();
         let server = server.map_or_else(|| "the directory's node".into(), |server| format!("the node at {server}"));
         format!("check `migd daemon` on {server}, which serves the directory; running jobs are not touched meanwhile")
@@ -177,8 +181,12 @@ impl Node {
         let failure = self.view().directory_failure.clone();
         match (self.place(), failure) {
             (Some(Place::Local(_)), _) => DirectoryHealth::Local,
-            (Some(Place::Remote(peer)), None) => DirectoryHealth::Remote { peer: *peer },
-            (Some(Place::Remote(peer)), Some(reason)) => DirectoryHealth::Unreachable { peer: *peer, reason },
+            (Some(Place::Remote(peer)), None) => DirectoryHealth::Remote { peer },
+            (Some(Place::Remote(peer)), Some(reason)) => DirectoryHealth::Unreachable { peer, reason },
+            (Some(Place::Etcd(etcd)), None) => DirectoryHealth::Etcd { place: etcd.place().to_string() },
+            (Some(Place::Etcd(etcd)), Some(reason)) => {
+                DirectoryHealth::EtcdUnreachable { place: etcd.place().to_string(), reason }
+            }
             (None, reason) => {
                 let reason = reason.unwrap_or_else(|| "not joined yet".into());
                 DirectoryHealth::Unreachable { peer: self.peer, reason }
@@ -229,6 +237,11 @@ impl Node {
             let heard = view.nodes.get(&record.name).and_then(|member| member.heard);
             view.nodes.insert(record.name.clone(), Member { record, heard });
         }
+    }
+
+    /// The node was given up.
+    pub fn forget_node(&self, name: &str) {
+        self.view().nodes.remove(name);
     }
 
     /// Notes that a node answered.

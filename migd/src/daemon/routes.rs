@@ -33,7 +33,13 @@ pub async fn follow(node: Arc<Node>) {
 
 /// Lists, then applies changes until the watch ends.
 async fn follow_once(node: &Arc<Node>, cluster: &Cluster) -> Result<(), ClusterError> {
+    super::migrate::after_change(node).await;
     let (records, mut revision) = cluster.jobs().await?;
+    if node.location.take_changed() {
+        // It was found to have moved just now.
+        node.location.put_changed();
+        super::migrate::after_change(node).await;
+    }
     node.note_directory(None);
     for gone in node.learn_jobs(&records) {
         unroute(node, &gone);

@@ -293,6 +293,7 @@ impl Scene {
             hops: vec!["::1".parse().unwrap()],
             uplinks: Vec::new(),
             way,
+            etcd: None,
         };
         let machine = PlayedMachine { name: name.into(), stage: Arc::clone(&self.stage) };
         let mut served = runtime.spawn(serve(settings, Arc::new(machine)));

@@ -21,6 +21,9 @@ pub struct Args {
     /// Fill redis with so many megabytes before it is moved
     #[arg(long, value_name = "N", default_value_t = 0)]
     dataset_mb: usize,
+    /// The engine of the cluster's directory; of an etcd one of its three members is killed and started again meanwhile
+    #[arg(long, value_name = "ENGINE", default_value = "embedded")]
+    directory: crate::lab::Engine,
     /// Print the result as JSON, and nothing else
     #[arg(long)]
     json: bool,
@@ -33,7 +36,7 @@ pub struct Args {
 /// What kept it from being carried out.
 pub fn main(args: Args) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::watch()?;
-    let settings = script::Settings { dataset_mb: args.dataset_mb, quiet: args.json };
+    let settings = script::Settings { dataset_mb: args.dataset_mb, quiet: args.json, directory: args.directory };
     let report = script::run(&settings, &interrupt)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).context("a report is plain data")?);

@@ -14,7 +14,7 @@ use super::clients::{CHANNEL, COUNTER, Client, VALUE, count, download, subscribe
 use super::redis::{Connection, Reply, encode};
 use super::report::{MoveReport, Report, longest, milliseconds, print_timeline};
 use super::wire::{Passed, Watch};
-use crate::lab::{Lab, Moved, Spec, own_name, remove_abandoned};
+use crate::lab::{Engine, Lab, Moved, Spec, own_name, remove_abandoned};
 
 /// Size of the value that is downloaded.
 const VALUE_SIZE: usize = 64 << 20;
@@ -39,6 +39,7 @@ const MESSAGE: &[u8] = b"still there";
 pub(super) struct Settings {
     pub(super) dataset_mb: usize,
     pub(super) quiet: bool,
+    pub(super) directory: Engine,
 }
 
 impl Settings {
@@ -54,7 +55,8 @@ impl Settings {
 pub(super) fn run(settings: &Settings, interrupt: &Interrupt) -> anyhow::Result<Report> {
     remove_abandoned(NAME);
     settings.say("making a lab: nodes A and B, a client, a switch");
-    let lab = Lab::up(&Spec::new(own_name(NAME))?)?;
+    let spec = Spec { etcd: settings.directory.members(), ..Spec::new(own_name(NAME))? };
+    let lab = Lab::up(&spec)?;
     let address = start_redis(&lab)?;
     let server = SocketAddr::new(IpAddr::V4(address), PORT);
     let client = || lab.namespace("client1");
@@ -75,9 +77,15 @@ pub(super) fn run(settings: &Settings, interrupt: &Interrupt) -> anyhow::Result<
 
     let mut moves = Vec::new();
     let mut counts = Vec::new();
-    for hop in ROUTE.windows(2) {
+    for (number, hop) in ROUTE.windows(2).enumerate() {
         let [from, to] = hop else { continue };
-        let moved = lab.move_job(JOB, from, to)?;
+        // While the job moves, the directory loses a member, and gets it back while it moves the next time.
+        let moved = std::thread::scope(|scope| {
+            let member = scope.spawn(|| disturb(settings, &lab, number));
+            let moved = lab.move_job(JOB, from, to);
+            let disturbed = member.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            disturbed.and(moved)
+        })?;
         settings.say(&format!(
             "moved from {from} to {to}: the server stood {:.1} ms, {:.0} ms in all",
             milliseconds(Duration::from_micros(moved.summary.downtime_us)),
@@ -130,6 +138,23 @@ pub(super) fn run(settings: &Settings, interrupt: &Interrupt) -> anyhow::Result<
         && report.bytes_via_old_node == 0
         && report.moves.len() == ROUTE.len() - 1;
     Ok(report)
+}
+
+/// What happens to the directory's etcd during the move of this number.
+fn disturb(settings: &Settings, lab: &Lab, number: usize) -> anyhow::Result<()> {
+    let Some(member) = lab.layout().etcd.first() else { return Ok(()) };
+    match number {
+        1 => {
+            lab.kill_etcd(&member.name)?;
+            settings.say(&format!("killed the etcd member {}", member.name));
+        }
+        2 => {
+            lab.restart_etcd(&member.name)?;
+            settings.say(&format!("started the etcd member {} again", member.name));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 fn start_redis(lab: &Lab) -> anyhow::Result<std::net::Ipv4Addr> {

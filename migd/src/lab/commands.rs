@@ -49,6 +49,9 @@ enum LabCommand {
         /// IPv4 prefix out of which jobs get their addresses
         #[arg(long, value_name = "PREFIX", default_value = "10.77.0.0/16")]
         prefix: String,
+        /// Where the cluster's directory is: a file that node A serves, or an etcd of three members (Debian's etcd-server)
+        #[arg(long, value_name = "ENGINE", default_value = "embedded")]
+        directory: Engine,
     },
     /// Run a command in a node or a client
     Exec {
@@ -69,21 +72,41 @@ enum LabCommand {
     Down,
 }
 
+/// Which engine a lab's directory has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Engine {
+    /// A file that node A serves.
+    Embedded,
+    /// An etcd of three members.
+    Etcd,
+}
+
+impl Engine {
+    /// For [`Spec::etcd`].
+    #[must_use]
+    pub fn members(self) -> usize {
+        match self {
+            Engine::Embedded => 0,
+            Engine::Etcd => 3,
+        }
+    }
+}
+
 /// Runs `migd lab`.
 ///
 /// # Errors
 /// Whatever went wrong, to be shown to the user.
 pub fn main(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        LabCommand::Up { nodes, clients, prefix } => up(&args.lab, nodes, clients, prefix),
+        LabCommand::Up { nodes, clients, prefix, directory } => up(&args.lab, nodes, clients, prefix, directory),
         LabCommand::Exec { place, command } => exec(&args.lab, &place, &command),
         LabCommand::Status { json } => status(&args.lab, json),
         LabCommand::Down => take_down(&args.lab),
     }
 }
 
-fn up(lab: &str, nodes: usize, clients: usize, prefix: String) -> anyhow::Result<ExitCode> {
-    let spec = Spec { nodes, clients, prefix, ..Spec::new(lab)? };
+fn up(lab: &str, nodes: usize, clients: usize, prefix: String, directory: Engine) -> anyhow::Result<ExitCode> {
+    let spec = Spec { nodes, clients, prefix, etcd: directory.members(), ..Spec::new(lab)? };
     let lab = Lab::up(&spec)?;
     print(&describe(lab.layout(), lab.names()), false)?;
     lab.keep();
@@ -133,6 +156,7 @@ struct Status {
     switch: String,
     nodes: Vec<NodeStatus>,
     clients: Vec<Member>,
+    etcd: Vec<Member>,
 }
 
 #[derive(Debug, Serialize)]
@@ -157,6 +181,7 @@ fn describe(layout: &Layout, names: &Names) -> Status {
         switch: layout.switch.clone(),
         nodes: layout.nodes.iter().map(node).collect(),
         clients: layout.clients.clone(),
+        etcd: layout.etcd.clone(),
     }
 }
 
@@ -183,6 +208,9 @@ fn print(status: &Status, json: bool) -> anyhow::Result<()> {
     for client in &status.clients {
         debug_assert_eq!(client.kind, Kind::Client);
         line(&mut out, client, "-")?;
+    }
+    for member in &status.etcd {
+        line(&mut out, member, "-")?;
     }
     Ok(())
 }

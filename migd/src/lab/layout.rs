@@ -14,6 +14,8 @@ const PEER_PORT: u16 = 7700;
 const NODES_MAX: usize = 26;
 /// Most clients of a lab: addresses from .101 on are theirs.
 const CLIENTS_MAX: usize = 100;
+/// Most members of a lab's etcd: addresses from .241 on are theirs.
+const ETCD_MAX: usize = 7;
 
 /// The state directory of a node, given as `NODE` (of the default lab) or `LAB/NODE`. `None` when that can't be one.
 #[must_use]
@@ -92,7 +94,7 @@ impl Names {
 
 /// Whether `name` can be that of a switch, a node or a client.
 fn is_member_name(name: &str) -> bool {
-    let client = name.strip_prefix("client");
+    let client = name.strip_prefix("client").or_else(|| name.strip_prefix("etcd"));
     name == Names::SWITCH
         || (name.len() == 1 && name.bytes().all(|byte| byte.is_ascii_uppercase()))
         || client.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
@@ -106,6 +108,8 @@ pub enum Kind {
     Node,
     /// Runs nothing by itself.
     Client,
+    /// Runs a member of an etcd.
+    Etcd,
 }
 
 impl fmt::Display for Kind {
@@ -113,6 +117,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Node => "node",
             Kind::Client => "client",
+            Kind::Etcd => "etcd",
         })
     }
 }
@@ -147,6 +152,9 @@ pub struct Layout {
     pub nodes: Vec<Member>,
     /// The clients.
     pub clients: Vec<Member>,
+    /// Members of the etcd that the directory is in; none when the first node serves it.
+    #[serde(default)]
+    pub etcd: Vec<Member>,
 }
 
 impl Layout {
@@ -187,12 +195,30 @@ impl Layout {
             switch: names.namespace(Names::SWITCH),
             nodes: nodes.collect(),
             clients: clients.collect(),
+            etcd: Vec::new(),
         })
     }
 
-    /// The nodes, then the clients.
+    /// Puts the directory into an etcd of so many members.
+    ///
+    /// # Errors
+    /// When those are too many.
+    pub fn with_etcd(mut self, names: &Names, members: usize) -> anyhow::Result<Layout> {
+        if members > ETCD_MAX {
+            bail!("an etcd of a lab has at most {ETCD_MAX} members, not {members}");
+        }
+        let member = |(n, number): (usize, u8)| {
+            let name = format!("etcd{n}");
+            let namespace = names.namespace(&name);
+            Member { namespace, name, kind: Kind::Etcd, address: host(number), address6: host6(number) }
+        };
+        self.etcd = (1..=members).zip(241..).map(member).collect();
+        Ok(self)
+    }
+
+    /// The nodes, then the clients, then the members of the etcd.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
-        self.nodes.iter().chain(&self.clients)
+        self.nodes.iter().chain(&self.clients).chain(&self.etcd)
     }
 
     /// The member called `name`.

@@ -9,6 +9,7 @@
 
 mod cleanup;
 mod commands;
+mod etcd;
 mod jobs;
 mod layout;
 mod link;
@@ -18,6 +19,7 @@ mod processes;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -25,7 +27,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::api::{Client, DaemonRequest};
 
 pub use cleanup::{Leftovers, down, own_name, remove_abandoned};
-pub use commands::{Args, main};
+pub use commands::{Args, Engine, main};
 pub use jobs::Moved;
 pub use layout::{Kind, Layout, Member, Names, state_directory};
 pub use link::{BadLink, BothWays, Bursts, Faults, Passed, Rate};
@@ -41,6 +43,8 @@ pub struct Spec {
     pub clients: usize,
     /// Prefix out of which jobs get their addresses.
     pub prefix: String,
+    /// Members of the etcd that the directory is in; 0 for the embedded one, served by the first node.
+    pub etcd: usize,
     /// The `migd` to run as daemon.
     pub binary: PathBuf,
 }
@@ -52,7 +56,7 @@ impl Spec {
     /// When the path of this program can't be found out.
     pub fn new(name: impl Into<String>) -> anyhow::Result<Spec> {
         let binary = std::env::current_exe().context("the path of this program")?;
-        Ok(Spec { name: name.into(), nodes: 2, clients: 1, prefix: "10.77.0.0/16".to_owned(), binary })
+        Ok(Spec { name: name.into(), nodes: 2, clients: 1, prefix: "10.77.0.0/16".to_owned(), etcd: 0, binary })
     }
 }
 
@@ -62,6 +66,7 @@ pub struct Lab {
     layout: Layout,
     names: Names,
     daemons: Vec<nodes::Daemon>,
+    etcd: Mutex<Vec<etcd::Process>>,
     binary: PathBuf,
     kept: bool,
 }
@@ -73,7 +78,7 @@ impl Lab {
     /// What went wrong, with the end of a daemon's log when it was a daemon; nothing of the lab is left then.
     pub fn up(spec: &Spec) -> anyhow::Result<Lab> {
         let names = Names::new(&spec.name)?;
-        let layout = Layout::plan(&names, spec.nodes, spec.clients, &spec.prefix)?;
+        let layout = Layout::plan(&names, spec.nodes, spec.clients, &spec.prefix)?.with_etcd(&names, spec.etcd)?;
         let lock = lock(&names)?;
         if let Err(error) = std::fs::create_dir(names.root()) {
             if error.kind() != io::ErrorKind::AlreadyExists {
@@ -85,7 +90,14 @@ impl Lab {
             );
         }
         // From here on a failure takes down what is there: dropping `lab` does, and needs the lock for it.
-        let mut lab = Lab { layout, names, daemons: Vec::new(), binary: spec.binary.clone(), kept: false };
+        let mut lab = Lab {
+            layout,
+            names,
+            daemons: Vec::new(),
+            etcd: Mutex::default(),
+            binary: spec.binary.clone(),
+            kept: false,
+        };
         let built = lab.build();
         drop(lock);
         built.map(|()| lab)
@@ -94,6 +106,7 @@ impl Lab {
     fn build(&mut self) -> anyhow::Result<()> {
         self.layout.save(&self.names)?;
         network::build(&self.names, &self.layout).context("can't build the lab's network")?;
+        self.start_etcd()?;
         for index in 0..self.layout.nodes.len() {
             self.start_daemon_of(index)?;
         }
@@ -186,6 +199,9 @@ impl Drop for Lab {
         }
         for daemon in self.daemons.drain(..) {
             daemon.kill();
+        }
+        for member in self.etcd_processes().drain(..) {
+            member.kill();
         }
         match down(self.names.lab()) {
             Ok(leftovers) if leftovers.is_empty() => {}

@@ -51,6 +51,9 @@ impl Daemon {
                 .arg("--prefix")
                 .arg(layout.prefix6.to_string()),
         };
+        if let Some(place) = super::etcd::place(layout) {
+            command.arg("--directory").arg(place);
+        }
         command.env(MARK, names.lab()).env_remove("MIGD_SOCKET").current_dir("/").process_group(0);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = NetNamespace::open_named(&member.namespace)

@@ -91,6 +91,9 @@ pub fn check(control: &Path) -> Result<(), String> {
         Ok(DaemonStatus { directory: DirectoryHealth::Unreachable { peer, reason }, .. }) => {
             Err(format!("the directory at {peer} does not answer: {reason}"))
         }
+        Ok(DaemonStatus { directory: DirectoryHealth::EtcdUnreachable { place, reason }, .. }) => {
+            Err(format!("the directory at {place} does not answer: {reason}"))
+        }
         Ok(_) => Ok(()),
     }
 }

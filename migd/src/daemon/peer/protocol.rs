@@ -40,8 +40,11 @@ pub struct Welcome {
     pub cluster: Option<String>,
     /// The node's name.
     pub node: String,
-    /// Where the directory is served, when the node knows.
+    /// Where the directory is served, when the node knows and it is a node's.
     pub directory: Option<SocketAddr>,
+    /// Where it is, when it is an etcd.
+    #[serde(default)]
+    pub etcd: Option<cluster_addr::etcd::Place>,
 }
 
 /// What a daemon asks another. Answered by `Reply` of the type named, unless it says otherwise.
@@ -58,6 +61,11 @@ pub enum PeerRequest {
         prefix: String,
         /// Changes after this one.
         after: Revision,
+    },
+    /// `Migrated`. To the node that serves the directory.
+    MigrateDirectory {
+        /// Where to, as `cluster_addr::etcd::Place` reads it.
+        to: String,
     },
     /// `JobView`.
     Run(RunRequest),

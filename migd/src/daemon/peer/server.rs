@@ -14,7 +14,7 @@ use super::protocol::{self, Hello, MAGIC, PROTOCOL, PeerRequest, Pong, Welcome};
 use crate::api::{ApiError, ErrorKind, Reply, SocketPlace};
 use crate::daemon::directory::Place;
 use crate::daemon::node::Node;
-use crate::daemon::{attach, capture, control, directory, home, launch, locate, moves};
+use crate::daemon::{attach, capture, control, directory, home, launch, locate, migrate, moves};
 
 /// How long the other side may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,6 +94,10 @@ fn greet(node: &Node, hello: &Hello) -> Result<Welcome, ApiError> {
         cluster: own,
         node: node.name.clone(),
         directory: node.directory_address(),
+        etcd: match node.place() {
+            Some(Place::Etcd(etcd)) => Some(etcd.place().clone()),
+            _ => None,
+        },
     })
 }
 
@@ -110,11 +114,12 @@ async fn answer(node: &Arc<Node>, stream: &mut TcpStream, request: PeerRequest) 
         }
         PeerRequest::Directory(request) => {
             let answer = match node.place() {
-                Some(Place::Local(engine)) => directory::serve(engine, request).await,
+                Some(Place::Local(engine)) => directory::serve(&engine, request).await,
                 _ => Err(not_served(node)),
             };
             protocol::write(stream, &answer).await
         }
+        PeerRequest::MigrateDirectory { to } => reply(stream, migrate::migrate_here(node, &to).await).await,
         PeerRequest::Run(mut request) => {
             // Asked for by another node, so it is this one that was meant.
             request.node = None;
@@ -145,7 +150,10 @@ async fn answer(node: &Arc<Node>, stream: &mut TcpStream, request: PeerRequest) 
 }
 
 fn not_served(node: &Node) -> DirectoryError {
-    DirectoryError::Unreachable(format!("node {} does not serve the directory", node.name))
+    match node.place() {
+        Some(Place::Etcd(etcd)) => DirectoryError::Moved(etcd.place().to_string()),
+        _ => DirectoryError::Unreachable(format!("node {} does not serve the directory", node.name)),
+    }
 }
 
 async fn watch(node: &Node, mut stream: TcpStream, prefix: &str, after: u64) -> io::Result<()> {
