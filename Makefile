@@ -28,7 +28,7 @@ unexport MIGD_CRIU
 endif
 TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base etcd-server
 
-.PHONY: all build demo test compliance unit system soak-addresses bench soak fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
+.PHONY: all build demo test compliance unit system soak-addresses bench soak compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
@@ -80,9 +80,12 @@ unit: build-packages test-packages ## Unit and property tests
 
 # How many simulated worlds (of three or four connections each) a soak runs.
 SOAK_WORLDS ?= 30000
+# And how many pairs of trace and cut.
+SOAK_CUTS ?= 100000
 
 soak: ## Simulate a hundred thousand connections over bad links, and every cut of many traces
 	SIMULATOR_WORLDS=$(SOAK_WORLDS) $(CARGO) test --profile lab --package netstack --test simulator -- --nocapture
+	CUTS=$(SOAK_CUTS) $(CARGO) test --profile lab --package netstack --test cuts -- --nocapture
 
 # Each test makes a lab of its own; two at a time are as many as a small machine carries without the load of one
 # disturbing the other's timing. Without the (empty) documentation tests, so that the last line counts tests.

@@ -129,6 +129,15 @@ impl Stack {
 
     /// Continues a frozen stack. Every connection with something to say says it at the next [`Stack::poll_transmit`].
     pub fn thaw(image: StackImage, now: Instant, config: Config) -> Result<Stack, ImageError> {
+        let frozen_at = image.frozen_at;
+        let mut stack = Stack::thaw_silently(image, now, config)?;
+        stack.speak(frozen_at);
+        Ok(stack)
+    }
+
+    /// Continues a frozen stack as if it had never been frozen: what follows is, segment by segment, what the frozen one would
+    /// have done. After a move [`Stack::thaw`] is better, since packets were lost meanwhile.
+    pub fn thaw_silently(image: StackImage, now: Instant, config: Config) -> Result<Stack, ImageError> {
         image.check(&config)?;
         let StackImage {
             version: _,
@@ -159,7 +168,6 @@ impl Stack {
         stack.ready = ready;
         stack.changed = changed;
         stack.rebuild();
-        stack.speak(frozen_at);
         Ok(stack)
     }
 

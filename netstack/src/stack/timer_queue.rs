@@ -1,7 +1,8 @@
 //! When each of many things is due: an indexed heap.
 //!
 //! Each key is in the heap at most once. Moving a deadline later costs nothing until the old one comes, which is what an
-//! acknowledgment does to the retransmission timer each time; moving it earlier costs a sift.
+//! acknowledgment does to the retransmission timer each time; moving it earlier costs a sift. Of equal deadlines the smaller
+//! key comes first, so that the order doesn't depend on how the queue came to be, and a thawed one has the same.
 
 use crate::Instant;
 
@@ -71,7 +72,7 @@ impl TimerQueue {
     fn rise(&mut self, mut at: usize) {
         while at > 0 {
             let parent = (at - 1) / ARITY;
-            if self.heap[parent].0 <= self.heap[at].0 {
+            if self.heap[parent] <= self.heap[at] {
                 break;
             }
             self.heap.swap(parent, at);
@@ -84,10 +85,10 @@ impl TimerQueue {
     fn sink(&mut self, mut at: usize) {
         loop {
             let children = at * ARITY + 1..(at * ARITY + 1 + ARITY).min(self.heap.len());
-            let Some(least) = children.min_by_key(|&child| self.heap[child].0) else {
+            let Some(least) = children.min_by_key(|&child| self.heap[child]) else {
                 break;
             };
-            if self.heap[at].0 <= self.heap[least].0 {
+            if self.heap[at] <= self.heap[least] {
                 break;
             }
             self.heap.swap(at, least);

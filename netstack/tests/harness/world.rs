@@ -137,11 +137,15 @@ pub struct Tally {
     pub bytes: u64,
 }
 
+/// What a stack is made from.
+pub type Beginning = (Config, Secrets, Instant);
+
 /// The world.
 pub struct World {
     pub plan: Plan,
     pub now: Instant,
     pub actors: [Actor; 2],
+    beginnings: Vec<Beginning>,
     start: Instant,
     steps: usize,
     random: Random,
@@ -170,6 +174,7 @@ impl World {
         let now = Instant::from_millis(1000);
         let mut random = Random::new(plan.seed);
         let addresses = if plan.v6 { ["fd00::1", "fd00::2"] } else { ["10.0.0.1", "10.0.0.2"] };
+        let mut beginnings = Vec::new();
         let actors = [0, 1].map(|index| {
             let config = Config {
                 offload: plan.offload,
@@ -180,10 +185,12 @@ impl World {
             };
             let mut secret = [index as u8 + 1; 32];
             secret[..8].copy_from_slice(&random.next().to_be_bytes());
+            beginnings.push((config.clone(), Secrets(secret), now));
             Actor::new(Stack::new(config, Secrets(secret), now), plan.record)
         });
         let openings = (0..plan.connections).map(|_| now + Duration::from_micros(random.below(400_000))).collect();
         let mut world = World {
+            beginnings,
             start: now,
             steps: 0,
             now,
@@ -207,6 +214,11 @@ impl World {
         world.act(Side::B, Op::Bind(listener, SocketAddr::new(any, PORT))).expect("it binds");
         world.act(Side::B, Op::Listen(listener, backlog)).expect("it listens");
         world
+    }
+
+    /// What each host's stack was made from.
+    pub fn beginnings(&self) -> Vec<Beginning> {
+        self.beginnings.clone()
     }
 
     /// Runs to the end. An error tells what rule was broken, and where.
