@@ -13,11 +13,11 @@ MIGD := $(TARGET_DIR)/release/migd
 #   golang-go                         a statically linked Go server, built and moved by the tests
 #   etcd-server                       the directory's other engine, for its tests and `migd demo --directory etcd`
 #   protobuf-compiler libprotobuf-dev for building the client of etcd: it is generated from etcd's own definitions
-#   wrk fonts-dejavu-core             more for the benchmarks: a load generator, and the letters of their charts
+#   wrk librsvg2-bin fonts-dejavu-core   more for the benchmarks: a load generator, and what draws their charts
 # `make criu` names what CRIU is built from (Debian 12's own CRIU does not work on new kernels).
 BUILD_PACKAGES := protobuf-compiler libprotobuf-dev
 DEMO_PACKAGES := redis-server
-BENCH_PACKAGES := redis-server redis-tools nginx-light wrk fonts-dejavu-core
+BENCH_PACKAGES := redis-server redis-tools nginx-light wrk fonts-dejavu-core librsvg2-bin
 # About how long `make results` may measure; single rounds are dropped to stay within it.
 MINUTES ?= 20
 # The CRIU that `make criu` builds; without it the one on the path is tried.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::chart::Painter;
 use super::compare::{self, Compare};
 use super::downtime::{self, Downtime, Engine};
 use super::output::Results;
@@ -44,6 +45,8 @@ struct All<'a> {
 }
 
 pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
+    // What can't be drawn is better known before the measuring than after it.
+    Painter::new()?;
     std::fs::create_dir_all(&args.out)?;
     let site = Site::make()?;
     let time = Duration::from_secs_f64(args.minutes.max(0.0) * 60.0);
@@ -64,7 +67,7 @@ fn write(out: &Path, compare: &Compare, downtime: &Downtime, timeline: &Timeline
         [compare.sections(), downtime.sections(), timeline.sections()].into_iter().flatten().collect();
     let machine = compare.machine.line();
     let head = format!(
-        "Every figure on this page comes from one run of `make results` ({:.0} minutes), which rewrites it.\n\n\
+        "Every figure on this page comes from one run of `make results` ({:.1} minutes), which rewrites it.\n\n\
          Measured on one machine: {machine}. Nodes, client and switch are network namespaces of it and share its processors, so \
          ratios say more than sizes. The same with its pictures in one file: [results.html](results.html); the figures: \
          [results.json](results.json).",
