@@ -28,7 +28,7 @@ unexport MIGD_CRIU
 endif
 TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base etcd-server
 
-.PHONY: all build demo test compliance unit system soak-addresses bench soak compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
+.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench soak compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
@@ -44,6 +44,10 @@ demo: build demo-packages ## Show a redis moving between two nodes under load (n
 soak-addresses: build-packages ## Simulate 200 nodes taking 60,000 addresses with crashes, partitions and restarts, 1,000 seeds (SEEDS=N, FIRST=N)
 	SIM_SEEDS=$(or $(SEEDS),1000) SIM_FIRST=$(or $(FIRST),1) SIM_NODES=200 SIM_TAKES=60000 \
 		$(CARGO) test --release --package cluster-addr --test simulation -- --nocapture no_address_is_given_out_twice
+
+measure-allocation: build-packages test-packages ## Time allocations: from an own block, and with etcd when a new block is needed
+	$(CARGO) test --release --package cluster-addr --lib -- --nocapture allocation_takes_no_time
+	$(CARGO) test --release --package cluster-addr --test conformance -- --ignored --nocapture how_long
 
 bench: build bench-packages ## Measure throughput, latency and connections against the kernel's TCP (needs root)
 	$(MIGD) bench throughput

@@ -71,3 +71,10 @@ fn the_etcd_engine_on_a_full_disk() {
 fn of_three_members_one_may_go_at_any_time() {
     run(async { promises::members_may_go(&mut EtcdHost::new(3)).await });
 }
+
+/// Issue 4, acceptance 4: not run by `make test`, since a loaded machine would decide; see `make measure-allocation`.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_an_allocation_takes_that_needs_a_new_block() {
+    run(promises::time_new_blocks(&mut EtcdHost::new(3)));
+}

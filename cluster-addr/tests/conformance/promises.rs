@@ -339,3 +339,26 @@ pub async fn members_may_go(host: &mut EtcdHost) {
         assert_eq!(text, Some(next.to_string()), "each change once, in order");
     }
 }
+
+/// Jobs each of which is the first of its node, so that its addresses need new blocks.
+pub async fn time_new_blocks(host: &mut EtcdHost) {
+    const JOBS: usize = 300;
+    let prefixes = ["10.77.0.0/16", "fd77::/64"].map(|net| net.parse().expect("a prefix"));
+    let node =
+        |n: usize| NodeRecord { name: format!("n{n}"), peer: "10.99.0.1:1".parse().expect("an address"), hops: vec![] };
+    Cluster::create(host.handle().await, "test".into(), &prefixes, node(0)).await.expect("a cluster");
+    let mut times = Vec::new();
+    for n in 1..=JOBS {
+        let cluster = Cluster::open(host.handle().await, node(n)).await.expect("joined");
+        let mut entropy = [0; 12];
+        entropy[..8].copy_from_slice(&n.to_le_bytes());
+        let id = cluster_addr::JobId::from_entropy(entropy);
+        let job = NewJob { id, name: format!("j{n}"), command: vec![], started_ms: 0, wanted: Wanted::Any };
+        let began = std::time::Instant::now();
+        cluster.create_job(job).await.expect("created");
+        times.push(began.elapsed());
+    }
+    times.sort();
+    let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
+    println!("{JOBS} jobs that each needed a new block: median {:?}, p99 {:?}, longest {:?}", at(50), at(99), at(100));
+}
