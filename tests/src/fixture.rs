@@ -150,6 +150,23 @@ impl Fixture {
         }
     }
 
+    /// The process ids of the shims on a node.
+    ///
+    /// # Panics
+    /// When /proc can't be read.
+    #[must_use]
+    pub fn shims(&self, node: &str) -> Vec<u32> {
+        let jobs = self.lab.names().state(node).join("jobs");
+        let jobs = jobs.to_str().expect("plain names").as_bytes().to_owned();
+        let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let has = |pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|&byte| byte == 0).any(|argument| argument.starts_with(&jobs))
+        };
+        pids.filter(has).collect()
+    }
+
     /// The client's namespace.
     ///
     /// # Panics

@@ -1,8 +1,12 @@
 //! Jobs whose sockets stay at home while their process is elsewhere: the same servers, the same loads and the same demands as on any
 //! other move, on every way such a job can go.
 
+use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
+use migd::api::{JobState, JobView, MoveOutcome, SocketPlace};
 use migd::demo::wire::Watch;
 use sys::capture::Sieve;
 use tests::load::{echo, redis};
@@ -10,6 +14,8 @@ use tests::programs::python_echo;
 use tests::{Fixture, Load};
 
 const PORT: u16 = 7000;
+/// Far longer than anything awaited here takes.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Where the sockets go with a move.
 #[derive(Clone, Copy, Debug)]
@@ -80,4 +86,124 @@ fn python_echo_goes_every_way() {
     let server = fixture.serve("echo", &["python3", &script, &PORT.to_string()], PORT);
     let load = Load::start(|| fixture.client(), 3, move |number, shared| echo(server, number + 1, shared));
     goes_every_way(&fixture, "echo", load);
+}
+
+/// Waits until the listing of a node's daemon satisfies a condition.
+fn wait_for(fixture: &Fixture, node: &str, mut until: impl FnMut(&[JobView]) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let jobs = fixture.lab.jobs(node);
+        if jobs.as_ref().is_ok_and(|jobs| until(jobs)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{jobs:?}\n{}", fixture.state_logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn kill(pid: u32) {
+    let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill runs");
+    assert!(status.success());
+}
+
+#[test]
+fn iperf3_server_leaves_its_sockets_and_is_followed_in_each_direction() {
+    let fixture = Fixture::new();
+    let port = PORT.to_string();
+    let job = fixture.run("A", "iperf", &["iperf3", "-s", "-p", &port, "--forceflush"]);
+    fixture.wait_for_log("A", "iperf", "Server listening");
+    let address = job.address.to_string();
+    for reverse in [None, Some("-R")] {
+        let mut argv = vec!["iperf3", "-c", &address, "-p", &port, "-n", "200M", "-J"];
+        argv.extend(reverse);
+        let client = fixture.start_in_client(&argv);
+        fixture.move_process("iperf", "A", "B");
+        fixture.move_process("iperf", "B", "A");
+        fixture.move_process("iperf", "A", "B");
+        fixture.move_job("iperf", "B", "A");
+        let output = client.output();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{reverse:?}: {text}\n{}", fixture.state_logs());
+        let result: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let received = result["end"]["sum_received"]["bytes"].as_f64().unwrap_or(0.0);
+        // What is on its way when the sender is done is not counted.
+        assert!(received > 1e6, "{reverse:?}: {received} bytes: {text}");
+    }
+}
+
+#[test]
+fn a_lost_home_is_seen_and_the_job_runs_on() {
+    let fixture = Fixture::new();
+    let server = start_redis(&fixture);
+    fixture.move_process("redis", "A", "B");
+    let _stream = fixture.connect(server).expect("it serves");
+    for pid in fixture.shims("A") {
+        kill(pid);
+    }
+    wait_for(&fixture, "B", |jobs| {
+        jobs.iter().any(|job| {
+            let lost = job.home.as_ref().is_some_and(|home| home.node == "A" && home.lost.is_some());
+            job.name == "redis" && job.state == JobState::Running && lost
+        })
+    });
+    assert!(fixture.migd_output("B", &["ps"]).contains("home A lost"));
+    let _ = fixture.migd_output("B", &["kill", "redis"]);
+    wait_for(&fixture, "B", |jobs| jobs.iter().all(|job| job.state == JobState::Exited));
+}
+
+#[test]
+fn a_lost_process_is_told_to_its_peers_and_leaves_no_home() {
+    let fixture = Fixture::new();
+    let server = start_redis(&fixture);
+    fixture.move_process("redis", "A", "B");
+    let mut stream = fixture.connect(server).expect("it serves");
+    std::io::Write::write_all(&mut stream, b"PING\r\n").expect("it is connected");
+    assert_eq!(stream.read(&mut [0; 16]).expect("an answer"), 7);
+    for pid in fixture.shims("B") {
+        kill(pid);
+    }
+    assert_eq!(stream.read(&mut [0]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    wait_for(&fixture, "A", |jobs| jobs.iter().all(|job| job.state == JobState::Exited));
+    let deadline = Instant::now() + PATIENCE;
+    while !fixture.shims("A").is_empty() {
+        assert!(Instant::now() < deadline, "the home stays\n{}", fixture.state_logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_job_that_ends_away_from_home_ends_its_connections_in_order() {
+    let fixture = Fixture::new();
+    let server = start_redis(&fixture);
+    fixture.move_process("redis", "A", "B");
+    let mut stream = fixture.connect(server).expect("it serves");
+    std::io::Write::write_all(&mut stream, b"PING\r\n").expect("it is connected");
+    assert_eq!(stream.read(&mut [0; 16]).expect("an answer"), 7);
+    std::io::Write::write_all(&mut stream, b"SHUTDOWN NOSAVE\r\n").expect("it is connected");
+    assert_eq!(stream.read(&mut [0]).expect("an orderly end"), 0);
+    wait_for(&fixture, "A", |jobs| jobs.iter().all(|job| job.state == JobState::Exited));
+    let deadline = Instant::now() + PATIENCE;
+    while !fixture.shims("A").is_empty() {
+        assert!(Instant::now() < deadline, "the home stays\n{}", fixture.state_logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_move_that_fails_leaves_all_as_it_was() {
+    let mut fixture = Fixture::with_nodes(3);
+    let server = start_redis(&fixture);
+    let load = Load::start(|| fixture.client(), 2, move |number, shared| redis(server, number + 1, shared));
+    load.must_progress();
+    fixture.move_process("redis", "A", "B");
+    load.must_progress();
+    // The target is not there, whether the sockets are to come along or not.
+    fixture.lab.kill_daemon("C").expect("it was running");
+    for sockets in [SocketPlace::Home, SocketPlace::Along] {
+        let outcome = fixture.lab.try_move_with("redis", "B", "C", sockets);
+        assert!(!matches!(outcome, Ok(MoveOutcome::Moved(_))), "{outcome:?}");
+        load.must_progress();
+        assert_eq!(places(&fixture, "redis"), ("B".to_owned(), Some("A".to_owned())));
+    }
+    load.stop().unwrap_or_else(|errors| panic!("{errors}\n{}", fixture.state_logs()));
 }

@@ -30,9 +30,12 @@ fn established() -> (Fixture, Remote, TcpStream, String) {
     (fixture, remote, stream, number)
 }
 
-/// Moves the server from A to B with a watch on the client's link that must not see a reset.
+/// Moves the server from A to B with a watch on the client's link that must not see a reset: its process first alone and back, then
+/// with its sockets.
 fn move_without_reset(fixture: &Fixture) {
     let watch = watch(fixture);
+    fixture.move_process(Remote::JOB, "A", "B");
+    fixture.move_process(Remote::JOB, "B", "A");
     fixture.move_job(Remote::JOB, "A", "B");
     no_reset(watch);
 }

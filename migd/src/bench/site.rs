@@ -13,7 +13,7 @@ use super::criu::{Criu, CriuMove, Ends, Ward};
 use super::programs::Program;
 use super::stack::Stack;
 use super::stream::connect_within;
-use crate::api::MovePhase;
+use crate::api::{MovePhase, SocketPlace};
 use crate::demo::Interrupt;
 use crate::lab::{Lab, Moved, Spec, own_name, remove_abandoned};
 
@@ -60,8 +60,7 @@ impl Site {
     pub(super) fn unavailable(&self, stack: Stack) -> Option<String> {
         match stack {
             Stack::Criu => self.criu.as_ref().err().cloned(),
-            Stack::HomeRouted => Some("this migd has no `move --sockets home` yet".to_owned()),
-            Stack::Kernel | Stack::Migd | Stack::MigdMoved | Stack::Smoltcp => None,
+            Stack::Kernel | Stack::Migd | Stack::MigdMoved | Stack::HomeRouted | Stack::Smoltcp => None,
         }
     }
 
@@ -192,9 +191,9 @@ impl Server<'_> {
     pub(super) fn move_away(&mut self) -> anyhow::Result<Movement> {
         match &mut self.runs {
             Runs::Plain(_) => bail!("a plain process can't be moved"),
-            Runs::Job { sockets_stay: true, .. } => bail!("this migd has no `move --sockets home` yet"),
-            Runs::Job { lab, name, node, .. } => {
-                let Moved { summary, began, ended } = lab.move_job(name, node, AWAY)?;
+            Runs::Job { lab, name, node, sockets_stay } => {
+                let sockets = if *sockets_stay { SocketPlace::Home } else { SocketPlace::Along };
+                let Moved { summary, began, ended } = lab.move_job_with(name, node, AWAY, sockets)?;
                 *node = AWAY;
                 let phase = |phase: MovePhase| (phase.name, milliseconds(phase.duration_us));
                 Ok(Movement {

@@ -53,7 +53,9 @@ pub async fn begin(
     }
     let target = node.find_node(to).await?;
     let local = node.jobs.get(&job.id).ok_or_else(|| super::locate::not_found(&job.id))?;
-    let standing = local.standing();
+    // It may have come a moment ago, and its shim's word of that be on its way.
+    let runs = |phase: &Phase| !matches!(phase, Phase::Starting | Phase::Receiving | Phase::Home { .. });
+    let standing = local.wait(CLEARING, runs).await.unwrap_or_else(|| local.standing());
     match standing.phase {
         Phase::Running => {}
         Phase::Moving { to } => {
