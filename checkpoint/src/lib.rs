@@ -34,6 +34,7 @@ mod stubs;
 mod survey;
 pub mod target;
 
+pub use descriptors::Preview;
 pub use error::{Error, Result};
 pub use external::{External, ExternalKey, FdKind};
 pub use image::TreeImage;

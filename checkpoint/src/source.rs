@@ -9,7 +9,7 @@ use sys::libc;
 use sys::proc::Place;
 use sys::tape::{Region, Results, Tape};
 
-use crate::descriptors::{self, Tapes};
+use crate::descriptors::{self, Preview, Tapes};
 use crate::dump;
 use crate::error::{Error, Result};
 use crate::external::External;
@@ -100,6 +100,17 @@ impl Source {
         tracker
             .round(&processes, &mut inject, sink)
             .map_err(|error| Error::system("copying memory while the job runs", error))
+    }
+
+    /// Which of the caller's sockets the running tree has open, in parts of at most `most`, for [`crate::Target::place_early`].
+    pub fn preview(&mut self, external: &dyn External, most: usize) -> Result<Vec<Preview>> {
+        let processes: Vec<descriptors::Process> = self
+            .inside
+            .living()?
+            .iter()
+            .map(|process| descriptors::Process { process: process.process, pid: process.pid })
+            .collect();
+        descriptors::preview(&descriptors::Job { init: self.inside.init, processes: &processes }, external, most)
     }
 
     /// Stops every thread.

@@ -10,7 +10,7 @@ use crate::frame::{DecodeError, PAGES_PREFIX};
 /// The oldest meaning of the messages that this release understands.
 pub const PROTOCOL_MIN: u16 = 1;
 /// The newest meaning of the messages that this release understands. 2: sections may be packed images (crate `codec`)
-/// rather than plain MessagePack.
+/// rather than plain MessagePack, and a preview may come before the freeze.
 pub const PROTOCOL_MAX: u16 = 2;
 
 /// The first message of each side.
@@ -117,10 +117,14 @@ pub enum SectionKind {
     Output,
     /// The shim's own state (descriptors of standard input and output, counters).
     Shim,
+    /// What the job has open while it still runs, so that the target can make it before the freeze. Each piece stands for
+    /// itself; it is no part of the image.
+    Preview,
 }
 
 impl SectionKind {
-    const ALL: [SectionKind; 4] = [SectionKind::Tree, SectionKind::Net, SectionKind::Output, SectionKind::Shim];
+    const ALL: [SectionKind; 5] =
+        [SectionKind::Tree, SectionKind::Net, SectionKind::Output, SectionKind::Shim, SectionKind::Preview];
 
     fn number(self) -> u16 {
         match self {
@@ -128,6 +132,7 @@ impl SectionKind {
             SectionKind::Net => 2,
             SectionKind::Output => 3,
             SectionKind::Shim => 4,
+            SectionKind::Preview => 5,
         }
     }
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{CommandSpec, Event, ExitStatus, Sandbox, SandboxSpec};
 use migd::api::NodeAddress;
-use migd::net::{Board, Guest, NetConfig, NetImage, NetPlane, SocketKey, Visitor, filter, furnish_namespace};
+use migd::net::{Board, Guest, NetConfig, NetImage, NetPlane, SocketKey, Stock, Visitor, filter, furnish_namespace};
 use sys::epoll::{Epoll, Events, Interest};
 
 fn main() -> ExitCode {
@@ -146,7 +146,14 @@ impl Net {
         let Some(spare) = &self.spare else {
             let image = through_bytes(&plane.freeze()?)?;
             let tun = plane.retire()?;
-            return Ok(NetPlane::thaw(self.config()?, image, tun, self.listener.try_clone()?, None)?);
+            return Ok(NetPlane::thaw(
+                self.config()?,
+                image,
+                tun,
+                self.listener.try_clone()?,
+                Stock::new(None)?,
+                None,
+            )?);
         };
         let spare = spare.try_clone()?;
         let (ours, theirs) = UnixStream::pair()?;
@@ -178,16 +185,30 @@ impl Net {
                         self.home = Some(home);
                         let line = Some((guest, self.step + 1));
                         drop(plane);
-                        return Ok(NetPlane::thaw(self.config()?, image, spare, self.listener.try_clone()?, line)?);
+                        return Ok(NetPlane::thaw(
+                            self.config()?,
+                            image,
+                            spare,
+                            self.listener.try_clone()?,
+                            Stock::new(None)?,
+                            line,
+                        )?);
                     }
                 }
                 drop(plane);
                 let tun = home.retire()?;
-                return Ok(NetPlane::thaw(self.config()?, image, tun, self.listener.try_clone()?, None)?);
+                return Ok(NetPlane::thaw(
+                    self.config()?,
+                    image,
+                    tun,
+                    self.listener.try_clone()?,
+                    Stock::new(None)?,
+                    None,
+                )?);
             }
         };
         let line = Some((guest, self.step + 1));
-        Ok(NetPlane::thaw(self.config()?, image, spare, self.listener.try_clone()?, line)?)
+        Ok(NetPlane::thaw(self.config()?, image, spare, self.listener.try_clone()?, Stock::new(None)?, line)?)
     }
 }
 

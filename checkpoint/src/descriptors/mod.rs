@@ -6,6 +6,7 @@
 //! | `scan` | which descriptors there are, and which are the same open file |
 //! | `kinds` | one handler for each kind: recognises, says what keeps it here, dumps; and makes it anew |
 //! | `dump` | asks the handlers, gathers flags |
+//! | `preview` | which sockets of the caller's are likely to be there in the freeze |
 //! | `namespace` | work done inside the job's mount and network namespaces |
 //! | `restore` | makes everything anew and puts it into the stubs |
 //!
@@ -20,6 +21,7 @@ mod dump;
 pub mod image;
 mod kinds;
 mod namespace;
+mod preview;
 mod restore;
 mod scan;
 
@@ -31,6 +33,8 @@ use sys::tape::{Results, Tape};
 
 pub use dump::{dump, required_files, stay_reasons};
 pub use image::TreeDescriptors;
+pub(crate) use preview::Early;
+pub use preview::{Preview, preview};
 pub use restore::Restorer;
 
 /// A process of the job.

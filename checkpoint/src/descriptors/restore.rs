@@ -5,6 +5,7 @@
 //! over a socket pair, 253 at once, and the kernel gives each the lowest free number; sent in ascending order, with gaps
 //! filled, nearly all of them land where they belong. That costs a tenth of fetching them one by one.
 
+mod early;
 mod epolls;
 mod make;
 mod tables;
@@ -20,7 +21,7 @@ use self::tables::Channel;
 use super::image::{Kind, LockImage, TreeDescriptors};
 use super::kinds::unix::make::Scratch;
 use super::kinds::{inotify, locks};
-use super::{Job, Process, Tapes, namespace};
+use super::{Early, Job, Process, Tapes, namespace};
 use crate::error::{Error, Result};
 use crate::external::ExternalKey;
 
@@ -41,6 +42,8 @@ pub struct Restorer {
     processes: Vec<Process>,
     /// By index of the image's files; those that are needed still.
     files: Vec<Option<OwnedFd>>,
+    /// What is in the stubs' tables already.
+    early: Early,
     scratches: Vec<Scratch>,
 }
 
@@ -52,7 +55,19 @@ impl Restorer {
     pub fn new(image: TreeDescriptors, job: &Job<'_>) -> Result<Restorer> {
         check(&image, job)?;
         let files = image.files.iter().map(|_| None).collect();
-        Ok(Restorer { image, init: job.init, processes: job.processes.to_vec(), files, scratches: Vec::new() })
+        Ok(Restorer {
+            image,
+            init: job.init,
+            processes: job.processes.to_vec(),
+            files,
+            early: Early::new(),
+            scratches: Vec::new(),
+        })
+    }
+
+    /// Leaves what was put into the stubs' tables before where it is, if the image has it there.
+    pub(crate) fn with_early(self, early: Early) -> Restorer {
+        Restorer { early, ..self }
     }
 
     /// Makes all open files and fills the stubs' tables with them. Whatever else was in the tables is closed.
@@ -67,6 +82,7 @@ impl Restorer {
     ) -> Result<()> {
         make::make(self, objects)?;
         let mut uses = self.count_uses();
+        early::fetch_misplaced(self, &uses)?;
         let mut channels: Vec<Channel> = Vec::with_capacity(self.image.tables.len());
         for index in 0..self.image.tables.len() {
             channels.push(tables::place(self, index, &mut uses, tapes, externals)?);

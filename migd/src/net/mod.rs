@@ -24,6 +24,7 @@ mod interface;
 mod plane;
 mod pump;
 mod stack;
+mod stock;
 mod wire;
 
 pub use bridge::{BridgeImage, DescriptorKeys, SocketKey};
@@ -33,4 +34,5 @@ pub use describe::{SocketDescription, TcpDetail};
 pub use filter::filter;
 pub use home::{AwayImage, Board, Guest, HomeState, LineBoard, Visitor};
 pub use interface::furnish_namespace;
-pub use plane::{NetError, NetImage, NetPlane};
+pub use plane::{Freezing, NetError, NetImage, NetPlane};
+pub use stock::Stock;

@@ -16,6 +16,7 @@ use super::config::NetConfig;
 use super::describe::SocketDescription;
 use super::home::{AwayImage, Board, Guest, Visitor};
 use super::pump::{Pump, Start};
+use super::stock::Stock;
 
 /// Everything of a job's network that moves: the sockets and what the bridge knows beside them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,6 +82,7 @@ impl NetError {
 
 /// What the net thread is asked.
 pub(super) enum Command {
+    Park(Sender<()>),
     /// With `stays` a stack that is here is to become the job's home.
     Freeze {
         stays: bool,
@@ -127,6 +129,22 @@ pub struct NetPlane {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A freeze under way.
+#[derive(Debug)]
+pub struct Freezing {
+    image: Receiver<Result<NetImage, NetError>>,
+}
+
+impl Freezing {
+    /// Waits for the image.
+    ///
+    /// # Errors
+    /// As [`NetPlane::freeze`].
+    pub fn finish(self) -> Result<NetImage, NetError> {
+        self.image.recv().map_err(|_| NetError::Stopped)?
+    }
+}
+
 impl NetPlane {
     /// Starts a plane without sockets. `tun` is the job's TUN device (`sys::tun::Tun`), up; `listener` the seccomp listener of the job's
     /// init.
@@ -137,7 +155,8 @@ impl NetPlane {
     }
 
     /// Builds a plane from an image. It is parked: not a byte moves before [`NetPlane::resume`]. Returns the programs' ends of
-    /// the sockets, which are to be placed into the restored processes; the rest is to be dropped before the resume.
+    /// the sockets, which are to be placed into the restored processes; the rest is to be dropped before the resume. Those whose
+    /// pair was taken from the stock are not among them: they are in their processes already.
     ///
     /// Sockets that stay at home need the line to it, and the epoch under which the process will be here; nothing is said over
     /// the line before the resume.
@@ -146,9 +165,10 @@ impl NetPlane {
         image: NetImage,
         tun: OwnedFd,
         listener: OwnedFd,
+        stock: Stock,
         home: Option<(Guest, u64)>,
     ) -> Result<(NetPlane, BTreeMap<SocketKey, OwnedFd>), NetError> {
-        NetPlane::launch(config, Start::Thaw(Box::new(image), home), tun, listener)
+        NetPlane::launch(config, Start::Thaw(Box::new(image), stock, home), tun, listener)
     }
 
     fn launch(
@@ -188,12 +208,22 @@ impl NetPlane {
     /// Parks the plane and takes its image. Every thread of the job must be stopped already. On an error the plane stays parked;
     /// [`NetPlane::resume`] undoes it in any case.
     pub fn freeze(&self) -> Result<NetImage, NetError> {
-        self.ask(|answer| Command::Freeze { stays: false, answer })?
+        self.begin_freeze(false)?.finish()
+    }
+
+    /// Parks the plane and begins to take its image, so that the caller can do something else meanwhile: when this returns
+    /// nothing moves any more. `stays` as [`NetPlane::freeze_without_sockets`].
+    pub fn begin_freeze(&self, stays: bool) -> Result<Freezing, NetError> {
+        self.ask(Command::Park)?;
+        let (answer, image) = bounded(1);
+        self.commands.send(Command::Freeze { stays, answer }).map_err(|_| NetError::Stopped)?;
+        self.wake.signal();
+        Ok(Freezing { image })
     }
 
     /// As [`NetPlane::freeze`] for a process whose sockets stay: here, if they are here, or at the home where they are already.
     pub fn freeze_without_sockets(&self) -> Result<NetImage, NetError> {
-        self.ask(|answer| Command::Freeze { stays: true, answer })?
+        self.begin_freeze(true)?.finish()
     }
 
     /// Makes this plane, which was frozen, the home of a job whose process is elsewhere from now on. The stack goes on at

@@ -4,7 +4,7 @@
 //! every socket that changed, and last hands out packets until the stack has none, so that one acknowledgement and one
 //! segment answer for a whole batch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -21,6 +21,7 @@ use super::config::NetConfig;
 use super::home::{Away, Deputy, Guest};
 use super::plane::{Command, Mailbox, NetError, NetImage};
 use super::stack::Stack;
+use super::stock::Stock;
 use super::wire::{Amount, WHOLE, Wire};
 
 const TOKEN_TUN: u64 = u64::MAX;
@@ -39,7 +40,7 @@ const BUFFER_LEN: usize = 65_536 + tun::HEADER_LEN;
 /// How the plane begins.
 pub(super) enum Start {
     Fresh,
-    Thaw(Box<NetImage>, Option<(Guest, u64)>),
+    Thaw(Box<NetImage>, Stock, Option<(Guest, u64)>),
 }
 
 /// The state of the net thread.
@@ -85,7 +86,15 @@ impl Pump {
                 .map_err(NetError::io("enter the job's network namespace"))?;
         }
         let clock = Clock(std::time::Instant::now());
-        let epoll = Rc::new(Epoll::new().map_err(NetError::io("make an epoll instance"))?);
+        let parked = matches!(start, Start::Thaw(..));
+        let (epoll, pairs, start) = match start {
+            Start::Fresh => (Epoll::new().map_err(NetError::io("make an epoll instance"))?, HashMap::new(), None),
+            Start::Thaw(image, stock, home) => {
+                let (epoll, pairs) = stock.into_parts();
+                (epoll, pairs, Some((image, home)))
+            }
+        };
+        let epoll = Rc::new(epoll);
         let tun = Tun::from(tun);
         let listener = Listener::from(listener);
         if let Err(error) = listener.set_synchronous_wake_up(true) {
@@ -109,14 +118,13 @@ impl Pump {
             None => None,
         };
 
-        let parked = matches!(start, Start::Thaw(..));
         let mut recorder = Recorder::default();
         let (bridge, programs_ends) = match start {
-            Start::Fresh => {
+            None => {
                 let stack = netstack::Stack::new(stack_config, secrets()?, clock.now());
                 (Bridge::new(Stack::here(stack), listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
             }
-            Start::Thaw(image, home) => {
+            Some((image, home)) => {
                 let NetImage { stack, away, bridge, recordings } = *image;
                 recorder = Recorder::thaw(recordings);
                 let stack = match (stack, away, home) {
@@ -128,7 +136,7 @@ impl Pump {
                     }
                     _ => return Err(NetError::NoLine),
                 };
-                Bridge::thaw(stack, bridge, listener, Rc::clone(&epoll), config.init_pid)?
+                Bridge::thaw(stack, bridge, listener, Rc::clone(&epoll), config.init_pid, pairs)?
             }
         };
         let pump = Pump {
@@ -385,6 +393,10 @@ impl Pump {
         self.mailbox.wake.clear();
         while let Ok(command) = self.mailbox.commands.try_recv() {
             match command {
+                Command::Park(answer) => {
+                    self.park();
+                    let _ = answer.send(());
+                }
                 Command::Freeze { stays, answer } => {
                     self.park();
                     drop(answer.send(self.freeze(stays)));
@@ -473,8 +485,8 @@ impl Pump {
             if let Some(home) = &mut self.home {
                 home.thaw();
             }
-            self.bridge.wake_all();
-            self.round();
+            // What happened to the pairs meanwhile was noted; the first round, in a moment, serves it.
+            self.bridge.enqueue_all();
         }
     }
 }

@@ -136,13 +136,15 @@ fn simple(
     }
 }
 
-fn pid_of(restorer: &Restorer, process: u32) -> Option<Pid> {
+pub(super) fn pid_of(restorer: &Restorer, process: u32) -> Option<Pid> {
     restorer.processes.iter().find(|candidate| candidate.process == process).map(|candidate| candidate.pid)
 }
 
+/// Status flags that may be changed.
+pub(super) const SETTABLE: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
+
 /// Status flags and owner.
 pub(super) fn finish(restorer: &Restorer, file: &OpenFile, made: &OwnedFd) -> io::Result<()> {
-    const SETTABLE: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK;
     if file.flags & libc::O_PATH != 0 {
         return Ok(());
     }

@@ -1,5 +1,6 @@
 //! Fills the descriptor table of a stub.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
@@ -9,7 +10,7 @@ use sys::{fds, libc};
 
 use super::super::Tapes;
 use super::super::image::Kind;
-use super::{Externals, Restorer, make};
+use super::{Externals, Restorer, early, make};
 use crate::error::{Error, Result};
 
 /// Gaps in the numbers up to this many are filled with descriptors that are closed again.
@@ -35,7 +36,14 @@ struct Message {
 
 impl Channel {
     /// Opens one. The other end has a number that none of the stub's descriptors will need.
-    fn open(process: u32, pid: sys::Pid, occupied: &[RawFd], tapes: &mut dyn Tapes) -> io::Result<Channel> {
+    /// Everything else in the stub's table is closed, but for the numbers that are `kept`.
+    fn open(
+        process: u32,
+        pid: sys::Pid,
+        occupied: &[RawFd],
+        kept: &BTreeSet<RawFd>,
+        tapes: &mut dyn Tapes,
+    ) -> io::Result<Channel> {
         let mut tape = Tape::new();
         let limits = tape.room(16);
         tape.require(libc::SYS_prlimit64, &[0.into(), u64::from(libc::RLIMIT_NOFILE).into(), 0.into(), limits.into()]);
@@ -70,10 +78,16 @@ impl Channel {
         if number != there {
             tape.require(libc::SYS_dup3, &[there.into(), number.into(), libc::O_CLOEXEC.into()]);
         }
-        if number > 0 {
-            tape.require(libc::SYS_close_range, &[0.into(), (number - 1).into(), 0.into()]);
+        let mut left: Vec<RawFd> = kept.iter().copied().chain([number]).collect();
+        left.sort_unstable();
+        let mut from = 0;
+        for number in left {
+            if from < number {
+                tape.require(libc::SYS_close_range, &[from.into(), (number - 1).into(), 0.into()]);
+            }
+            from = number + 1;
         }
-        tape.require(libc::SYS_close_range, &[(number + 1).into(), u32::MAX.into(), 0.into()]);
+        tape.require(libc::SYS_close_range, &[from.into(), u32::MAX.into(), 0.into()]);
         tapes.run(process, &tape)?;
         Ok(Channel { process, own, number })
     }
@@ -175,7 +189,12 @@ pub(super) fn place(
     let pid = pid.ok_or_else(|| Error::Image(format!("process {process} has no stub")))?;
     let failed = |error| failed(process, error);
     let occupied: Vec<RawFd> = slots.iter().map(|slot| slot.number).collect();
-    let channel = Channel::open(process, pid, &occupied, tapes).map_err(failed)?;
+    let mut settings = Tape::new();
+    let kept = early::kept(restorer, process, &slots, &mut settings);
+    let channel = Channel::open(process, pid, &occupied, &kept, tapes).map_err(failed)?;
+    if !settings.is_empty() {
+        tapes.run(process, &settings).map_err(failed)?;
+    }
     let filler = fds::events::eventfd(0, false).map_err(failed)?;
 
     let mut filling = Filling { channel: &channel, tape: Tape::new(), messages: Vec::new(), gathered: Vec::new() };
@@ -185,21 +204,21 @@ pub(super) fn place(
     let mut next: RawFd = 0;
     // Numbers after a large gap: received in the gap and moved.
     let mut moves: Vec<(RawFd, RawFd, bool)> = Vec::new();
-    let skip_channel = |next: &mut RawFd| {
-        if *next == channel.number {
+    let skip_taken = |next: &mut RawFd| {
+        while *next == channel.number || kept.contains(next) {
             *next += 1;
         }
     };
-    let mut slots = slots.into_iter().peekable();
+    let mut slots = slots.into_iter().filter(|slot| !kept.contains(&slot.number)).peekable();
     while let Some(slot) = slots.next() {
         let descriptor = fetch(restorer, slot.file as usize, externals)?;
-        skip_channel(&mut next);
+        skip_taken(&mut next);
         if moves.is_empty() && slot.number - next <= SMALL_GAP {
             while next < slot.number {
                 filling.gathered.push((filler.as_raw_fd(), next, true));
                 to_close.push((next, next));
                 next += 1;
-                skip_channel(&mut next);
+                skip_taken(&mut next);
                 if filling.gathered.len() == DESCRIPTORS_IN_MESSAGE {
                     filling.flush().map_err(failed)?;
                 }
@@ -207,8 +226,8 @@ pub(super) fn place(
             filling.gathered.push((descriptor, slot.number, slot.close_on_exec));
             next = slot.number + 1;
         } else {
-            let lowest = moves.last().map_or(next, |(number, ..)| number + 1);
-            let lowest = if lowest == channel.number { lowest + 1 } else { lowest };
+            let mut lowest = moves.last().map_or(next, |(number, ..)| number + 1);
+            skip_taken(&mut lowest);
             if moves.is_empty() {
                 filling.flush().map_err(failed)?;
             }
@@ -218,8 +237,9 @@ pub(super) fn place(
         sent.push(slot.file);
         // A group of moves must end before it reaches its own targets.
         let group_is_full = moves.first().is_some_and(|(_, target, _)| {
-            let reached = moves.last().map_or(0, |(number, ..)| number + 2);
-            reached >= *target
+            let mut reached = moves.last().map_or(0, |(number, ..)| number + 1);
+            skip_taken(&mut reached);
+            reached + 1 >= *target
         });
         if filling.gathered.len() == DESCRIPTORS_IN_MESSAGE || group_is_full || slots.peek().is_none() {
             filling.flush().map_err(failed)?;

@@ -31,6 +31,7 @@ use super::socket::{
 use super::{Bridge, PAIR_BUFFER};
 use crate::net::plane::NetError;
 use crate::net::stack::Stack;
+use crate::net::stock::Reserved;
 
 /// What the bridge knows beside the stack.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -172,13 +173,14 @@ impl Bridge {
         self.duplicate_checked(place, inode)
     }
 
-    /// Builds the bridge of an image. Returns the programs' ends with it.
+    /// Builds the bridge of an image, with the pairs that were made before. Returns the programs' ends of all others with it.
     pub(in crate::net) fn thaw(
         stack: Stack,
         image: BridgeImage,
         listener: Listener,
         epoll: Rc<Epoll>,
         init_pid: Option<i32>,
+        mut pairs: HashMap<SocketKey, Reserved>,
     ) -> Result<(Bridge, BTreeMap<SocketKey, OwnedFd>), NetError> {
         let mut bridge = Bridge::new(stack, listener, epoll, init_pid);
         let mut programs_ends = BTreeMap::new();
@@ -186,7 +188,7 @@ impl Bridge {
         let known: HashSet<SocketId> = bridge.stack.sockets().into_iter().collect();
         for socket in image.sockets {
             let key = socket.key;
-            if key.0 >= image.next_key || programs_ends.contains_key(&key) {
+            if key.0 >= image.next_key || bridge.sockets.contains_key(&key) {
                 return Err(NetError::Corrupt(format!("socket {key} is named twice or out of range")));
             }
             for id in socket.phase.ids() {
@@ -196,13 +198,17 @@ impl Bridge {
                     )));
                 }
             }
-            let end = bridge.thaw_socket(socket).map_err(NetError::io("rebuild a socket pair"))?;
-            programs_ends.insert(key, end);
+            let end = bridge.thaw_socket(socket, pairs.remove(&key)).map_err(NetError::io("rebuild a socket pair"))?;
+            if let Some(end) = end {
+                programs_ends.insert(key, end);
+            }
         }
         Ok((bridge, programs_ends))
     }
 
-    fn thaw_socket(&mut self, image: SocketImage) -> std::io::Result<OwnedFd> {
+    /// Returns the program's end, unless that is in its process already: the other end of the `reserved` one.
+    fn thaw_socket(&mut self, image: SocketImage, reserved: Option<Reserved>) -> std::io::Result<Option<OwnedFd>> {
+        let reserved = reserved.filter(|_| self.needs_only_our_end(&image));
         let SocketImage {
             key,
             family,
@@ -216,6 +222,22 @@ impl Bridge {
             unread,
             written,
         } = image;
+        if let Some(Reserved { ours, inode }) = reserved
+            && let PhaseImage::Connected { id, reported, end_passed, finished } = phase
+        {
+            stuff(ours.as_fd(), &unread)?;
+            if end_passed {
+                unix::shutdown(ours.as_fd(), Half::Write)?;
+            }
+            let connected = Connected { reported, end_passed, finished };
+            let mut socket = Socket::new(family, inode, Phase::Connected { id, end: End::new(ours), connected });
+            socket.options = options;
+            socket.undelivered = undelivered;
+            socket.error = error;
+            socket.bound = bound;
+            self.insert(key, socket);
+            return Ok(None);
+        }
         let (ours, theirs, inode) = self.make_pair(false)?;
         options.apply(theirs.as_fd());
         self.watch(key, &ours)?;
@@ -264,7 +286,19 @@ impl Bridge {
         self.size_pair(&socket, theirs.as_fd());
         self.insert(key, socket);
         self.signal(key);
-        Ok(theirs)
+        Ok(Some(theirs))
+    }
+
+    /// Whether a socket can be thawed without its program's end, as most can that are connected.
+    fn needs_only_our_end(&self, image: &SocketImage) -> bool {
+        let PhaseImage::Connected { id, .. } = image.phase else { return false };
+        let options = self.stack.tcp_options(id);
+        let is_default = options.send_buffer.is_none() && options.receive_buffer.is_none();
+        is_default
+            && image.written.is_empty()
+            && !image.shut_write
+            && !image.shut_read
+            && image.options.is_in_bridge_only()
     }
 
     /// Fits the pair's buffers to those the program asked for.

@@ -51,6 +51,30 @@ const GONE_MAX: usize = 4096;
 /// Sockets served in one go before the pump looks at packets again.
 const SERVED_A_ROUND: usize = 1024;
 
+/// The two ends of a socket, whose kernel sockets belong to the network namespace of the thread that makes them.
+pub(super) struct Pair {
+    pub(super) ours: OwnedFd,
+    pub(super) theirs: OwnedFd,
+    /// Of the program's end.
+    pub(super) inode: u64,
+}
+
+impl Pair {
+    pub(super) fn new(nonblocking: bool) -> io::Result<Pair> {
+        let (ours, theirs) = unix::pair(nonblocking)?;
+        unix::set_send_buffer(ours.as_fd(), PAIR_BUFFER / 2)?;
+        unix::set_send_buffer(theirs.as_fd(), PAIR_BUFFER / 2)?;
+        let inode = unix::inode(theirs.as_fd())?;
+        Ok(Pair { ours, theirs, inode })
+    }
+}
+
+/// Has our end of a socket's pair watched.
+pub(super) fn watch(epoll: &Epoll, key: SocketKey, ours: &OwnedFd) -> io::Result<()> {
+    let interest = Interest::IN | Interest::OUT | Interest::READ_HANG_UP | Interest::EDGE;
+    epoll.add(ours.as_fd(), key.0, interest)
+}
+
 /// The bridge of one job, together with the stack that it feeds.
 pub(super) struct Bridge {
     pub(super) stack: Stack,
@@ -121,14 +145,10 @@ impl Bridge {
         }
     }
 
-    /// Serves every socket, for edges may have been missed.
-    pub(super) fn wake_all(&mut self) {
+    /// Has every socket served: the stack's side of it may have something to do.
+    pub(super) fn enqueue_all(&mut self) {
         let keys: Vec<SocketKey> = self.sockets.keys().copied().collect();
         for key in keys {
-            if let Some(end) = self.sockets.get_mut(&key).and_then(Socket::end_mut) {
-                end.readable = true;
-                end.writable = true;
-            }
             self.enqueue(key);
         }
     }
@@ -186,10 +206,7 @@ impl Bridge {
 
     /// A pair for a program: our end, and the program's with its inode.
     fn make_pair(&self, nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd, u64)> {
-        let (ours, theirs) = unix::pair(nonblocking)?;
-        unix::set_send_buffer(ours.as_fd(), PAIR_BUFFER / 2)?;
-        unix::set_send_buffer(theirs.as_fd(), PAIR_BUFFER / 2)?;
-        let inode = unix::inode(theirs.as_fd())?;
+        let Pair { ours, theirs, inode } = Pair::new(nonblocking)?;
         Ok((ours, theirs, inode))
     }
 
@@ -200,8 +217,7 @@ impl Bridge {
     }
 
     fn watch(&self, key: SocketKey, ours: &OwnedFd) -> io::Result<()> {
-        let interest = Interest::IN | Interest::OUT | Interest::READ_HANG_UP | Interest::EDGE;
-        self.epoll.add(ours.as_fd(), key.0, interest)
+        watch(&self.epoll, key, ours)
     }
 
     fn insert(&mut self, key: SocketKey, socket: Socket) {

@@ -315,6 +315,21 @@ impl Bridge {
 
 impl BridgeOptions {
     /// Sets what acts on the program's end itself.
+    /// Whether [`BridgeOptions::apply`] has nothing to do.
+    pub(super) fn is_in_bridge_only(&self) -> bool {
+        let BridgeOptions {
+            linger: _,
+            linger_off_seconds: _,
+            receive_timeout,
+            send_timeout,
+            receive_low_water,
+            priority,
+            device: _,
+            inert: _,
+        } = self;
+        receive_timeout.is_none() && send_timeout.is_none() && receive_low_water.is_none() && priority.is_none()
+    }
+
     pub(super) fn apply(&self, end: BorrowedFd<'_>) {
         if self.receive_timeout.is_some() {
             drop(unix::set_timeout(end, Timeout::Receive, self.receive_timeout));

@@ -18,7 +18,7 @@ use super::peer::{Arrival, Peer};
 use super::stats::Stats;
 use super::{NetOffer, in_words, pack, pack_section};
 use crate::api::{ApiError, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, ShimEvent, ShimState, SocketPlace};
-use crate::net::NetImage;
+use crate::net::Freezing;
 use crate::shim::daemon;
 use crate::shim::home::Home;
 use crate::shim::job::{Announced, Externals, Job, Left};
@@ -29,6 +29,10 @@ use crate::shim::stdio::StdioImage;
 const PACKET_BYTES: usize = 80 << 10;
 /// Packets that are written back after a commit; the queue holds fewer.
 const MAX_STRAYS: usize = 20_000;
+/// Sockets in one part of a preview: so many are in both the target's shim and the process at a time.
+const PREVIEW_SLOTS: usize = 256;
+/// Sockets that take longer to make than a round of pre-copy should.
+const MANY_SOCKETS: usize = 500;
 /// How often progress is told within a round.
 const PROGRESS: Duration = Duration::from_millis(100);
 
@@ -72,7 +76,7 @@ struct Driver {
     output: Reader,
     output_bytes: u64,
     policy: Policy,
-    frozen: Option<(NetImage, StdioImage, Externals)>,
+    frozen: Option<(Freezing, StdioImage, Externals)>,
     memory_bytes: u64,
     outcome: Option<Ended>,
     over: Option<Instant>,
@@ -299,7 +303,29 @@ impl Driver {
         }
         let next = self.policy.after_round(stats, begun.elapsed());
         tracing::info!(round = number, bytes = stats.bytes, left = stats.dirty_left, ?next, "round copied");
-        Done::With(Event::RoundCopied { again: matches!(next, Next::Round) })
+        let sockets = match (number == 1).then(|| self.send_preview(tree)).transpose() {
+            Ok(sockets) => sockets.unwrap_or(0),
+            Err(done) => return done,
+        };
+        // While the target makes many sockets the job writes on.
+        let again = matches!(next, Next::Round) || sockets > MANY_SOCKETS;
+        Done::With(Event::RoundCopied { again })
+    }
+
+    /// Tells the target which sockets there are. Returns how many.
+    fn send_preview(&mut self, tree: &mut checkpoint::Source) -> Result<usize, Done> {
+        let cancel = |reason| Done::With(Event::Cancel(reason));
+        if self.machine.protocol() < 2 {
+            return Ok(0);
+        }
+        let parts = tree.preview(&self.job.externals(), PREVIEW_SLOTS).map_err(|error| cancel(in_words(&error)))?;
+        for part in &parts {
+            let data = pack(part).map_err(|error| cancel(error.to_string()))?;
+            let message = Message::Section { kind: SectionKind::Preview, data: &data };
+            self.peer.send(&message).map_err(Done::Broken)?;
+        }
+        self.peer.flush().map_err(Done::Broken)?;
+        Ok(parts.iter().map(|part| part.slots.len()).sum())
     }
 
     fn freeze(&mut self) -> Done {
@@ -315,11 +341,9 @@ impl Driver {
         if let Err(error) = tree.freeze() {
             return Done::With(Event::Cancel(in_words(&error)));
         }
-        let net = match if self.sockets == SocketPlace::Home {
-            self.job.plane.freeze_without_sockets()
-        } else {
-            self.job.plane.freeze()
-        } {
+        // Asked for first: the net thread is about to be busy, freezing the sockets while this one dumps the processes.
+        let externals = self.job.externals();
+        let net = match self.job.plane.begin_freeze(self.sockets == SocketPlace::Home) {
             Ok(net) => net,
             Err(error) => return Done::With(Event::Cancel(in_words(&error))),
         };
@@ -327,16 +351,16 @@ impl Driver {
             Ok(stdio) => stdio,
             Err(error) => return Done::With(Event::Cancel(format!("the job's standard input: {error}"))),
         };
-        self.frozen = Some((net, stdio, self.job.externals()));
+        self.frozen = Some((net, stdio, externals));
         Done::With(Event::Frozen)
     }
 
     fn send_residual(&mut self) -> Done {
-        self.stats.enter("residual", self.peer.sent_bytes());
+        self.stats.enter("dump", self.peer.sent_bytes());
         let (Some(mut tree), Some((net, stdio, externals))) = (self.tree.take(), self.frozen.take()) else {
             return gone();
         };
-        let done = self.send_residual_of(&mut tree, &net, &stdio, &externals);
+        let done = self.send_residual_of(&mut tree, net, &stdio, &externals);
         self.tree = Some(tree);
         done
     }
@@ -344,28 +368,33 @@ impl Driver {
     fn send_residual_of(
         &mut self,
         tree: &mut checkpoint::Source,
-        net: &NetImage,
+        net: Freezing,
         stdio: &StdioImage,
         externals: &Externals,
     ) -> Done {
+        let protocol = self.machine.protocol();
         let mut sink = self.sink(None);
-        let result = tree.dump(externals, &mut sink);
+        let (result, net) = std::thread::scope(|scope| {
+            let net = scope.spawn(|| {
+                let net = net.finish().map_err(|error| in_words(&error))?;
+                pack_section(protocol, &net).map_err(|error| error.to_string())
+            });
+            let result = tree.dump(externals, &mut sink);
+            (result, net.join().unwrap_or_else(|_| Err("the thread that packs the sockets panicked".to_owned())))
+        });
         if let Some(error) = sink.broken.take() {
             return Done::Broken(error);
         }
-        let image = match result {
-            Ok(image) => image,
-            Err(error) => return Done::With(Event::Cancel(in_words(&error))),
-        };
-        let protocol = self.machine.protocol();
+        self.stats.enter("residual", self.peer.sent_bytes());
         let packed = (|| {
-            let sections =
-                [pack_section(protocol, net)?, pack_section(protocol, &image)?, pack_section(protocol, stdio)?];
-            Ok::<_, io::Error>(sections)
+            let image = result.map_err(|error| in_words(&error))?;
+            let in_words = |error: io::Error| error.to_string();
+            let image = pack_section(protocol, &image).map_err(in_words)?;
+            Ok::<_, String>([net?, image, pack_section(protocol, stdio).map_err(in_words)?])
         })();
         let [net, image, stdio] = match packed {
             Ok(packed) => packed,
-            Err(error) => return Done::With(Event::Cancel(error.to_string())),
+            Err(reason) => return Done::With(Event::Cancel(reason)),
         };
         let all = [(SectionKind::Net, net), (SectionKind::Tree, image), (SectionKind::Shim, stdio)];
         let result = (|| {

@@ -15,7 +15,7 @@ use handoff::{Limits, Target};
 use super::peer::{Arrival, Peer};
 use super::{NetOffer, in_words, unpack};
 use crate::api::{ApiError, ErrorKind, NodeAddress};
-use crate::net::{Guest, LineBoard, NetImage, NetPlane, SocketKey};
+use crate::net::{Guest, LineBoard, NetImage, NetPlane, SocketKey, Stock};
 use crate::shim::job::{Announced, Job, Surroundings};
 use crate::shim::links::Links;
 use crate::shim::output::{Frame, Log};
@@ -75,6 +75,7 @@ fn take(
         offer: None,
         around: None,
         tree: None,
+        stock: None,
         output: Vec::new(),
         sections: BTreeMap::new(),
         output_bytes: 0,
@@ -107,6 +108,8 @@ struct Driver<'a> {
     offer: Option<Offer>,
     around: Option<Surroundings>,
     tree: Option<checkpoint::Target>,
+    /// Sockets made before the freeze.
+    stock: Option<Stock>,
     /// The piece of the output log that is not yet a whole frame.
     output: Vec<u8>,
     output_bytes: u64,
@@ -279,6 +282,7 @@ impl Driver<'_> {
         process.clocks.boottime_ns = process.clocks.boottime_ns.saturating_add(way);
         let mut around = Surroundings::create(&self.shared, Some(ClockOffsets::continuing(process.clocks)))?;
         let tree = checkpoint::Target::create(&mut around.sandbox, &process);
+        self.stock = Some(Stock::new(around.net_config(&self.shared)?.namespace)?);
         self.around = Some(around);
         self.tree = Some(tree?);
         Ok(())
@@ -290,6 +294,9 @@ impl Driver<'_> {
             Message::Layout(data) => tree.layout(unpack("the layout", data)?)?,
             Message::Pages { process, address, data } => tree.pages(*process, *address, data)?,
             Message::Section { kind: SectionKind::Output, data } => self.append_output(data)?,
+            Message::Section { kind: SectionKind::Preview, data } => {
+                self.prepare_sockets(&unpack("a preview", data)?)?
+            }
             Message::Section { kind, data } => {
                 let section = self.sections.entry(*kind).or_default();
                 if section.len() + data.len() > MAX_SECTION {
@@ -299,6 +306,19 @@ impl Driver<'_> {
             }
             other => anyhow::bail!("a {:?} message carries nothing to be put in place", other.kind()),
         }
+        Ok(())
+    }
+
+    /// Makes sockets and puts them into the processes, so that it need not be done while the job stands still.
+    fn prepare_sockets(&mut self, preview: &checkpoint::Preview) -> anyhow::Result<()> {
+        let (Some(stock), Some(tree)) = (&mut self.stock, &mut self.tree) else { return Ok(()) };
+        let key = |&(_, key): &(_, ExternalKey)| match key {
+            ExternalKey::Socket(number) => Ok(SocketKey(number)),
+            ExternalKey::Stdio(_) => Err(anyhow::anyhow!("a preview names a standard stream")),
+        };
+        let keys = preview.slots.iter().map(key).collect::<anyhow::Result<Vec<_>>>()?;
+        let ends = stock.make(&keys)?;
+        tree.place_early(preview, &ends)?;
         Ok(())
     }
 
@@ -340,8 +360,11 @@ impl Driver<'_> {
         let config = around.net_config(&self.shared)?;
         let Surroundings { sandbox, mut links, tun, listener, eth0: _ } = around;
         let (stdio, ends) = Stdio::restore(log, &self.shared.paths.output(), &stdio)?;
+        let mut stock = self.stock.take().ok_or_else(|| anyhow::anyhow!("there is no stock of sockets"))?;
+        let placed = self.tree.as_ref().map(checkpoint::Target::early_keys).unwrap_or_default();
+        stock.keep(|key| placed.contains(&ExternalKey::Socket(key.0)));
         let line = self.find_sockets(&mut net)?;
-        let (plane, sockets) = NetPlane::thaw(config, net, tun, listener, line)?;
+        let (plane, sockets) = NetPlane::thaw(config, net, tun, listener, stock, line)?;
         self.steps.end("thaw");
         if self.home.is_none() && self.back.is_none() {
             links.attract()?;
@@ -469,6 +492,7 @@ fn restore(
     ends: [OwnedFd; 3],
 ) -> checkpoint::Result<()> {
     let mut ends = ends.map(Some);
+    tree.keep_early(|key| !matches!(key, ExternalKey::Socket(number) if sockets.contains_key(&SocketKey(number))));
     tree.restore(image, &mut |key| {
         let end = match key {
             ExternalKey::Socket(number) => sockets.remove(&SocketKey(number)),
