@@ -178,6 +178,11 @@ impl Audit {
             own.reset = true;
             return Ok(());
         }
+        if own.reset && from == Side::B {
+            // A late copy of the peer's data brought its cookie back: another connection with the same numbers.
+            self.flows.remove(&key);
+            return Ok(());
+        }
         check_size(own, other, packet, &view, gso, mtu)?;
         if view.has(SYN) {
             if own.iss.is_some_and(|iss| iss != view.seq) {
