@@ -54,9 +54,9 @@ pub(super) fn fetch_misplaced(restorer: &mut Restorer, uses: &[u32]) -> Result<(
     }
     let by_key: std::collections::HashMap<ExternalKey, (u32, RawFd)> =
         restorer.early.iter().map(|(place, key)| (*key, *place)).collect();
-    for index in 0..restorer.image.files.len() {
+    for (index, &uses) in uses.iter().enumerate() {
         let Kind::External(key) = restorer.image.files[index].kind else { continue };
-        let is_settled = u32::try_from(index).is_ok_and(|index| in_place.contains(&index)) && uses[index] == 1;
+        let is_settled = u32::try_from(index).is_ok_and(|index| in_place.contains(&index)) && uses == 1;
         if let Some(&place) = by_key.get(&key).filter(|_| !is_settled) {
             let fd = fetch(restorer, place)
                 .and_then(|fd| make::finish(restorer, &restorer.image.files[index], &fd).map(|()| fd))
