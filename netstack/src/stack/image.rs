@@ -108,6 +108,7 @@ impl Stack {
             looped,
             scratch: _,
             default_options: _,
+            moved_at: _,
         } = self;
         StackImage {
             version: VERSION,
@@ -132,6 +133,7 @@ impl Stack {
         let frozen_at = image.frozen_at;
         let mut stack = Stack::thaw_silently(image, now, config)?;
         stack.speak(frozen_at);
+        stack.moved_at = Some(frozen_at);
         Ok(stack)
     }
 

@@ -48,6 +48,9 @@ enum Flow {
     TimeWait(u32),
 }
 
+/// How long after a move segments may arrive that a peer sent during it.
+const AFTER_MOVE: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// One host: addresses, sockets, connections.
 pub struct Stack {
     config: Config,
@@ -78,6 +81,8 @@ pub struct Stack {
     looped: VecDeque<Vec<u8>>,
     scratch: Scratch,
     default_options: TcpOptions,
+    /// When it came here, on its own clock.
+    moved_at: Option<Instant>,
 }
 
 impl Stack {
@@ -110,6 +115,7 @@ impl Stack {
             looped: VecDeque::new(),
             scratch: Scratch::default(),
             default_options: TcpOptions::default(),
+            moved_at: None,
         }
     }
 
@@ -325,7 +331,12 @@ impl Stack {
         let Some(Socket { options, kind: Kind::Connection(connection), .. }) = self.sockets.get(slot) else {
             return;
         };
-        let entry = connection.to_time_wait(now, options.reuse_address);
+        let mut entry = connection.to_time_wait(now, options.reuse_address);
+        // A peer whose FIN waited while the stack moved may have repeated it, and all of them arrive now. Its connection ends
+        // with the first answer, and to another it would answer with an RST.
+        if self.moved_at.is_some_and(|at| now.since(at) < AFTER_MOVE) {
+            entry.acked_at = Some(now);
+        }
         let looks = reply::Looks { ttl: options.ttl, traffic_class: options.tos, flow_label: connection.flow_label() };
         let (tuple, looped) = (connection.tuple, connection.looped);
         if connection.owes_acknowledgment() {

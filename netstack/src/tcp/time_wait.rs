@@ -14,7 +14,7 @@ use crate::Instant;
 //# When a connection is closed actively, it MUST linger in the TIME-WAIT state for a time 2xMSL (Maximum Segment
 //# Lifetime) (MUST-13).
 pub(crate) const DURATION: Duration = Duration::from_secs(60);
-/// Least time between two ACKs to segments outside the window (Linux: `tcp_invalid_ratelimit`).
+/// Least time between two ACKs, to repeated FINs and to segments outside the window (Linux: `tcp_invalid_ratelimit`).
 const ACK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A connection in TIME-WAIT.
@@ -86,15 +86,11 @@ impl TimeWait {
             return Disposition::Drop;
         }
         let repeated_fin = segment.has(Flags::FIN) && segment.seq.wrapping_add(len) == self.rcv_nxt;
-        if repeated_fin {
-            self.acked_at = Some(now);
-            return Disposition::Acknowledge { restart: true };
-        }
         if self.acked_at.is_some_and(|at| now.since(at) < ACK_INTERVAL) {
             return Disposition::Drop;
         }
         self.acked_at = Some(now);
-        Disposition::Acknowledge { restart: false }
+        Disposition::Acknowledge { restart: repeated_fin }
     }
 
     /// The ACK that answers.
