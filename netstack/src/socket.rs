@@ -100,6 +100,21 @@ pub struct Status {
     pub urgent: Option<Urgent>,
 }
 
+impl Status {
+    /// A socket that doesn't exist, or is in no state.
+    pub const CLOSED: Status = Status {
+        state: State::Closed,
+        readable: 0,
+        send_space: 0,
+        peer_closed: false,
+        acceptable: 0,
+        error: None,
+        unsent: 0,
+        unacked: 0,
+        urgent: None,
+    };
+}
+
 /// Urgent data of the peer that the program has not read past (RFC 9293, 3.8.5). A driver that finds it in [`Status`]
 /// tells the program (`SIGURG`, `POLLPRI`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

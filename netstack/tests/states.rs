@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::wire::{CWR, ECE, ISN, MSS, Raw, SACK_PERMITTED, Wire, raw, short};
 use harness::{ACK, FIN, RST, SYN};
-use netstack::{Checksum, RxPacket, Shutdown, SocketError, State};
+use netstack::{Checksum, RxPacket, Shutdown, SocketError, Stack, State};
 
 #[test]
 fn listen_answers_what_it_should() {
@@ -367,6 +367,26 @@ fn this_side_closes_first() {
         assert_eq!((seen[0].flags, seen[0].ack), (SYN | ACK, 1001));
         assert!(seen[0].seq > 2 && seen[0].seq < 1 << 31, "{}", seen[0].seq);
         assert_eq!(wire.stack.connections_without_socket(), (1, 0));
+    }
+}
+
+#[test]
+fn a_fin_that_was_repeated_during_a_move_is_answered_once() {
+    for mut wire in Wire::both() {
+        let id = wire.established();
+        wire.stack.tcp_shutdown(wire.now, id, Shutdown::Write).unwrap();
+        wire.take();
+        wire.send(raw(ACK, 1, 2));
+        assert_eq!(wire.state(id), State::FinWait2);
+        let config = wire.stack.config().clone();
+        wire.stack = Stack::thaw(wire.stack.freeze(wire.now), wire.now, config).unwrap();
+        wire.take();
+        // A peer that hears the first answer is gone, and would answer another with an RST.
+        assert_eq!(short(&wire.send(raw(FIN | ACK, 1, 2))), [(ACK, 2, 2, 0)]);
+        assert!(wire.send(raw(FIN | ACK, 1, 2)).is_empty());
+        // One that didn't hear it repeats its FIN later.
+        wire.wait(Duration::from_secs(1));
+        assert_eq!(short(&wire.send(raw(FIN | ACK, 1, 2))), [(ACK, 2, 2, 0)]);
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod datagrams;
 pub mod fixture;
+pub mod iperf;
 pub mod load;
 pub mod pattern;
 pub mod programs;

@@ -11,7 +11,7 @@ use tests::pattern::Pattern;
 
 /// Waits until a job has ended.
 fn wait_for_end(fixture: &Fixture, name: &str) -> JobView {
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_secs(40);
     loop {
         let jobs = fixture.lab.jobs("A").unwrap_or_else(|error| panic!("{error:#}"));
         let job = jobs.into_iter().find(|job| job.name == name).unwrap_or_else(|| panic!("{name} is not listed"));

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tests::iperf::must_have_flowed;
 use tests::load::{echo, http, memcached, redis};
 use tests::programs::{nginx_configuration, python_echo, static_go_echo, static_rust_echo, write_pattern};
 use tests::{Fixture, Load};
@@ -126,25 +127,6 @@ fn iperf3_server_in_the_middle_of_a_run_in_each_direction() {
             fixture.move_job("iperf", "B", "A");
         }
         let output = client.output();
-        assert_iperf_is_well(&output, &fixture, reverse);
-    }
-}
-
-fn assert_iperf_is_well(output: &std::process::Output, fixture: &Fixture, reverse: bool) {
-    let text = String::from_utf8_lossy(&output.stdout);
-    let result: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    let received = result["end"]["sum_received"]["bytes"].as_f64().unwrap_or(0.0);
-    assert!(
-        output.status.success() && result["error"].is_null() && received > 1e6,
-        "reverse {reverse}: {} {received} bytes: {}\n{}",
-        output.status,
-        result["error"],
-        fixture.logs("A", "iperf")
-    );
-    // A second without any byte would be a stall that no move may cause.
-    let intervals = result["intervals"].as_array().cloned().unwrap_or_default();
-    assert!(intervals.len() >= 5, "{intervals:?}");
-    for interval in intervals {
-        assert!(interval["sum"]["bytes"].as_f64().unwrap_or(0.0) > 0.0, "reverse {reverse}: {interval}");
+        must_have_flowed(&output, &fixture, reverse);
     }
 }

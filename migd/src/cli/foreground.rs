@@ -360,7 +360,7 @@ pub async fn logs(target: &Target, args: LogsArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Opens a stream at a daemon that may be just being started again.
-async fn open_patiently(client: &Client, request: &DaemonRequest) -> Result<Connection, ClientError> {
+pub(super) async fn open_patiently(client: &Client, request: &DaemonRequest) -> Result<Connection, ClientError> {
     let began = Instant::now();
     loop {
         match client.open::<JobView>(request).await {

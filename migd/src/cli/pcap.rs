@@ -4,18 +4,14 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::Target;
 use super::arguments::PcapArgs;
-use crate::api::{CaptureEvent, Client, ClientError, Connection, DaemonRequest, JobView};
+use super::foreground::open_patiently;
+use crate::api::{CaptureEvent, ClientError, DaemonRequest, JobView};
 
-/// How long a daemon may be away before the recording ends.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause between tries to reach it.
-const RETRY: Duration = Duration::from_millis(50);
 /// Type of the blocks that hold packets (pcapng, 4.3).
 const ENHANCED_PACKET: u32 = 6;
 
@@ -60,18 +56,6 @@ fn number() -> io::Result<u64> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u64::from_ne_bytes(bytes))
-}
-
-async fn open_patiently(client: &Client, request: &DaemonRequest) -> Result<Connection, ClientError> {
-    let began = Instant::now();
-    loop {
-        match client.open::<JobView>(request).await {
-            Ok((_, connection)) => return Ok(connection),
-            Err(error @ ClientError::Api(_)) => return Err(error),
-            Err(error) if began.elapsed() > PATIENCE => return Err(error),
-            Err(_) => tokio::time::sleep(RETRY).await,
-        }
-    }
 }
 
 /// The file, with a count of what is in it.

@@ -61,7 +61,7 @@ impl Stock {
     /// Makes pairs and returns the programs' ends in the order of the keys; fewer when there is no room for all.
     ///
     /// # Errors
-    /// The kernel refused to make one.
+    /// The kernel refused to make one, or a key is there already.
     pub fn make(&mut self, keys: &[SocketKey]) -> io::Result<Vec<OwnedFd>> {
         let keys = &keys[..keys.len().min(self.room.saturating_sub(self.pairs.len()))];
         let namespace = self.namespace.as_ref();
@@ -78,7 +78,9 @@ impl Stock {
         let mut programs_ends = Vec::with_capacity(made.len());
         for (&key, Pair { ours, theirs, inode }) in keys.iter().zip(made) {
             watch(&self.epoll, key, &ours)?;
-            self.pairs.insert(key, Reserved { ours, inode });
+            if self.pairs.insert(key, Reserved { ours, inode }).is_some() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("socket {key} is named twice")));
+            }
             programs_ends.push(theirs);
         }
         Ok(programs_ends)

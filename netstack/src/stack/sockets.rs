@@ -23,17 +23,7 @@ impl Stack {
     /// What the socket looks like now. A socket that does not exist looks closed.
     #[must_use]
     pub fn status(&self, id: SocketId) -> Status {
-        let mut status = Status {
-            state: State::Closed,
-            readable: 0,
-            send_space: 0,
-            peer_closed: false,
-            acceptable: 0,
-            error: None,
-            unsent: 0,
-            unacked: 0,
-            urgent: None,
-        };
+        let mut status = Status::CLOSED;
         let Some(socket) = self.socket(id) else {
             return status;
         };

@@ -407,17 +407,7 @@ impl Away {
 
     pub(in crate::net) fn status(&self, id: SocketId) -> Status {
         let Some(socket) = self.sockets.get(&id) else {
-            return Status {
-                state: State::Closed,
-                readable: 0,
-                send_space: 0,
-                peer_closed: false,
-                acceptable: 0,
-                error: None,
-                unsent: 0,
-                unacked: 0,
-                urgent: None,
-            };
+            return Status::CLOSED;
         };
         let Look { state, peer_closed, acceptable, error, unsent, unacked } = socket.look;
         let mut send_space = socket.room();
