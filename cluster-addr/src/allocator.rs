@@ -13,7 +13,7 @@
 //! No I/O and no clock: `now` is the time since any fixed moment.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::Duration,
 };
@@ -114,31 +114,99 @@ pub struct Allocator {
     special: BTreeSet<IpAddr>,
 }
 
-/// The addresses of one family.
+/// The addresses of one family, found by address and, in the order in which they are taken, by their turn: whatever their
+/// number, nothing here looks at all of them.
 #[derive(Debug, Default)]
 struct Pool {
-    /// Free and rested, with the revision of a record left: the longest unused is taken first.
-    free: VecDeque<(IpAddr, Option<Revision>)>,
-    /// Given out, with the revision of the record; `None` while it is being written.
-    held: BTreeMap<IpAddr, Option<Revision>>,
+    known: BTreeMap<IpAddr, Known>,
+    /// Free and rested: the longest unused is taken first.
+    free: BTreeMap<Turn, IpAddr>,
     /// Freed, oldest first.
-    resting: VecDeque<Resting>,
+    resting: BTreeMap<Turn, IpAddr>,
+    /// The next turn at the end of a queue.
+    next: Turn,
 }
 
+/// A place in a queue; those put at its front count down from -1.
+type Turn = i64;
+
 #[derive(Debug, Clone, Copy)]
-struct Resting {
-    address: IpAddr,
-    since: Duration,
-    record: Revision,
+enum Known {
+    /// To be given out, with the revision of a record left.
+    Free { turn: Turn, leftover: Option<Revision> },
+    /// Given out, with the revision of the record; `None` while it is being written.
+    Held(Option<Revision>),
+    /// Freed by the change of this revision.
+    Resting { turn: Turn, since: Duration, record: Revision },
+}
+
+impl Pool {
+    fn set(&mut self, address: IpAddr, known: Known) {
+        self.forget(address);
+        match known {
+            Known::Free { turn, .. } => drop(self.free.insert(turn, address)),
+            Known::Resting { turn, .. } => drop(self.resting.insert(turn, address)),
+            Known::Held(_) => {}
+        }
+        self.known.insert(address, known);
+    }
+
+    fn forget(&mut self, address: IpAddr) -> Option<Known> {
+        let known = self.known.remove(&address)?;
+        match known {
+            Known::Free { turn, .. } => drop(self.free.remove(&turn)),
+            Known::Resting { turn, .. } => drop(self.resting.remove(&turn)),
+            Known::Held(_) => {}
+        }
+        Some(known)
+    }
+
+    fn turn(&mut self) -> Turn {
+        self.next += 1;
+        self.next
+    }
+
+    /// What the directory shows, from `now` on.
+    fn learn(&mut self, address: IpAddr, recorded: Option<Recorded>, now: Duration) {
+        let turn = self.turn();
+        let known = match recorded {
+            None => Known::Free { turn, leftover: None },
+            Some(Recorded::Held(revision)) => Known::Held(Some(revision)),
+            Some(Recorded::Resting(record)) => Known::Resting { turn, since: now, record },
+        };
+        self.set(address, known);
+    }
+
+    fn free_first(&mut self, address: IpAddr, leftover: Option<Revision>) {
+        let turn = self.free.first_key_value().map_or(0, |(turn, _)| *turn).min(0) - 1;
+        self.set(address, Known::Free { turn, leftover });
+    }
+
+    /// Those that have rested, the first that was freed first, with the revisions of their records.
+    fn rested(&self, now: Duration) -> impl Iterator<Item = (IpAddr, Revision)> {
+        let record = move |address: &IpAddr| match self.known.get(address) {
+            Some(Known::Resting { since, record, .. }) if now.saturating_sub(*since) >= REST => {
+                Some((*address, *record))
+            }
+            _ => None,
+        };
+        self.resting.values().map_while(record)
+    }
+
+    fn of_net(&self, net: IpNet) -> impl Iterator<Item = (&IpAddr, &Known)> {
+        self.known.range(net.network()..=net.broadcast())
+    }
 }
 
 impl Allocator {
-    /// Sets the addresses that are never given out; those of blocks added before stay as they are.
+    /// Sets the addresses that are never given out; those in use stay so until they are freed.
     pub fn set_special(&mut self, special: impl IntoIterator<Item = IpAddr>) {
         self.special = special.into_iter().collect();
-        let Self { pools, special, .. } = self;
-        for pool in pools {
-            pool.free.retain(|(address, _)| !special.contains(address));
+        for address in &self.special {
+            let pool = &mut self.pools[Family::of(*address) as usize];
+            if let Some(Known::Free { .. }) = pool.known.get(address) {
+                pool.forget(*address);
+            }
         }
     }
 
@@ -151,13 +219,7 @@ impl Allocator {
         let special = &self.special;
         let pool = &mut self.pools[Family::of_net(net) as usize];
         for address in addresses(net).filter(|address| !special.contains(address)) {
-            match recorded.get(&address) {
-                None => pool.free.push_back((address, None)),
-                Some(Recorded::Held(revision)) => drop(pool.held.insert(address, Some(*revision))),
-                Some(Recorded::Resting(record)) => {
-                    pool.resting.push_back(Resting { address, since: now, record: *record });
-                }
-            }
+            pool.learn(address, recorded.get(&address).copied(), now);
         }
     }
 
@@ -167,9 +229,9 @@ impl Allocator {
             return;
         }
         let pool = &mut self.pools[Family::of_net(net) as usize];
-        pool.free.retain(|(address, _)| !net.contains(address));
-        pool.held.retain(|address, _| !net.contains(address));
-        pool.resting.retain(|resting| !net.contains(&resting.address));
+        for address in pool.of_net(net).map(|(address, _)| *address).collect::<Vec<_>>() {
+            pool.forget(address);
+        }
     }
 
     /// The blocks held, with the revisions of their leases.
@@ -190,13 +252,15 @@ impl Allocator {
     #[must_use]
     pub fn fill(&self) -> Vec<Fill> {
         let count = |net: &IpNet| {
-            let pool = &self.pools[Family::of_net(*net) as usize];
-            Fill {
-                net: *net,
-                held: pool.held.keys().filter(|address| net.contains(*address)).count(),
-                resting: pool.resting.iter().filter(|resting| net.contains(&resting.address)).count(),
-                free: pool.free.iter().filter(|(address, _)| net.contains(address)).count(),
+            let mut fill = Fill { net: *net, held: 0, resting: 0, free: 0 };
+            for (_, known) in self.pools[Family::of_net(*net) as usize].of_net(*net) {
+                match known {
+                    Known::Held(_) => fill.held += 1,
+                    Known::Resting { .. } => fill.resting += 1,
+                    Known::Free { .. } => fill.free += 1,
+                }
             }
+            fill
         };
         self.blocks.keys().map(count).collect()
     }
@@ -205,24 +269,16 @@ impl Allocator {
     #[must_use]
     pub fn available(&self, family: Family, now: Duration) -> usize {
         let pool = &self.pools[family as usize];
-        pool.free.len() + pool.resting.iter().take_while(|resting| rested(resting, now)).count()
+        pool.free.len() + pool.rested(now).count()
     }
 
     /// An address that is free and rested, now held; `None` if another block is needed.
     pub fn allocate(&mut self, family: Family, now: Duration) -> Option<Pick> {
-        let pool = &mut self.pools[family as usize];
-        let (address, leftover) = match pool.resting.front() {
-            // Those that have rested before those that were never used: their records are to go.
-            Some(resting) if rested(resting, now) => {
-                let Resting { address, record, .. } = *resting;
-                pool.resting.pop_front();
-                (address, Some(record))
-            }
-            _ => pool.free.pop_front()?,
-        };
-        pool.held.insert(address, None);
-        let (block, lease) = self.block_of(address)?;
-        Some(Pick { address, block, lease: Some(lease), leftover })
+        let pool = &self.pools[family as usize];
+        // Those that have rested before those that were never used: their records are to go.
+        let rested = pool.rested(now).map(|(address, _)| address).next();
+        let address = rested.or_else(|| pool.free.first_key_value().map(|(_, address)| *address))?;
+        self.hold(address)
     }
 
     /// One address in particular, now held; how it stands if it can't be had.
@@ -230,41 +286,47 @@ impl Allocator {
     /// # Errors
     /// The standing that is not [`Standing::Free`].
     pub fn take(&mut self, address: IpAddr, now: Duration) -> Result<Pick, Standing> {
-        let Standing::Free = self.standing(address, now) else { return Err(self.standing(address, now)) };
-        let (block, lease) = self.block_of(address).ok_or(Standing::Foreign)?;
+        match self.standing(address, now) {
+            Standing::Free => self.hold(address).ok_or(Standing::Foreign),
+            other => Err(other),
+        }
+    }
+
+    /// Picks an address that is free or has rested.
+    fn hold(&mut self, address: IpAddr) -> Option<Pick> {
+        let (block, lease) = self.block_of(address)?;
         let pool = &mut self.pools[Family::of(address) as usize];
-        let free = pool.free.iter().position(|(there, _)| *there == address);
-        let leftover = match free.and_then(|position| pool.free.remove(position)) {
-            Some((_, leftover)) => leftover,
-            None => {
-                let position = pool.resting.iter().position(|resting| resting.address == address);
-                position.and_then(|position| pool.resting.remove(position)).map(|resting| resting.record)
-            }
+        let leftover = match pool.forget(address) {
+            Some(Known::Free { leftover, .. }) => leftover,
+            Some(Known::Resting { record, .. }) => Some(record),
+            Some(Known::Held(_)) | None => None,
         };
-        pool.held.insert(address, None);
-        Ok(Pick { address, block, lease: Some(lease), leftover })
+        pool.set(address, Known::Held(None));
+        Some(Pick { address, block, lease: Some(lease), leftover })
     }
 
     /// How an address stands.
     #[must_use]
     pub fn standing(&self, address: IpAddr, now: Duration) -> Standing {
-        let pool = &self.pools[Family::of(address) as usize];
         if self.special.contains(&address) {
             return Standing::Special;
         }
-        if pool.held.contains_key(&address) {
-            return Standing::Held;
+        match self.pools[Family::of(address) as usize].known.get(&address) {
+            Some(Known::Held(_)) => Standing::Held,
+            Some(Known::Free { .. }) => Standing::Free,
+            Some(Known::Resting { since, .. }) => match REST.saturating_sub(now.saturating_sub(*since)) {
+                Duration::ZERO => Standing::Free,
+                left => Standing::Resting(left),
+            },
+            None if self.block_of(address).is_some() => Standing::Free,
+            None => Standing::Foreign,
         }
-        if let Some(resting) = pool.resting.iter().find(|resting| resting.address == address) {
-            let left = REST.saturating_sub(now.saturating_sub(resting.since));
-            return if left.is_zero() { Standing::Free } else { Standing::Resting(left) };
-        }
-        if self.block_of(address).is_some() { Standing::Free } else { Standing::Foreign }
     }
 
     /// A pick was recorded at this revision.
     pub fn confirm(&mut self, pick: &Pick, record: Revision) {
-        if let Some(held) = self.pools[Family::of(pick.address) as usize].held.get_mut(&pick.address) {
+        let pool = &mut self.pools[Family::of(pick.address) as usize];
+        if let Some(Known::Held(held)) = pool.known.get_mut(&pick.address) {
             *held = Some(record);
         }
     }
@@ -272,8 +334,8 @@ impl Allocator {
     /// A pick was not recorded and never will be: it is free as before.
     pub fn put_back(&mut self, pick: &Pick) {
         let pool = &mut self.pools[Family::of(pick.address) as usize];
-        if pool.held.remove(&pick.address).is_some() && self.blocks.contains_key(&pick.block) {
-            pool.free.push_front((pick.address, pick.leftover));
+        if let Some(Known::Held(_)) = pool.known.get(&pick.address) {
+            pool.free_first(pick.address, pick.leftover);
         }
     }
 
@@ -284,55 +346,46 @@ impl Allocator {
             return;
         }
         let pool = &mut self.pools[Family::of(address) as usize];
-        if pool.resting.iter().any(|resting| resting.address == address && resting.record >= record) {
-            return;
+        let later = match pool.known.get(&address) {
+            Some(Known::Resting { record: there, .. }) => *there >= record,
+            // A later use than the one that ended.
+            Some(Known::Held(held)) => held.is_none_or(|held| held > record),
+            Some(Known::Free { .. }) | None => false,
+        };
+        if !later {
+            pool.learn(address, Some(Recorded::Resting(record)), now);
         }
-        // A later use than the one that ended.
-        if pool.held.get(&address).is_some_and(|held| held.is_none_or(|held| held > record)) {
-            return;
-        }
-        pool.held.remove(&address);
-        pool.free.retain(|(free, _)| *free != address);
-        pool.resting.retain(|resting| resting.address != address);
-        pool.resting.push_back(Resting { address, since: now, record });
     }
 
     /// The directory shows this record of an address whose pick failed on it, or none.
     pub fn correct(&mut self, address: IpAddr, recorded: Option<Recorded>, now: Duration) {
-        if self.block_of(address).is_none() {
-            return;
-        }
-        let pool = &mut self.pools[Family::of(address) as usize];
-        pool.held.remove(&address);
-        pool.free.retain(|(free, _)| *free != address);
-        pool.resting.retain(|resting| resting.address != address);
-        match recorded {
-            None => pool.free.push_back((address, None)),
-            Some(Recorded::Held(revision)) => drop(pool.held.insert(address, Some(revision))),
-            Some(Recorded::Resting(record)) => pool.resting.push_back(Resting { address, since: now, record }),
+        if self.block_of(address).is_some() {
+            self.pools[Family::of(address) as usize].learn(address, recorded, now);
         }
     }
 
     /// Brings a block in line with all that the directory recorded of it at `revision`. What is newer here, or is being
     /// written, is left alone.
     pub fn reconcile(&mut self, net: IpNet, recorded: &BTreeMap<IpAddr, Recorded>, revision: Revision, now: Duration) {
-        for address in addresses(net).filter(|address| !self.special.contains(address)).collect::<Vec<_>>() {
-            let pool = &self.pools[Family::of(address) as usize];
-            let resting = pool.resting.iter().find(|resting| resting.address == address);
-            let newer = match (pool.held.get(&address), resting) {
-                (Some(None), _) => true,
-                (Some(Some(held)), _) => *held > revision,
-                (None, Some(resting)) => resting.record > revision,
-                (None, None) => false,
-            };
-            let same = match (recorded.get(&address), pool.held.get(&address), resting) {
-                (Some(Recorded::Held(_)), Some(_), _) => true,
-                (Some(Recorded::Resting(record)), None, Some(resting)) => resting.record == *record,
-                (None, None, None) => true,
-                _ => false,
+        if !self.blocks.contains_key(&net) {
+            return;
+        }
+        let Self { pools, special, .. } = self;
+        let pool = &mut pools[Family::of_net(net) as usize];
+        for address in addresses(net).filter(|address| !special.contains(address)) {
+            let recorded = recorded.get(&address).copied();
+            let (newer, same) = match (pool.known.get(&address), recorded) {
+                (Some(Known::Held(held)), recorded) => {
+                    (held.is_none_or(|held| held > revision), matches!(recorded, Some(Recorded::Held(_))))
+                }
+                (Some(Known::Resting { record, .. }), recorded) => {
+                    (*record > revision, recorded == Some(Recorded::Resting(*record)))
+                }
+                (Some(Known::Free { leftover, .. }), recorded) => (false, recorded == leftover.map(Recorded::Resting)),
+                (None, recorded) => (false, recorded.is_none()),
             };
             if !newer && !same {
-                self.correct(address, recorded.get(&address).copied(), now);
+                pool.learn(address, recorded, now);
             }
         }
     }
@@ -340,23 +393,18 @@ impl Allocator {
     /// Addresses that have rested, with the revisions of their records, which can go. At most `limit`.
     #[must_use]
     pub fn rested(&self, now: Duration, limit: usize) -> Vec<(IpAddr, Revision)> {
-        let all = self.pools.iter().flat_map(|pool| pool.resting.iter().take_while(|resting| rested(resting, now)));
-        all.map(|resting| (resting.address, resting.record)).take(limit).collect()
+        self.pools.iter().flat_map(|pool| pool.rested(now)).take(limit).collect()
     }
 
     /// The record of an address that has rested was removed.
     pub fn swept(&mut self, address: IpAddr, record: Revision) {
         let pool = &mut self.pools[Family::of(address) as usize];
-        let before = pool.resting.len();
-        pool.resting.retain(|resting| (resting.address, resting.record) != (address, record));
-        if pool.resting.len() != before {
-            pool.free.push_back((address, None));
+        if let Some(Known::Resting { record: there, .. }) = pool.known.get(&address)
+            && *there == record
+        {
+            pool.learn(address, None, Duration::ZERO);
         }
     }
-}
-
-fn rested(resting: &Resting, now: Duration) -> bool {
-    now.saturating_sub(resting.since) >= REST
 }
 
 /// Every address of a block, the first and the last included.

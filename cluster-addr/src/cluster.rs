@@ -58,6 +58,8 @@ struct State {
     allocator: Allocator,
     /// All blocks that are leased, and by whom.
     leased: BTreeMap<IpNet, String>,
+    /// How many fresh blocks in a row others leased faster.
+    races_lost: u32,
     /// Changes of which it isn't known whether they were made.
     doubtful: Vec<jobs::Doubt>,
     /// Where the next look at a block begins.
@@ -226,6 +228,7 @@ impl Cluster {
                 incarnation,
                 allocator,
                 leased: BTreeMap::new(),
+                races_lost: 0,
                 doubtful,
                 reconciled: 0,
             };

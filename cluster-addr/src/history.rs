@@ -7,7 +7,7 @@
 //! - none is taken again before it has rested, but for the next job of its reservation;
 //! - a job has one owner per epoch, and its epochs grow by one.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
+use std::{collections::HashMap, fmt, net::IpAddr, time::Duration};
 
 use crate::{
     directory::{Change, DirectoryError},
@@ -117,7 +117,7 @@ impl fmt::Display for Violation {
 pub struct History {
     events: Vec<(Duration, Event)>,
     /// Jobs as the directory's changes told them last, by key.
-    jobs: BTreeMap<String, JobRecord>,
+    jobs: HashMap<String, JobRecord>,
 }
 
 impl History {
@@ -171,7 +171,7 @@ impl History {
     /// How many addresses were taken more than once.
     #[must_use]
     pub fn reused(&self) -> usize {
-        let mut taken: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        let mut taken: HashMap<IpAddr, usize> = HashMap::new();
         for (_, event) in &self.events {
             if let Event::Taken { address, .. } = event {
                 *taken.entry(*address).or_default() += 1;
@@ -189,9 +189,9 @@ impl History {
     /// Replays all events; `rest` is how long an address must rest.
     #[must_use]
     pub fn check(&self, rest: Duration) -> Vec<Violation> {
-        let mut held: BTreeMap<IpAddr, (JobId, Option<String>)> = BTreeMap::new();
-        let mut freed: BTreeMap<IpAddr, (Duration, Option<String>)> = BTreeMap::new();
-        let mut owners: BTreeMap<JobId, Owner> = BTreeMap::new();
+        let mut held: HashMap<IpAddr, (JobId, Option<String>)> = HashMap::new();
+        let mut freed: HashMap<IpAddr, (Duration, Option<String>)> = HashMap::new();
+        let mut owners: HashMap<JobId, Owner> = HashMap::new();
         let mut violations = Vec::new();
         for (at, event) in &self.events {
             match event {

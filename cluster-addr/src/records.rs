@@ -17,7 +17,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, DeserializeOwned, Visitor},
+};
 
 use crate::{allocator::Family, directory::DirectoryError};
 
@@ -42,48 +45,48 @@ pub const RESERVATIONS: &str = "reservation/";
 /// Prefix of all claims on names.
 pub const CLAIMED_NAMES: &str = "name/";
 
+/// Bytes that most records fit into.
+const RECORD_USUAL: usize = 256;
+
 /// A job's name for machines: 96 random bits as 24 hexadecimal digits, unique for ever.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct JobId(String);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId([u8; 24]);
 
 impl JobId {
     /// From entropy that the caller took from the system.
     #[must_use]
     pub fn from_entropy(bytes: [u8; 12]) -> Self {
-        use fmt::Write;
-        let mut text = String::with_capacity(24);
-        for byte in bytes {
-            let _ = write!(text, "{byte:02x}");
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut digits = [0; 24];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
         }
-        Self(text)
+        Self(digits)
     }
 
     /// The digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.0).expect("an id has nothing but digits and a to f")
     }
 
     /// The first digits, as listings show them.
     #[must_use]
     pub fn short(&self) -> &str {
-        &self.0[..12]
+        &self.as_str()[..12]
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("JobId").field(&self.as_str()).finish()
     }
 }
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for JobId {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let digits = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if text.len() == 24 && digits { Ok(Self(text)) } else { Err(format!("{text:?} is not a job id")) }
+        f.write_str(self.as_str())
     }
 }
 
@@ -91,13 +94,49 @@ impl FromStr for JobId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::try_from(text.to_owned())
+        let digits = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        match <[u8; 24]>::try_from(text.as_bytes()) {
+            Ok(id) if digits => Ok(Self(id)),
+            _ => Err(format!("{text:?} is not a job id")),
+        }
+    }
+}
+
+impl TryFrom<String> for JobId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 
 impl From<JobId> for String {
     fn from(id: JobId) -> Self {
-        id.0
+        id.as_str().to_owned()
+    }
+}
+
+impl Serialize for JobId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for JobId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Digits;
+        impl Visitor<'_> for Digits {
+            type Value = JobId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("24 hexadecimal digits")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<JobId, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Digits)
     }
 }
 
@@ -363,7 +402,9 @@ pub fn name_key(name: &str) -> String {
 /// Never: the records above hold nothing that can't be written.
 #[must_use]
 pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
-    rmp_serde::to_vec_named(record).expect("records are plain data")
+    let mut bytes = Vec::with_capacity(RECORD_USUAL);
+    rmp_serde::encode::write_named(&mut bytes, record).expect("records are plain data");
+    bytes
 }
 
 /// A record read back.

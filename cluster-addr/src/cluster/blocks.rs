@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
 };
 
@@ -12,8 +13,8 @@ use crate::{
     allocator::{Family, Pick, Recorded, addresses},
     directory::{Expect, Outcome, Revision, TRANSACTION_MAX, Transaction, Versioned},
     records::{
-        BlockRecord, CLUSTER_KEY, ClusterRecord, JobRecord, Prefix, address_key, address_of_key, addresses_of_block,
-        block_key, decode, encode, node_key,
+        BlockRecord, CLUSTER_KEY, ClusterRecord, JOBS, JobRecord, Owner, Prefix, address_key, address_of_key,
+        addresses_of_block, block_key, decode, encode, node_key,
     },
 };
 
@@ -25,6 +26,8 @@ const BLOCK_LENGTH_V6: u8 = 122;
 const SPARE: usize = 1;
 /// Records of rested addresses that are removed in one go.
 const SWEEP: usize = 64;
+/// A node that lost so many races for fresh blocks in a row chooses among two to this power of them.
+const CROWD_BITS: u32 = 8;
 /// How many jobs a refusal names.
 const NAMED: usize = 3;
 
@@ -44,12 +47,12 @@ impl Cluster {
             return Ok(Claim::of(pick));
         }
         // What is believed of the leases may be old.
-        self.learn_blocks().await?;
+        let recorded = self.learn_blocks().await?;
         self.learn_cluster().await?;
         if let Some(pick) = self.pick(family) {
             return Ok(Claim::of(pick));
         }
-        if self.take_over(family).await?
+        if self.take_over(family, recorded).await?
             && let Some(pick) = self.pick(family)
         {
             return Ok(Claim::of(pick));
@@ -62,20 +65,33 @@ impl Cluster {
     fn pick(&self, family: Family) -> Option<Pick> {
         let now = self.now();
         let mut state = self.state();
-        let State { record, allocator, leased, .. } = &mut *state;
+        let State { record, allocator, leased, races_lost, .. } = &mut *state;
         if let Some(pick) = allocator.allocate(family, now) {
             return Some(pick);
         }
         let (record, _) = record.as_ref()?;
         let special: BTreeSet<IpAddr> = record.special().into_iter().collect();
-        for prefix in record.of_family(family) {
-            for net in subnets(prefix).filter(|net| !leased.contains_key(net)) {
-                if let Some(address) = addresses(net).find(|address| !special.contains(address)) {
-                    return Some(Pick { address, block: net, lease: None, leftover: None });
-                }
-            }
+        let fresh = record.of_family(family).flat_map(|prefix| vacant(prefix, leased));
+        let fresh = fresh.filter_map(|net| {
+            let address = addresses(net).find(|address| !special.contains(address))?;
+            Some(Pick { address, block: net, lease: None, leftover: None })
+        });
+        // The lowest; but when many nodes want one at the same time each is to try another.
+        let among = 1 << (*races_lost).min(CROWD_BITS);
+        let mut hasher = DefaultHasher::new();
+        (&self.node.name, *races_lost).hash(&mut hasher);
+        let chosen = usize::try_from(hasher.finish() % among).unwrap_or(0);
+        fresh.take(chosen + 1).last()
+    }
+
+    /// Others were faster with a block that seemed to be nobody's, so more may have changed.
+    pub(super) async fn lost_fresh_block(&self) -> Result<(), ClusterError> {
+        {
+            let mut state = self.state();
+            state.races_lost = state.races_lost.saturating_add(1);
         }
-        None
+        self.learn_blocks().await?;
+        Ok(())
     }
 
     /// Learns from what was found under the key of a block where a lease of this node's, or none, had been expected.
@@ -182,10 +198,10 @@ impl Cluster {
         Err(ClusterError::Contended)
     }
 
-    async fn learn_blocks(&self) -> Result<(), ClusterError> {
+    async fn learn_blocks(&self) -> Result<Vec<(BlockRecord, Revision)>, ClusterError> {
         let recorded = self.blocks_recorded().await?;
-        self.state().leased = recorded.into_iter().map(|(block, _)| (block.net, block.node)).collect();
-        Ok(())
+        self.state().leased = recorded.iter().map(|(block, _)| (block.net, block.node.clone())).collect();
+        Ok(recorded)
     }
 
     async fn learn_cluster(&self) -> Result<(), ClusterError> {
@@ -199,14 +215,20 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes over a block of a node that owns no job, which proves that nothing of its is in use there but what other
+    /// Takes over a block, of those `recorded`, of a node that owns no job, which proves that nothing of its is in use there but what other
     /// nodes run, and that has records. Whether one was taken.
-    async fn take_over(&self, family: Family) -> Result<bool, ClusterError> {
-        let (jobs, _) = self.jobs().await?;
-        let busy: BTreeSet<&str> = jobs.iter().map(|job| job.owner.node.as_str()).collect();
-        for (block, revision) in self.blocks_recorded().await? {
+    async fn take_over(&self, family: Family, recorded: Vec<(BlockRecord, Revision)>) -> Result<bool, ClusterError> {
+        /// Of each job no more is wanted.
+        #[derive(serde::Deserialize)]
+        struct Owned {
+            owner: Owner,
+        }
+        let jobs = self.directory.list(JOBS).await?.entries;
+        let owners = jobs.iter().map(|job| Ok(decode::<Owned>(&job.key, &job.versioned.value)?.owner.node));
+        let busy: BTreeSet<String> = owners.collect::<Result<_, ClusterError>>()?;
+        for (block, revision) in recorded {
             let other = block.node != self.node.name && Family::of_net(block.net) == family;
-            if !other || busy.contains(block.node.as_str()) {
+            if !other || busy.contains(&block.node) {
                 continue;
             }
             let key = block_key(block.net);
@@ -447,11 +469,13 @@ pub(super) fn widen(record: &mut ClusterRecord, net: IpNet) -> Result<(), Cluste
     Ok(())
 }
 
-/// The blocks of a prefix, lowest first.
-fn subnets(prefix: &Prefix) -> Box<dyn Iterator<Item = IpNet>> {
-    match prefix.net.subnets(prefix.block_length) {
-        Ok(subnets) => Box::new(subnets),
-        // The record is damaged: then there is none.
-        Err(_) => Box::new(std::iter::empty()),
-    }
+/// The blocks of a prefix that nobody leases, lowest first.
+fn vacant<'a>(prefix: &Prefix, leased: &'a BTreeMap<IpNet, String>) -> Box<dyn Iterator<Item = IpNet> + 'a> {
+    // The record is damaged: then there is none.
+    let Ok(subnets) = prefix.net.subnets(prefix.block_length) else { return Box::new(std::iter::empty()) };
+    let mut taken = leased.range(prefix.net.trunc()..).map(|(net, _)| *net).peekable();
+    Box::new(subnets.filter(move |net| {
+        while taken.next_if(|other| other < net).is_some() {}
+        taken.peek() != Some(net)
+    }))
 }

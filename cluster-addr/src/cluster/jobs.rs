@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How often a transaction without an answer is sent again.
-const TRIES: usize = 3;
+pub(super) const TRIES: usize = 3;
 /// Most changes in doubt that are remembered. Beyond that the oldest is left to the next start's look for leaks.
 const DOUBTS_MAX: usize = 1000;
 
@@ -247,14 +247,17 @@ impl Cluster {
     /// Adds to a transaction what claims need: conditions, the addresses' new record, and leases of fresh blocks.
     pub(super) fn with_claims(&self, mut transaction: Transaction, claims: &[Claim], record: &[u8]) -> Transaction {
         for claim in claims {
+            // The block first: when it was lost, its new holder has perhaps given out the address as well, and who has the
+            // block is what is to be learnt then.
+            if let Some(pick) = &claim.pick {
+                let block = block_key(pick.block);
+                transaction = match pick.lease {
+                    Some(lease) => transaction.expect(block, Expect::Revision(lease)),
+                    None => transaction.expect(&block, Expect::Absent).put(&block, encode(&self.lease_of(pick.block))),
+                };
+            }
             let key = address_key(claim.address);
             transaction = transaction.expect(&key, claim.before.clone()).put(&key, record.to_vec());
-            let Some(pick) = &claim.pick else { continue };
-            let block = block_key(pick.block);
-            transaction = match pick.lease {
-                Some(lease) => transaction.expect(block, Expect::Revision(lease)),
-                None => transaction.expect(&block, Expect::Absent).put(&block, encode(&self.lease_of(pick.block))),
-            };
         }
         transaction
     }
@@ -272,6 +275,7 @@ impl Cluster {
                     let held = [(claim.address, Recorded::Held(revision))].into();
                     state.allocator.add_block(pick.block, revision, &held, self.now());
                     state.leased.insert(pick.block, self.node.name.clone());
+                    state.races_lost = 0;
                 }
                 Some(pick) => state.allocator.confirm(pick, revision),
                 // If it is of a block of this node after all (a reservation), it is held there already.
@@ -307,6 +311,9 @@ impl Cluster {
                 None if of_address => return Err(self.unavailable(claim.address, lost, found)?),
                 Some(pick) if block_key(pick.block) == lost => {
                     self.learn_lease(pick.block, found).await?;
+                    if pick.lease.is_none() {
+                        self.lost_fresh_block().await?;
+                    }
                     return Ok(());
                 }
                 Some(pick) if of_address => {
@@ -341,7 +348,7 @@ impl Cluster {
     }
 
     /// A transaction whose answer got lost is sent again: when it had been made, the key that it wrote first shows it.
-    async fn transact_settled(
+    pub(super) async fn transact_settled(
         &self,
         transaction: &Transaction,
         key: &str,

@@ -6,10 +6,10 @@
 
 use std::net::IpAddr;
 
-use super::{Cluster, ClusterError, RACES_MAX, check_name};
+use super::{Cluster, ClusterError, RACES_MAX, check_name, jobs::TRIES};
 use crate::{
     allocator::Family,
-    directory::{Expect, Outcome, Transaction},
+    directory::{DirectoryError, Expect, Outcome, Transaction},
     records::{AddressRecord, RESERVATIONS, ReservationRecord, address_key, decode, encode, reservation_key},
 };
 
@@ -55,7 +55,7 @@ impl Cluster {
             let reserve = Transaction::default().expect(&key, Expect::Absent).put(&key, encode(&record));
             let reserved = encode(&AddressRecord::Reserved { name: name.to_owned() });
             let reserve = self.with_claims(reserve, &claims, &reserved);
-            match self.directory.transact(&reserve).await {
+            match self.transact_settled(&reserve, &key, &encode(&record)).await {
                 Ok(Outcome::Done(revision)) => {
                     self.confirm(&claims, revision);
                     return Ok(record);
@@ -82,9 +82,12 @@ impl Cluster {
     /// [`ClusterError::NoReservation`], [`ClusterError::Directory`], [`ClusterError::Contended`].
     pub async fn release_reservation(&self, name: &str) -> Result<ReservationRecord, ClusterError> {
         let key = reservation_key(name);
+        // As it was when the directory did not say whether it was given up, and how often that was.
+        let mut doubt: Option<ReservationRecord> = None;
+        let mut unanswered = 0;
         for _ in 0..RACES_MAX {
             let Some(found) = self.directory.get(&key).await? else {
-                return Err(ClusterError::NoReservation(name.to_owned()));
+                return doubt.ok_or_else(|| ClusterError::NoReservation(name.to_owned()));
             };
             let record: ReservationRecord = decode(&key, &found.value)?;
             let mut end = Transaction::default().expect(&key, Expect::Revision(found.revision)).delete(&key);
@@ -99,12 +102,21 @@ impl Cluster {
                     freed.push(*address);
                 }
             }
-            if let Outcome::Done(revision) = self.directory.transact(&end).await? {
-                let mut state = self.state();
-                for address in freed {
-                    state.allocator.rest(address, revision, self.now());
+            match self.directory.transact(&end).await {
+                Ok(Outcome::Done(revision)) => {
+                    let mut state = self.state();
+                    for address in freed {
+                        state.allocator.rest(address, revision, self.now());
+                    }
+                    return Ok(record);
                 }
-                return Ok(record);
+                Ok(Outcome::Conflict { .. }) => {}
+                // The next look shows whether it was done. The allocator learns of it by looking, too.
+                Err(DirectoryError::Unknown(_)) if unanswered + 1 < TRIES => {
+                    unanswered += 1;
+                    doubt = Some(record);
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Err(ClusterError::Contended)

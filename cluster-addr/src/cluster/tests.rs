@@ -1,9 +1,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::Embedded;
 use crate::allocator::{Family, REST};
+use crate::directory::{Listing, Reply};
 use crate::records::Owner;
 
 fn directory() -> (tempfile::TempDir, Arc<dyn Directory>) {
@@ -283,6 +285,86 @@ async fn idle_blocks_go_back_and_can_be_leased_by_others() {
     assert_eq!(directory.list("address/").await.expect("listed").entries, []);
     assert_eq!(directory.list(BLOCKS).await.expect("listed").entries.len(), 1);
     assert_eq!(a.state().allocator.available(Family::V4, a.now()), 63);
+}
+
+/// A directory that counts the requests it gets, and loses the answers to some.
+struct Counting {
+    inner: Arc<dyn Directory>,
+    requests: AtomicUsize,
+    /// How many of the next changes are made and not answered.
+    silent: AtomicUsize,
+}
+
+impl Counting {
+    fn new(inner: &Arc<dyn Directory>) -> Arc<Self> {
+        Arc::new(Self { inner: inner.clone(), requests: AtomicUsize::new(0), silent: AtomicUsize::new(0) })
+    }
+
+    fn inner(&self) -> &Arc<dyn Directory> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        &self.inner
+    }
+}
+
+impl Directory for Counting {
+    fn get<'a>(&'a self, key: &'a str) -> Reply<'a, Option<Versioned>> {
+        self.inner().get(key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> Reply<'a, Listing> {
+        self.inner().list(prefix)
+    }
+
+    fn transact<'a>(&'a self, transaction: &'a Transaction) -> Reply<'a, Outcome> {
+        Box::pin(async move {
+            let outcome = self.inner().transact(transaction).await;
+            let silent = self.silent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            silent.map_or(outcome, |_| Err(DirectoryError::Unknown("the answer was lost".to_owned())))
+        })
+    }
+
+    fn watch<'a>(&'a self, prefix: &'a str, after: Revision) -> Reply<'a, Watch> {
+        self.inner().watch(prefix, after)
+    }
+}
+
+#[tokio::test]
+async fn a_node_whose_view_is_old_finds_a_fresh_block_all_the_same() {
+    let (_dir, directory) = directory();
+    let a = create(&directory, "10.77.0.0/16", "a").await;
+    let line = Counting::new(&directory);
+    let b = Cluster::open(line.clone(), node("b")).await.expect("joined");
+    // One address of each of forty blocks.
+    for third in 0..10 {
+        for last in [1, 65, 129, 193] {
+            let wanted = [IpAddr::from([10, 77, third, last])];
+            a.reserve(&format!("r{third}-{last}"), &wanted).await.expect("reserved");
+        }
+    }
+    let before = line.requests.load(Ordering::Relaxed);
+    let record = b.create_job(job(1)).await.expect("an address");
+    assert_eq!(record.address.octets()[..3], [10, 77, 10]);
+    let requests = line.requests.load(Ordering::Relaxed) - before;
+    assert!(requests <= 3, "a try, a look, a try; not {requests}");
+    assert_sound(&b).await;
+}
+
+#[tokio::test]
+async fn reserving_and_giving_up_bear_lost_answers() {
+    let (_dir, directory) = directory();
+    create(&directory, "10.77.0.0/24", "a").await;
+    let line = Counting::new(&directory);
+    let b = Cluster::open(line.clone(), node("b")).await.expect("joined");
+    line.silent.store(2, Ordering::Relaxed);
+    let reserved = b.reserve("web", &[]).await.expect("the third answer arrives");
+    line.silent.store(1, Ordering::Relaxed);
+    assert_eq!(b.release_reservation("web").await.expect("it is seen to be gone"), reserved);
+    assert!(matches!(b.release_reservation("web").await, Err(ClusterError::NoReservation(_))));
+    // Three lost answers are one too many.
+    line.silent.store(3, Ordering::Relaxed);
+    let lost = b.reserve("mail", &[]).await;
+    assert!(matches!(lost, Err(ClusterError::Directory(DirectoryError::Unknown(_)))), "{lost:?}");
+    assert_sound(&b).await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cluster_addr::cluster::Clock;
 use cluster_addr::{Cluster, JobId, JobRecord, NewJob, NodeRecord, Transfer, Wanted};
 
-use crate::world::{Line, Shared, lock, sleep};
+use crate::world::{Line, Shared, World, lock, sleep};
 
 /// Jobs of a node beyond which it rather ends one.
 const JOBS_MAX: usize = 150;
@@ -15,7 +15,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// One start of a daemon, until it crashes or everything is over.
 pub async fn live(world: Shared, node: usize) {
     let name = format!("n{node}");
-    let cluster = loop {
+    let (line, cluster) = loop {
         let line = Arc::new(Line { world: Arc::clone(&world), node });
         let record = NodeRecord { name: name.clone(), peer: ([10, 99, 0, 1], 7070).into(), hops: vec![] };
         // Each start has a clock of its own, that began at some time.
@@ -25,12 +25,12 @@ pub async fn live(world: Shared, node: usize) {
             let world = Arc::clone(&world);
             Arc::new(move || lock(&world).now.saturating_sub(began) + offset)
         };
-        match Cluster::open_with_clock(line, record, clock).await {
-            Ok(cluster) => break cluster,
+        match Cluster::open_with_clock(line.clone(), record, clock).await {
+            Ok(cluster) => break (line, cluster),
             Err(_) => sleep(&world, node, RETRY).await,
         }
     };
-    let me = Node { world, node, name, cluster };
+    let me = Node { world, node, name, line, cluster };
     me.settle().await;
     while !lock(&me.world).is_over() {
         let pause = lock(&me.world).dice.millis(0, 8000);
@@ -49,6 +49,7 @@ struct Node {
     world: Shared,
     node: usize,
     name: String,
+    line: Arc<Line>,
     cluster: Cluster,
 }
 
@@ -60,19 +61,19 @@ impl Node {
     /// What the directory says is this node's, and what runs here, are made to agree.
     async fn settle(&self) {
         let records = loop {
-            match self.cluster.jobs().await {
-                Ok((records, _)) => break records,
+            match self.line.owned(&self.name).await {
+                Ok(records) => break records,
                 Err(_) => self.pause().await,
             }
         };
-        for record in records.into_iter().filter(|record| record.owner.node == self.name) {
+        for record in records {
             let adopt = {
                 let mut world = lock(&self.world);
-                let known = world.running.get(&record.id).map(|(at, known)| (*at, known.owner.clone()));
+                let known = world.running.get(&record.id).map(|(at, known)| (at, known.owner.epoch));
                 match known {
                     Some((at, _)) if at == self.node => continue,
                     // Frozen in the middle of its way here: it belongs to this node.
-                    Some((_, owner)) if owner.epoch < record.owner.epoch => {
+                    Some((_, epoch)) if epoch < record.owner.epoch => {
                         world.move_to(self.node, record.clone());
                         true
                     }
@@ -86,25 +87,26 @@ impl Node {
         }
     }
 
-    fn own_jobs(&self) -> Vec<JobRecord> {
-        let world = lock(&self.world);
-        world.running.values().filter(|(at, _)| *at == self.node).map(|(_, record)| record.clone()).collect()
-    }
-
     async fn act(&self) {
-        let jobs = self.own_jobs();
-        let choice = lock(&self.world).dice.below(100);
+        let (jobs, choice) = {
+            let mut world = lock(&self.world);
+            (world.running.count(self.node), world.dice.below(100))
+        };
         match choice {
             0..4 => drop(self.cluster.maintain().await),
             4..12 => self.fetch().await,
-            12..55 if jobs.len() < JOBS_MAX => self.take().await,
+            12..55 if jobs < JOBS_MAX => self.take().await,
             _ => {
-                let chosen = lock(&self.world).dice.below(jobs.len() as u64);
-                if let Some(record) = jobs.get(usize::try_from(chosen).expect("few")) {
-                    lock(&self.world).end(&record.id);
-                    self.release(record).await;
-                } else {
-                    self.take().await;
+                let chosen = {
+                    let World { running, dice, .. } = &mut *lock(&self.world);
+                    running.any_of(self.node, dice)
+                };
+                match chosen {
+                    Some(record) => {
+                        lock(&self.world).end(&record.id);
+                        self.release(&record).await;
+                    }
+                    None => self.take().await,
                 }
             }
         }
@@ -128,15 +130,12 @@ impl Node {
     /// Takes a job over from another node, which lets it go: as at the commit of a move.
     async fn fetch(&self) {
         let chosen = {
-            let mut world = lock(&self.world);
-            let others: Vec<_> =
-                world.running.values().filter(|(at, _)| *at != self.node).map(|(_, record)| record.clone()).collect();
-            let chosen = world.dice.below(others.len() as u64);
-            others.get(usize::try_from(chosen).expect("few")).cloned()
+            let World { running, dice, .. } = &mut *lock(&self.world);
+            running.any_of_others(self.node, dice)
         };
         let Some(record) = chosen else { return };
         loop {
-            let answer = self.cluster.transfer(&record.id, &record.owner, &self.name, Some(&record)).await;
+            let answer = self.cluster.transfer(&record.id, &record.owner, &self.name, Some(&*record)).await;
             let owner = match answer {
                 Ok(Transfer::Won(owner)) => owner,
                 // An earlier try had won.
@@ -152,7 +151,9 @@ impl Node {
             let mut world = lock(&self.world);
             let there = world.running.get(&record.id).map(|(_, there)| there.owner.epoch);
             match there {
-                Some(epoch) if epoch < owner.epoch => world.move_to(self.node, JobRecord { owner, ..record }),
+                Some(epoch) if epoch < owner.epoch => {
+                    world.move_to(self.node, JobRecord { owner, ..JobRecord::clone(&record) });
+                }
                 // Its end came first, at the source; or it was settled already.
                 _ => {}
             }

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::future::Future;
+use std::ops::Bound;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -14,7 +15,7 @@ use cluster_addr::directory::{
     Change, Directory, DirectoryError, Entry, Listing, Outcome, Reply, Revision, Transaction, Versioned, Watch,
 };
 use cluster_addr::history::{Event, History};
-use cluster_addr::records::{CLUSTER_KEY, encode};
+use cluster_addr::records::{CLUSTER_KEY, JOBS, decode, encode};
 use cluster_addr::{ClusterRecord, JobId, JobRecord, Prefix};
 
 use crate::node;
@@ -65,12 +66,15 @@ pub enum Call {
     Get(String),
     List(String),
     Transact(Transaction),
+    /// The jobs of a node: what a daemon picks out of a listing of all jobs, done where it costs least.
+    Owned(String),
 }
 
 pub enum Answer {
     Got(Option<Versioned>),
     Listed(Listing),
     Transacted(Outcome),
+    Owned(Vec<JobRecord>),
     Slept,
 }
 
@@ -94,7 +98,8 @@ enum Step {
 struct Scheduled {
     at: Duration,
     number: u64,
-    step: Step,
+    /// In a box, so that the queue has little to move.
+    step: Box<Step>,
 }
 
 impl PartialEq for Scheduled {
@@ -121,13 +126,15 @@ pub struct World {
     faults: Faults,
     queue: BinaryHeap<Reverse<Scheduled>>,
     count: u64,
-    data: BTreeMap<String, Versioned>,
+    data: Data,
     revision: Revision,
+    /// The jobs' records by owner and key, and whose each key is.
+    owned: HashMap<String, BTreeMap<String, JobRecord>>,
+    owners: HashMap<String, String>,
     answers: HashMap<u64, Result<Answer>>,
     cut_off: Vec<Duration>,
     away: Duration,
-    /// What runs, and where.
-    pub running: BTreeMap<JobId, (usize, JobRecord)>,
+    pub running: Running,
     /// What the nodes were told.
     pub told: History,
     /// What the directory recorded.
@@ -138,6 +145,103 @@ pub struct World {
     crashes: u64,
     unanswered: u64,
     ended: bool,
+}
+
+/// What the directory holds, in parts that are small, so that looking up and listing are cheap: all keys that are the same up
+/// to the last mark in them.
+#[derive(Default)]
+struct Data(HashMap<String, BTreeMap<String, Versioned>>);
+
+impl Data {
+    fn part(key: &str) -> &str {
+        &key[..key.rfind(['/', '.', ':']).map_or(0, |at| at + 1)]
+    }
+
+    fn get(&self, key: &str) -> Option<&Versioned> {
+        self.0.get(Self::part(key))?.get(key)
+    }
+
+    fn set(&mut self, key: &str, versioned: Versioned) {
+        let part = match self.0.get_mut(Self::part(key)) {
+            Some(part) => part,
+            None => self.0.entry(Self::part(key).to_owned()).or_default(),
+        };
+        part.insert(key.to_owned(), versioned);
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some(part) = self.0.get_mut(Self::part(key)) {
+            part.remove(key);
+        }
+    }
+
+    fn list(&self, prefix: &str) -> Vec<Entry> {
+        let own = Self::part(prefix);
+        let mut entries = Vec::new();
+        for (_, part) in self.0.iter().filter(|(name, _)| *name == own || name.starts_with(prefix)) {
+            let under = part.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+            let under = under.take_while(|(key, _)| key.starts_with(prefix));
+            entries.extend(under.map(|(key, versioned)| Entry { key: key.clone(), versioned: versioned.clone() }));
+        }
+        // Of one part they come in order.
+        if !entries.is_sorted_by(|one, other| one.key < other.key) {
+            entries.sort_by(|one, other| one.key.cmp(&other.key));
+        }
+        entries
+    }
+}
+
+/// What runs, and where.
+#[derive(Default)]
+pub struct Running {
+    /// With the node, and the job's place in that node's list.
+    jobs: HashMap<JobId, (usize, usize, Arc<JobRecord>)>,
+    nodes: Vec<Vec<JobId>>,
+}
+
+impl Running {
+    /// The node that runs a job, and the job's record as it had it.
+    pub fn get(&self, id: &JobId) -> Option<(usize, &Arc<JobRecord>)> {
+        self.jobs.get(id).map(|(node, _, record)| (*node, record))
+    }
+
+    /// How many jobs a node runs.
+    pub fn count(&self, node: usize) -> usize {
+        self.nodes[node].len()
+    }
+
+    /// Any job of a node.
+    pub fn any_of(&self, node: usize, dice: &mut Dice) -> Option<Arc<JobRecord>> {
+        let chosen = usize::try_from(dice.below(self.count(node) as u64)).expect("few");
+        self.nodes[node].get(chosen).map(|id| Arc::clone(&self.jobs[id].2))
+    }
+
+    /// Any job of the other nodes, each as likely as the next.
+    pub fn any_of_others(&self, node: usize, dice: &mut Dice) -> Option<Arc<JobRecord>> {
+        let mut chosen = usize::try_from(dice.below((self.jobs.len() - self.count(node)) as u64)).expect("few");
+        for (_, jobs) in self.nodes.iter().enumerate().filter(|(other, _)| *other != node) {
+            match jobs.get(chosen) {
+                Some(id) => return Some(Arc::clone(&self.jobs[id].2)),
+                None => chosen -= jobs.len(),
+            }
+        }
+        None
+    }
+
+    fn insert(&mut self, node: usize, record: JobRecord) {
+        self.remove(&record.id);
+        self.nodes[node].push(record.id.clone());
+        self.jobs.insert(record.id.clone(), (node, self.nodes[node].len() - 1, Arc::new(record)));
+    }
+
+    fn remove(&mut self, id: &JobId) -> Option<Arc<JobRecord>> {
+        let (node, place, record) = self.jobs.remove(id)?;
+        self.nodes[node].swap_remove(place);
+        if let Some(other) = self.nodes[node].get(place) {
+            self.jobs.get_mut(other).expect("it is listed").1 = place;
+        }
+        Some(record)
+    }
 }
 
 pub type Shared = Arc<Mutex<World>>;
@@ -190,12 +294,14 @@ impl World {
             faults,
             queue: BinaryHeap::new(),
             count: 0,
-            data: BTreeMap::new(),
+            data: Data::default(),
             revision: 0,
+            owned: HashMap::new(),
+            owners: HashMap::new(),
             answers: HashMap::new(),
             cut_off: vec![Duration::ZERO; nodes],
             away: Duration::ZERO,
-            running: BTreeMap::new(),
+            running: Running { jobs: HashMap::new(), nodes: vec![Vec::new(); nodes] },
             told: History::default(),
             recorded: History::default(),
             taken: 0,
@@ -257,13 +363,13 @@ impl World {
 
     fn schedule(&mut self, after: Duration, step: Step) {
         self.count += 1;
-        self.queue.push(Reverse(Scheduled { at: self.now + after, number: self.count, step }));
+        self.queue.push(Reverse(Scheduled { at: self.now + after, number: self.count, step: Box::new(step) }));
     }
 
     fn next_step(&mut self) -> Option<Step> {
         let Reverse(Scheduled { at, step, .. }) = self.queue.pop()?;
         self.now = at;
-        Some(step)
+        Some(*step)
     }
 
     /// Whether all that was to be taken was taken, so that everything settles now.
@@ -295,9 +401,7 @@ impl World {
         self.crashes += 1;
         if self.dice.one_in(3) {
             // The machine, and all that ran there.
-            let lost: Vec<_> =
-                self.running.iter().filter(|(_, (at, _))| *at == node).map(|(id, _)| id.clone()).collect();
-            for id in lost {
+            while let Some(id) = self.running.nodes[node].last().cloned() {
                 self.end(&id);
             }
         }
@@ -317,12 +421,10 @@ impl World {
     }
 
     /// A job has ended: whoever looks from outside sees its addresses free.
-    pub fn end(&mut self, id: &JobId) -> Option<JobRecord> {
-        let (_, record) = self.running.remove(id)?;
-        for address in record.addresses() {
+    pub fn end(&mut self, id: &JobId) {
+        for address in self.running.remove(id).iter().flat_map(|record| record.addresses()) {
             self.told.note(self.now, Event::Freed { address, job: id.clone() });
         }
-        Some(record)
     }
 
     /// A job has begun.
@@ -333,14 +435,14 @@ impl World {
             self.told.note(self.now, event);
         }
         self.told.note(self.now, Event::Owned { job: record.id.clone(), owner: record.owner.clone() });
-        self.running.insert(record.id.clone(), (node, record));
+        self.running.insert(node, record);
     }
 
     /// A job runs at another node now.
     pub fn move_to(&mut self, node: usize, record: JobRecord) {
         self.moved += 1;
         self.told.note(self.now, Event::Owned { job: record.id.clone(), owner: record.owner.clone() });
-        self.running.insert(record.id.clone(), (node, record));
+        self.running.insert(node, record);
     }
 
     fn arrived(&mut self, node: usize, id: u64, call: Call) {
@@ -358,6 +460,10 @@ impl World {
         let answer = match call {
             Call::Get(key) => Ok(Answer::Got(self.data.get(&key).cloned())),
             Call::List(prefix) => Ok(Answer::Listed(self.list(&prefix))),
+            Call::Owned(node) => {
+                let owned = self.owned.get(&node).into_iter().flat_map(BTreeMap::values);
+                Ok(Answer::Owned(owned.cloned().collect()))
+            }
             Call::Transact(transaction) => self.transact(&transaction).map(Answer::Transacted),
         };
         let after = self.dice.millis(1, 5);
@@ -385,19 +491,33 @@ impl World {
         let revision = self.revision;
         for (key, value) in &transaction.writes {
             match value {
-                Some(value) => drop(self.data.insert(key.clone(), Versioned { value: value.to_vec(), revision })),
-                None => drop(self.data.remove(key)),
+                Some(value) => self.data.set(key, Versioned { value: value.to_vec(), revision }),
+                None => self.data.remove(key),
             }
             let change = Change { revision, key: key.clone(), value: value.clone() };
             self.recorded.note_change(self.now, &change)?;
+            self.note_owner(&change)?;
         }
         Ok(Outcome::Done(revision))
     }
 
+    fn note_owner(&mut self, change: &Change) -> Result<()> {
+        if !change.key.starts_with(JOBS) {
+            return Ok(());
+        }
+        if let Some(before) = self.owners.remove(&change.key).and_then(|node| self.owned.get_mut(&node)) {
+            before.remove(&change.key);
+        }
+        if let Some(value) = &change.value {
+            let record: JobRecord = decode(&change.key, value)?;
+            self.owners.insert(change.key.clone(), record.owner.node.clone());
+            self.owned.entry(record.owner.node.clone()).or_default().insert(change.key.clone(), record);
+        }
+        Ok(())
+    }
+
     pub fn list(&self, prefix: &str) -> Listing {
-        let under = self.data.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
-        let entries = under.map(|(key, versioned)| Entry { key: key.clone(), versioned: versioned.clone() });
-        Listing { entries: entries.collect(), revision: self.revision }
+        Listing { entries: self.data.list(prefix), revision: self.revision }
     }
 }
 
@@ -453,6 +573,14 @@ impl Line {
             Waiting { world: Arc::clone(&self.world), node, id }
         };
         waiting.await
+    }
+
+    /// The records of this node's jobs.
+    pub async fn owned(&self, name: &str) -> Result<Vec<JobRecord>> {
+        match self.ask(Call::Owned(name.to_owned())).await? {
+            Answer::Owned(records) => Ok(records),
+            _ => odd(),
+        }
     }
 }
 
