@@ -133,6 +133,10 @@ impl Fragments {
         let partial = self.partial.remove(index)?;
         self.by_name.remove(&partial.name);
         self.release(partial.name.source, partial.memory());
+        if self.by_name.is_empty() {
+            // What a flood took is given back.
+            *self = Fragments::default();
+        }
         Some(partial)
     }
 
