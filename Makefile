@@ -28,7 +28,7 @@ unexport MIGD_CRIU
 endif
 TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base etcd-server
 
-.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench soak compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
+.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench soak fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
@@ -90,6 +90,15 @@ SOAK_CUTS ?= 100000
 soak: ## Simulate a hundred thousand connections over bad links, and every cut of many traces
 	SIMULATOR_WORLDS=$(SOAK_WORLDS) $(CARGO) test --profile lab --package netstack --test simulator -- --nocapture
 	CUTS=$(SOAK_CUTS) $(CARGO) test --profile lab --package netstack --test cuts -- --nocapture
+
+# How long each target is fuzzed, in seconds, and which.
+FUZZ_SECONDS ?= 300
+FUZZ_TARGETS ?=
+FUZZ_PACKAGES := g++
+
+fuzz: build-packages ## Feed packets, options, fragments, images and frames to a fuzzer, 5 minutes each (FUZZ_SECONDS=N, FUZZ_TARGETS=...)
+	@.ci/packages $(FUZZ_PACKAGES)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_WORK=$(TARGET_DIR)/fuzz .ci/fuzz $(FUZZ_TARGETS)
 
 # Each test makes a lab of its own; two at a time are as many as a small machine carries without the load of one
 # disturbing the other's timing. Without the (empty) documentation tests, so that the last line counts tests.
