@@ -136,6 +136,38 @@ fn assert_same(expected: &str, found: &str, how: &str) {
     assert_eq!(found.lines().count(), expected.lines().count(), "{how}: as many lines");
 }
 
+/// Memory that is lent to a program's socket isn't written again before the program has read it.
+#[test]
+fn readers_get_what_was_sent() {
+    read_in_all_ways("readers", &["all", "odd", "peek", "slow", "late"]);
+}
+
+/// Nor while it is in a pipe that a program spliced it into.
+#[test]
+fn readers_that_splice_get_what_was_sent() {
+    read_in_all_ways("splice", &["all", "splice", "slow"]);
+    read_in_all_ways("sendfile", &["all", "sendfile", "late"]);
+}
+
+fn read_in_all_ways(test: &str, kinds: &[&str]) {
+    const BYTES: &str = "40000000";
+    let lab = Lab::new(test);
+    let script = program("readers.py");
+    let mut command = lab.job(&[&["python3", &script, "serve", "7100"], kinds].concat());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
+    let mut output = std::io::BufReader::new(child.stdout.take().expect("piped"));
+    let _server = Running(child);
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut output, &mut line).expect("a line");
+    assert_eq!(line.trim(), "serving");
+    let feed = [&[script.as_str(), "feed", "10.77.0.5", "7100", BYTES], kinds].concat();
+    text(&finish(lab.command(&lab.client, Path::new("python3"), &feed), Duration::from_secs(120)));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut output, &mut said).expect("what the readers say");
+    let expected: String = kinds.iter().map(|kind| format!("{kind} {BYTES} bytes\n")).collect();
+    assert_eq!(said, expected);
+}
+
 /// Every byte comes back, whatever connections do, with kernel TCP on the other side.
 #[test]
 fn every_byte_comes_back() {

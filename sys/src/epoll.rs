@@ -46,6 +46,11 @@ impl Events {
         Events { raw: vec![libc::epoll_event { events: 0, u64: 0 }; capacity.max(1)], count: 0 }
     }
 
+    /// Whether the last wait brought none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     /// The events of the last wait.
     pub fn iter(&self) -> impl Iterator<Item = Event> + '_ {
         self.raw[..self.count]

@@ -4,6 +4,7 @@ pub mod capture;
 pub mod clone;
 pub mod epoll;
 pub mod fds;
+pub mod lend;
 pub mod memfd;
 pub mod namespaces;
 pub mod netlink;

@@ -369,14 +369,24 @@ pub fn read_memory(thread: i32, address: u64, buffer: &mut [u8]) -> io::Result<(
 
 /// Writes memory of another thread's process; all of `data` or an error.
 pub fn write_memory(thread: i32, address: u64, data: &[u8]) -> io::Result<()> {
-    if data.is_empty() {
+    write_memory_at(thread, [(address, data)])
+}
+
+/// Writes several places of another thread's memory with one system call; all of them or an error.
+pub fn write_memory_at<const N: usize>(thread: i32, places: [(u64, &[u8]); N]) -> io::Result<()> {
+    let local = places.map(|(_, data)| libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() });
+    let remote = places.map(|(address, data)| libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(address as usize),
+        iov_len: data.len(),
+    });
+    let length = places.iter().map(|(_, data)| data.len()).sum();
+    if length == 0 {
         return Ok(());
     }
-    let local = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
-    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address as usize), iov_len: data.len() };
-    // SAFETY: the kernel only reads from `local`, which describes `data`; the remote side is checked by the kernel.
-    let count = unsafe { libc::process_vm_writev(thread, &raw const local, 1, &raw const remote, 1, 0) };
-    complete(count, data.len())
+    let count = libc::c_ulong::try_from(N).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: the kernel only reads from `local`, which describes the data; the remote side is checked by the kernel.
+    let count = unsafe { libc::process_vm_writev(thread, local.as_ptr(), count, remote.as_ptr(), count, 0) };
+    complete(count, length)
 }
 
 fn complete(count: isize, wanted: usize) -> io::Result<()> {

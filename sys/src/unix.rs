@@ -39,6 +39,13 @@ pub fn pair(nonblocking: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((first, second))
 }
 
+/// Makes the calls on a file description that say nothing themselves not wait.
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut on = 1i32;
+    // SAFETY: the kernel reads one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONBIO, &raw mut on) })
+}
+
 /// Sends without waiting and without SIGPIPE; returns the number of bytes taken.
 pub fn send(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     let mut message = empty_message();

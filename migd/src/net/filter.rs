@@ -1,6 +1,6 @@
 //! The seccomp filter of a job: which calls the shim hears of.
 //!
-//! The data path never does. Of the control path only what concerns stream sockets of the internet families, as far as that can be
+//! The data path never does, but for splice(2). Of the control path only what concerns stream sockets of the internet families, as far as that can be
 //! told from the arguments; the bridge lets through what turns out to belong to another descriptor. Calls that would give
 //! a job a socket nothing here can move, or a way around this filter, fail with the errno of a kernel that lacks
 //! the feature, so that programs take their fallback: io_uring, MPTCP, SCTP, raw and packet sockets, the x32 ABI, and the
@@ -38,6 +38,12 @@ pub fn filter() -> Program {
         ],
         |program| program.finish(Action::Notify),
     );
+    // Both can take pages out of a socket, and not only bytes: see `Bridge::note_splice`. sendfile does so with no offset.
+    program.if_number(&[libc::SYS_splice], |program| program.finish(Action::Notify));
+    program.if_number(&[libc::SYS_sendfile], |program| {
+        program.if_argument(2, u32::MAX, &[0], |program| program.finish(Action::Notify));
+        program.finish(Action::Allow);
+    });
     program.if_number(&[libc::SYS_setsockopt], |program| options(program, &abi::SET_NOTIFIED));
     program.if_number(&[libc::SYS_getsockopt], |program| options(program, &abi::GET_NOTIFIED));
     program.if_number(&[libc::SYS_ioctl], |program| {
@@ -47,8 +53,9 @@ pub fn filter() -> Program {
     program.build()
 }
 
-/// `socketcall`, `socket`, `bind`, `connect`, `listen`, `accept4` and `io_uring_setup` of the i386 table.
-const I386_SOCKET_CALLS: [i64; 7] = [102, 359, 361, 362, 363, 364, 425];
+/// `socketcall`, `socket`, `bind`, `connect`, `listen`, `accept4` and `io_uring_setup` of the i386 table, and `splice`, `sendfile` and
+/// `sendfile64`, which could be used on a socket inherited from a 64-bit program.
+const I386_SOCKET_CALLS: [i64; 10] = [102, 359, 361, 362, 363, 364, 425, 313, 187, 239];
 
 /// TCP over RDMA (linux/socket.h).
 const AF_SMC: i32 = 43;
@@ -146,12 +153,18 @@ mod tests {
             libc::SYS_sendmsg,
             libc::SYS_recvmsg,
             libc::SYS_sendfile,
-            libc::SYS_splice,
             libc::SYS_epoll_wait,
             libc::SYS_close,
         ] {
             assert_eq!(action(number, &[3, 2, 1]), ALLOW);
         }
+    }
+
+    #[test]
+    fn calls_that_move_pages_out_of_sockets_are_notified() {
+        assert_eq!(action(libc::SYS_splice, &[3, 0, 4, 0]), NOTIFY);
+        assert_eq!(action(libc::SYS_sendfile, &[4, 3, 0, 100]), NOTIFY);
+        assert_eq!(action(libc::SYS_sendfile, &[4, 3, 0x1000, 100]), ALLOW);
     }
 
     #[test]

@@ -15,11 +15,13 @@ use sys::epoll::{Epoll, Events, Interest};
 use sys::seccomp::Listener;
 use sys::tun::{self, Tun};
 
-use super::bridge::{Bridge, SocketKey};
+use super::bridge::{Bridge, SERVED_A_ROUND, SocketKey};
 use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
 use super::home::{Away, Deputy, Guest};
+use super::lending::Slots;
 use super::plane::{Command, Mailbox, NetError, NetImage};
+use super::spin::{Spin, WINDOW};
 use super::stack::Stack;
 use super::stock::Stock;
 use super::wire::{Amount, WHOLE, Wire};
@@ -32,10 +34,13 @@ const TOKEN_AWAY: u64 = u64::MAX - 4;
 /// Lines to a home have the tokens from here on; there are fewer sockets and lines than numbers between.
 const TOKEN_LINES: u64 = 1 << 62;
 
-/// Packets read in one round before sockets are served: enough to batch, few enough to keep the answer prompt.
-const PACKETS_A_ROUND: usize = 64;
-/// Longest packet (65,535 bytes) and the header before it.
-const BUFFER_LEN: usize = 65_536 + tun::HEADER_LEN;
+/// Bytes of packets read in one round before sockets are served: enough to batch, few enough to keep the answer prompt and in
+/// the processor's cache.
+const BYTES_A_ROUND: usize = 256 << 10;
+/// What a packet counts at least. A round has to take in more acknowledgements than it sends packets, or else they pile up.
+const PACKET_WEIGHT: usize = 2 << 10;
+/// Packets from this length on are bulk rather than requests and answers.
+const BULK_LEN: usize = 8 << 10;
 
 /// How the plane begins.
 pub(super) enum Start {
@@ -53,8 +58,9 @@ pub(super) struct Pump {
     epoll: Rc<Epoll>,
     mailbox: Mailbox,
     clock: Clock,
-    buffer: Box<[u8]>,
+    slots: Slots,
     recorder: Recorder,
+    spin: Spin,
     parked: bool,
     tun_readable: bool,
     calls_waiting: bool,
@@ -85,6 +91,7 @@ impl Pump {
             sys::unix::enter_network_namespace(namespace.as_fd())
                 .map_err(NetError::io("enter the job's network namespace"))?;
         }
+        let slots = Slots::new().map_err(NetError::io("get memory for packets"))?;
         let clock = Clock(std::time::Instant::now());
         let parked = matches!(start, Start::Thaw(..));
         let (epoll, pairs, start) = match start {
@@ -147,8 +154,9 @@ impl Pump {
             epoll,
             mailbox,
             clock,
-            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+            slots,
             recorder,
+            spin: Spin::new(),
             parked,
             tun_readable: true,
             calls_waiting: false,
@@ -162,7 +170,7 @@ impl Pump {
         let mut events = Events::with_capacity(256);
         loop {
             let timeout = self.timeout();
-            if let Err(error) = self.epoll.wait(&mut events, timeout) {
+            if let Err(error) = self.wait(&mut events, timeout) {
                 tracing::error!(%error, "the net thread can't wait for events any more and ends");
                 return;
             }
@@ -187,7 +195,10 @@ impl Pump {
                             home.note_ready(line - TOKEN_LINES);
                         }
                     }
-                    key => self.bridge.handle_event(SocketKey(key), event.ready),
+                    key => {
+                        self.spin.note_socket(key);
+                        self.bridge.handle_event(SocketKey(key), event.ready);
+                    }
                 }
             }
             // A command acts on a settled state: what has arrived before it is worked off first.
@@ -198,6 +209,32 @@ impl Pump {
                 return;
             }
         }
+    }
+
+    /// Waits for events, at most for `timeout`.
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        if timeout == Some(Duration::ZERO) {
+            return self.epoll.wait(events, timeout);
+        }
+        let begun = std::time::Instant::now();
+        if !self.spin.pays() {
+            self.epoll.wait(events, timeout)?;
+            if !events.is_empty() {
+                self.spin.slept(begun.elapsed());
+            }
+            return Ok(());
+        }
+        let window = timeout.map_or(WINDOW, |timeout| timeout.min(WINDOW));
+        while begun.elapsed() < window {
+            self.epoll.wait(events, Some(Duration::ZERO))?;
+            if !events.is_empty() {
+                self.spin.hit();
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        self.spin.missed();
+        self.epoll.wait(events, timeout.map(|timeout| timeout.saturating_sub(begun.elapsed())))
     }
 
     /// Notes waiting calls; the end of the last process under the filter shows as a hang-up, after which there is nothing
@@ -279,10 +316,19 @@ impl Pump {
         }
     }
 
+    /// Serves the sockets that changed. Much that a program wrote is sent before the next socket is served: it is copied twice,
+    /// and the second time it comes out of the processor's cache.
     fn serve(&mut self, now: Instant) {
-        match (&mut self.home, self.bridge.stack.as_here()) {
-            (Some(home), Some(stack)) => home.serve(stack, now),
-            _ => self.bridge.serve(),
+        if let (Some(home), Some(stack)) = (&mut self.home, self.bridge.stack.as_here()) {
+            return home.serve(stack, now);
+        }
+        for _ in 0..SERVED_A_ROUND {
+            if !self.bridge.serve_next() {
+                return;
+            }
+            if self.bridge.take_pulled() >= BULK_LEN {
+                self.transmit(now);
+            }
         }
     }
 
@@ -294,46 +340,55 @@ impl Pump {
     }
 
     fn receive_packets(&mut self) {
-        for _ in 0..PACKETS_A_ROUND {
-            let length = match self.tun.receive(&mut self.buffer) {
+        let Pump { bridge, home, tun, wire, slots, recorder, spin, tun_readable, .. } = self;
+        if slots.is_short() {
+            bridge.settle_loans();
+        }
+        let mut budget = BYTES_A_ROUND;
+        while budget > 0 {
+            let length = match tun.receive(slots.buffer()) {
                 Ok(length) => length,
                 Err(error) => {
-                    self.tun_readable = false;
+                    *tun_readable = false;
                     if error.kind() != io::ErrorKind::WouldBlock {
                         tracing::warn!(%error, "can't read the TUN device");
                     }
                     return;
                 }
             };
-            let Some(header) = self.buffer.get(..length).and_then(tun::Header::decode) else {
+            budget = budget.saturating_sub(length.max(PACKET_WEIGHT));
+            let (whole, desk) = slots.packet(length);
+            let Some((header_bytes, data)) = whole.split_first_chunk() else {
                 continue;
             };
+            let header = tun::Header::decode(header_bytes);
             let checksum = match header.checksum {
                 tun::Checksum::Full => Checksum::Verify,
                 tun::Checksum::Partial { .. } | tun::Checksum::Verified => Checksum::Verified,
             };
-            let gso_size = header.segmentation.map(|segmentation| segmentation.size);
-            let data = &self.buffer[tun::HEADER_LEN..length];
-            if self.recorder.is_on() {
-                self.recorder.packet(Direction::In, &[data]);
+            if length >= BULK_LEN {
+                spin.note_bulk();
             }
-            let handled = self.bridge.handle_packet(RxPacket { data, checksum, gso_size });
-            if handled == Handled::Foreign
-                && let Some((header, packet)) = self.buffer[..length].split_first_chunk()
-            {
-                match (&mut self.wire, &mut self.home) {
-                    (Some(wire), _) => wire.receive(header, packet),
-                    (None, Some(home)) => home.send_packet(header, packet),
+            let gso_size = header.segmentation.map(|segmentation| segmentation.size);
+            if recorder.is_on() {
+                recorder.packet(Direction::In, &[data]);
+            }
+            let handled = bridge.handle_packet(RxPacket { data, checksum, gso_size }, desk);
+            if handled == Handled::Foreign {
+                match (&mut *wire, &mut *home) {
+                    (Some(wire), _) => wire.receive(header_bytes, data),
+                    (None, Some(home)) => home.send_packet(header_bytes, data),
                     (None, None) => {}
                 }
             }
-            while let Some(packet) = self.bridge.stack.poll_foreign() {
-                match (&mut self.wire, &mut self.home) {
+            while let Some(packet) = bridge.stack.poll_foreign() {
+                match (&mut *wire, &mut *home) {
                     (Some(wire), _) => wire.receive(&WHOLE, &packet),
                     (None, Some(home)) => home.send_packet(&WHOLE, &packet),
                     (None, None) => {}
                 }
             }
+            slots.advance();
         }
     }
 
@@ -341,6 +396,9 @@ impl Pump {
         while let Some(packet) = self.bridge.stack.poll_transmit(now) {
             if self.recorder.is_on() {
                 self.recorder.packet(Direction::Out, &[packet.header, packet.payload[0], packet.payload[1]]);
+            }
+            if packet.payload[0].len() >= BULK_LEN {
+                self.spin.note_bulk();
             }
             let header = tun::Header {
                 checksum: packet.checksum.map_or(tun::Checksum::Full, |checksum| tun::Checksum::Partial {

@@ -302,7 +302,7 @@ impl Bridge {
     }
 
     /// Fits the pair's buffers to those the program asked for.
-    fn size_pair(&self, socket: &Socket, program_end: BorrowedFd<'_>) {
+    pub(super) fn size_pair(&self, socket: &Socket, program_end: BorrowedFd<'_>) {
         let (Some(id), Some(end)) = (socket.id(), socket.end()) else {
             return;
         };

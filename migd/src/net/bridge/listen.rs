@@ -323,6 +323,7 @@ impl Bridge {
         let mut socket = Socket::new(parent.family, inode, phase);
         socket.options = parent.options.clone();
         socket.options.apply(theirs.as_fd());
+        self.size_pair(&socket, theirs.as_fd());
         if call.args[1] != 0 {
             let remote: Option<SocketAddr> = self.stack.tcp_endpoints(connection).1;
             let bytes = remote.map(|remote| socket.family.encode(remote)).unwrap_or_default();

@@ -44,12 +44,13 @@ pub use keys::DescriptorKeys;
 pub use socket::SocketKey;
 
 /// How much a program may have written that the stack hasn't taken, and the other way round, a socket. The kernel counts its own
-/// bookkeeping in, so about half of it is payload. Memory is used only while bytes wait.
+/// bookkeeping in, so about half of it is payload. Memory is used only while bytes wait. A pair begins with the kernel's
+/// default (`net.core.wmem_default`) and grows to this when that has been full.
 const PAIR_BUFFER: usize = 512 << 10;
 /// Sockets that are over and still remembered, see [`Phase::Gone`].
 const GONE_MAX: usize = 4096;
 /// Sockets served in one go before the pump looks at packets again.
-const SERVED_A_ROUND: usize = 1024;
+pub(super) const SERVED_A_ROUND: usize = 1024;
 
 /// The two ends of a socket, whose kernel sockets belong to the network namespace of the thread that makes them.
 pub(super) struct Pair {
@@ -62,8 +63,6 @@ pub(super) struct Pair {
 impl Pair {
     pub(super) fn new(nonblocking: bool) -> io::Result<Pair> {
         let (ours, theirs) = unix::pair(nonblocking)?;
-        unix::set_send_buffer(ours.as_fd(), PAIR_BUFFER / 2)?;
-        unix::set_send_buffer(theirs.as_fd(), PAIR_BUFFER / 2)?;
         let inode = unix::inode(theirs.as_fd())?;
         Ok(Pair { ours, theirs, inode })
     }
@@ -85,6 +84,12 @@ pub(super) struct Bridge {
     by_inode: DescriptorKeys,
     by_id: HashMap<SocketId, SocketKey>,
     next_key: u64,
+    /// Bytes taken from pairs since it was last asked.
+    pulled: usize,
+    /// Sockets that memory has been lent to.
+    borrowers: Vec<SocketKey>,
+    /// A program takes pages out of its sockets, and may keep them longer than the kernel says: nothing is lent any more.
+    spliced: bool,
     /// Sockets to serve, each once.
     queue: VecDeque<SocketKey>,
     queued: HashSet<SocketKey>,
@@ -108,6 +113,9 @@ impl Bridge {
             by_inode: DescriptorKeys::default(),
             by_id: HashMap::new(),
             next_key: 1,
+            pulled: 0,
+            borrowers: Vec::new(),
+            spliced: false,
             queue: VecDeque::new(),
             queued: HashSet::new(),
             resets: Vec::new(),
@@ -161,17 +169,30 @@ impl Bridge {
     /// Serves the sockets that changed on either side.
     pub(super) fn serve(&mut self) {
         for _ in 0..SERVED_A_ROUND {
-            while let Some(id) = self.stack.poll_changed() {
-                if let Some(&key) = self.by_id.get(&id) {
-                    self.enqueue(key);
-                }
-            }
-            let Some(key) = self.queue.pop_front() else {
+            if !self.serve_next() {
                 return;
-            };
-            self.queued.remove(&key);
-            self.serve_socket(key);
+            }
         }
+    }
+
+    /// Bytes that programs have written since this was last asked.
+    pub(super) fn take_pulled(&mut self) -> usize {
+        std::mem::take(&mut self.pulled)
+    }
+
+    /// Serves one socket that changed; false when there is none.
+    pub(super) fn serve_next(&mut self) -> bool {
+        while let Some(id) = self.stack.poll_changed() {
+            if let Some(&key) = self.by_id.get(&id) {
+                self.enqueue(key);
+            }
+        }
+        let Some(key) = self.queue.pop_front() else {
+            return false;
+        };
+        self.queued.remove(&key);
+        self.serve_socket(key);
+        true
     }
 
     fn serve_socket(&mut self, key: SocketKey) {

@@ -56,6 +56,11 @@ impl Bridge {
             self.reply(call, None, reply);
             return;
         }
+        if let libc::SYS_splice | libc::SYS_sendfile = call.number {
+            self.note_splice(call);
+            self.reply(call, None, Reply::Proceed);
+            return;
+        }
         let Some((key, end)) = self.find(call) else {
             self.reply(call, None, Reply::Proceed);
             return;
@@ -85,6 +90,30 @@ impl Bridge {
             libc::SYS_getsockopt => self.call_getsockopt(call, key, end),
             libc::SYS_ioctl => self.call_ioctl(call, key),
             _ => Reply::Proceed,
+        }
+    }
+
+    /// A call is about to move pages from one file into another. If the first is a socket of ours, these may be pages that were
+    /// lent to it, which from then on are referred to without the socket's knowing. So nothing more is lent, and what is on
+    /// loan gets new pages.
+    fn note_splice(&mut self, call: &Notification) {
+        if self.spliced {
+            return;
+        }
+        let number = if call.number == libc::SYS_splice { call.args[0] } else { call.args[1] };
+        let end = self.processes.duplicate(call.thread, int(number));
+        let is_ours = match end.and_then(|end| unix::inode(end.as_fd())) {
+            Ok(inode) => self.by_inode.open(inode).is_some(),
+            // What can't be told may be one.
+            Err(error) => error.raw_os_error() != Some(libc::EBADF),
+        };
+        if is_ours {
+            self.spliced = true;
+            for key in self.borrowers.drain(..) {
+                if let Some(end) = self.sockets.get_mut(&key).and_then(Socket::end_mut) {
+                    end.loans.clear();
+                }
+            }
         }
     }
 
@@ -152,10 +181,11 @@ impl Bridge {
         value: &[u8],
         length: usize,
     ) -> Result<(), i32> {
+        // The read has made sure that the caller still waits; it needn't be asked again for the write that follows.
         let room = usize::try_from(self.read_int(call, length_address)?).map_err(|_| libc::EINVAL)?;
-        self.write_bytes(call, address, &value[..room.min(value.len())])?;
         let length = i32::try_from(length).expect("values are short");
-        self.write_bytes(call, length_address, &length.to_ne_bytes())
+        let places = [(address, &value[..room.min(value.len())]), (length_address, &length.to_ne_bytes()[..])];
+        seccomp::write_memory_at(call.thread, places).map_err(|_| libc::EFAULT)
     }
 
     pub(super) fn read_address(&self, call: &Notification, family: Family, purpose: Purpose) -> Result<Given, i32> {

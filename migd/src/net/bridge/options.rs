@@ -240,10 +240,6 @@ impl Bridge {
         if (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR) {
             return Ok(Value::Int(self.pending_error(key, end)));
         }
-        if (level, name) == (libc::IPPROTO_TCP, libc::TCP_INFO) {
-            let info = socket.id().map(|id| self.stack.tcp_info(self.now, id)).unwrap_or_default();
-            return Ok(Value::Bytes(info::encode(&info)));
-        }
         let told_by_info = [
             (libc::IPPROTO_TCP, libc::TCP_INFO),
             (libc::IPPROTO_TCP, libc::TCP_MAXSEG),
@@ -252,6 +248,10 @@ impl Bridge {
         ];
         if let Some(id) = socket.id().filter(|_| told_by_info.contains(&(level, name))) {
             self.stack.refresh(id);
+        }
+        if (level, name) == (libc::IPPROTO_TCP, libc::TCP_INFO) {
+            let info = socket.id().map(|id| self.stack.tcp_info(self.now, id)).unwrap_or_default();
+            return Ok(Value::Bytes(info::encode(&info)));
         }
         let defaults = TcpOptions::default();
         let options = socket.id().map_or(&defaults, |id| self.stack.tcp_options(id));

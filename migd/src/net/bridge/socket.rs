@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use netstack::{Instant, SocketId};
 use serde::{Deserialize, Serialize};
 use sys::seccomp::Notification;
+use sys::unix;
 
 use super::sockaddr::Family;
+use crate::net::lending::{Desk, Loan};
 
 /// The bridge's name of a program's socket: the same before and after a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -91,6 +94,17 @@ pub(super) enum Ended {
     Finished,
 }
 
+/// The send buffer of a program's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProgramBuffer {
+    /// It has the kernel's default size.
+    Small,
+    /// It should be larger.
+    Cramped,
+    /// It has grown, or can't.
+    Settled,
+}
+
 /// Our end of the pair, with what the edges last said of it.
 pub(super) struct End {
     pub(super) fd: OwnedFd,
@@ -102,11 +116,67 @@ pub(super) struct End {
     pub(super) read_hung_up: bool,
     /// Both halves are shut: the program is gone, unless we and it shut one half each.
     pub(super) hung_up: bool,
+    /// Its send buffer, which holds what the program hasn't read, has the kernel's default size.
+    pub(super) small: bool,
+    /// Bytes taken from it since the bridge last counted them.
+    pub(super) pulled: usize,
+    /// How far the program's own send buffer has come.
+    pub(super) program_buffer: ProgramBuffer,
+    /// Bytes ever written into it.
+    pub(super) written: u64,
+    /// Memory that it has in its queue, oldest first.
+    pub(super) loans: VecDeque<Loan>,
 }
 
 impl End {
     pub(super) fn new(fd: OwnedFd) -> End {
-        End { fd, readable: false, writable: true, read_hung_up: false, hung_up: false }
+        End {
+            fd,
+            readable: false,
+            writable: true,
+            read_hung_up: false,
+            hung_up: false,
+            small: true,
+            pulled: 0,
+            program_buffer: ProgramBuffer::Small,
+            written: 0,
+            loans: VecDeque::new(),
+        }
+    }
+
+    /// Writes into the pair; returns how many bytes it took.
+    pub(super) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let count = unix::send(self.fd.as_fd(), parts)?;
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    /// The same with the payload of a packet of `length` bytes, lent if that pays.
+    pub(super) fn lend(&mut self, payload: &[u8], length: usize, desk: &Desk) -> io::Result<usize> {
+        if self.loans.is_empty() {
+            // Lending knows no flag for a single call. The program's end is another file.
+            unix::set_nonblocking(self.fd.as_fd())?;
+        } else {
+            self.settle_loans();
+        }
+        let Some(lent) = desk.lend(self.fd.as_fd(), payload, length) else {
+            return self.write(&[IoSlice::new(payload)]);
+        };
+        let (count, mut loan) = lent?;
+        self.written += count as u64;
+        loan.end = self.written;
+        self.loans.push_back(loan);
+        Ok(count)
+    }
+
+    /// Gives back what the program has read.
+    pub(super) fn settle_loans(&mut self) {
+        let Ok(unread) = unix::memory_unread_by_peer(self.fd.as_fd()) else {
+            return;
+        };
+        let read = self.written.saturating_sub(unread as u64);
+        let settled = self.loans.partition_point(|loan| loan.end <= read);
+        self.loans.drain(..settled).for_each(Loan::settle);
     }
 }
 

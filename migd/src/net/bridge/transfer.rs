@@ -9,9 +9,13 @@ use std::os::fd::AsFd;
 use netstack::{Handled, Instant, RxPacket, Shutdown, SocketError, SocketId, State};
 use sys::unix::{self, Half, Receive};
 
-use super::socket::{Connected, End, Ended, Phase, Socket, SocketKey};
-use super::{Bridge, errno};
+use super::socket::{Connected, End, Ended, Phase, ProgramBuffer, Socket, SocketKey};
+use super::{Bridge, PAIR_BUFFER, errno};
+use crate::net::lending::Desk;
 use crate::net::stack::Stack;
+
+/// A program that has written this much at once is sending in bulk.
+const BULK: usize = 64 << 10;
 
 /// What reading the pair came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,10 +52,12 @@ enum Verdict {
 
 impl Bridge {
     /// Takes in a packet. What is next in a stream goes from the packet straight into the pair, if that has room.
-    pub(in crate::net) fn handle_packet(&mut self, packet: RxPacket<'_>) -> Handled {
-        let Bridge { stack, now, sockets, by_id, .. } = self;
+    pub(in crate::net) fn handle_packet(&mut self, packet: RxPacket<'_>, desk: &Desk) -> Handled {
+        let Bridge { stack, now, sockets, by_id, borrowers, spliced, .. } = self;
+        let length = packet.data.len();
         stack.handle_packet_with(*now, packet, &mut |id, parts| {
-            let socket = by_id.get(&id).and_then(|key| sockets.get_mut(key));
+            let key = by_id.get(&id).copied();
+            let socket = key.and_then(|key| sockets.get_mut(&key));
             let Some(Socket { phase: Phase::Connected { end, .. }, shut_read: false, .. }) = socket else {
                 return 0;
             };
@@ -59,14 +65,37 @@ impl Bridge {
                 return 0;
             }
             // An error is met again, and dealt with, where what was received is pushed.
-            match unix::send(end.fd.as_fd(), &parts.map(IoSlice::new)) {
+            let written = match parts {
+                [[], [], payload] if !*spliced => {
+                    let before = end.loans.len();
+                    let written = end.lend(payload, length, desk);
+                    if before == 0 && !end.loans.is_empty() {
+                        borrowers.extend(key);
+                    }
+                    written
+                }
+                _ => end.write(&parts.map(IoSlice::new)),
+            };
+            match written {
                 Ok(count) => count,
                 Err(error) => {
-                    end.writable &= error.kind() != ErrorKind::WouldBlock;
+                    end.writable &= error.kind() != ErrorKind::WouldBlock || end.small;
                     0
                 }
             }
         })
+    }
+
+    /// Has programs' sockets give back the memory that was lent to them and has been read.
+    pub(in crate::net) fn settle_loans(&mut self) {
+        let Bridge { sockets, borrowers, .. } = self;
+        borrowers.retain(|key| {
+            let Some(end) = sockets.get_mut(key).and_then(Socket::end_mut) else {
+                return false;
+            };
+            end.settle_loans();
+            !end.loans.is_empty()
+        });
     }
 
     pub(super) fn serve_connected(&mut self, key: SocketKey) {
@@ -78,8 +107,14 @@ impl Bridge {
             return;
         };
         let id = *id;
-        match move_bytes(&mut self.stack, self.now, id, end, connected, shut_read, shut_write) {
-            Verdict::Open => {}
+        let verdict = move_bytes(&mut self.stack, self.now, id, end, connected, shut_read, shut_write);
+        self.pulled += std::mem::take(&mut end.pulled);
+        match verdict {
+            Verdict::Open => {
+                if end.program_buffer == ProgramBuffer::Cramped {
+                    self.enlarge_program_buffer(key);
+                }
+            }
             Verdict::Closed { reset } => {
                 let reset = reset || socket.options.linger == Some(0) || self.stack.status(id).readable > 0;
                 self.remove(key);
@@ -100,6 +135,22 @@ impl Bridge {
                 self.break_pair(key, errno(error), Ended::Broken);
                 self.stack.tcp_close(self.now, id);
             }
+        }
+    }
+
+    /// Gives a program that writes much at once more room for it, unless it chose the size itself.
+    fn enlarge_program_buffer(&mut self, key: SocketKey) {
+        let Some(socket) = self.sockets.get_mut(&key) else {
+            return;
+        };
+        let Phase::Connected { id, end, .. } = &mut socket.phase else {
+            return;
+        };
+        end.program_buffer = ProgramBuffer::Settled;
+        if self.stack.tcp_options(*id).send_buffer.is_none()
+            && let Some(end) = self.program_end(key)
+        {
+            drop(unix::set_send_buffer(end.as_fd(), PAIR_BUFFER / 2));
         }
     }
 
@@ -189,6 +240,10 @@ fn pull(stack: &mut Stack, now: Instant, id: SocketId, end: &mut End) -> Pulled 
             // that follows, which wants these bytes unread. Only a close has to be noticed.
             return if end.hung_up { discard(end) } else { Pulled::Pending };
         }
+        end.pulled += sent.unwrap_or(0);
+        if sent.is_ok_and(|count| count >= BULK) && end.program_buffer == ProgramBuffer::Small {
+            end.program_buffer = ProgramBuffer::Cramped;
+        }
         match outcome {
             Ok(0) => return Pulled::End,
             // Less than there was room for: the pair is empty, and the next byte is an edge.
@@ -263,7 +318,7 @@ fn push(stack: &mut Stack, now: Instant, id: SocketId, end: &mut End, shut_read:
             if unwanted {
                 return first.len() + second.len();
             }
-            outcome = unix::send(end.fd.as_fd(), &[IoSlice::new(first), IoSlice::new(second)]);
+            outcome = end.write(&[IoSlice::new(first), IoSlice::new(second)]);
             *outcome.as_ref().unwrap_or(&0)
         });
         if taken.is_err() {
@@ -272,6 +327,12 @@ fn push(stack: &mut Stack, now: Instant, id: SocketId, end: &mut End, shut_read:
         match outcome {
             Ok(_) => {}
             Err(error) => match error.kind() {
+                ErrorKind::WouldBlock if end.small => {
+                    end.small = false;
+                    if stack.tcp_options(id).receive_buffer.is_none() {
+                        drop(unix::set_send_buffer(end.fd.as_fd(), PAIR_BUFFER / 2));
+                    }
+                }
                 ErrorKind::WouldBlock => {
                     end.writable = false;
                     return Pushed::Pending;
