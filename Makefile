@@ -28,7 +28,7 @@ unexport MIGD_CRIU
 endif
 TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base etcd-server
 
-.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench soak fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
+.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench bench-flood bench-loss soak fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
@@ -52,6 +52,12 @@ measure-allocation: build-packages test-packages ## Time allocations: from an ow
 bench: build bench-packages ## Measure throughput, latency and connections against the kernel's TCP (needs root)
 	$(MIGD) bench throughput
 	$(MIGD) bench rr
+
+bench-flood: build ## Measure what SYN, ACK, RST and data floods leave of running streams, against the kernel (needs root, three minutes)
+	$(MIGD) bench flood
+
+bench-loss: build ## Measure goodput over links with loss against the kernel's CUBIC (needs root, five minutes)
+	$(MIGD) bench loss
 
 compare: build bench-packages ## Measure everything against everything: kernel TCP, migd, home-routed, smoltcp, CRIU (needs root)
 	$(MIGD) bench compare --minutes $(MINUTES)

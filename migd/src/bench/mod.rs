@@ -7,6 +7,7 @@ mod cpu;
 mod criu;
 mod downtime;
 mod figures;
+mod flood;
 mod latency;
 mod loss;
 mod machine;
@@ -66,6 +67,8 @@ enum BenchCommand {
     },
     /// One bulk stream over links with loss and delay: the kernel's TCP and migd
     Loss(loss::Args),
+    /// What floods of forged segments leave of running transfers: the kernel's TCP and migd
+    Flood(flood::Args),
     /// Everything against everything: kernel TCP, a job before and after a move, home-routed, smoltcp, CRIU
     Compare(compare::Args),
     /// How long a client waits over a move, against memory, dirty rate and connections: migd and CRIU
@@ -123,6 +126,7 @@ pub fn main(args: Args) -> anyhow::Result<ExitCode> {
         BenchCommand::Resident { port, resident_mb, dirty_mb_s } => resident::main(port, resident_mb, dirty_mb_s),
         BenchCommand::Smoltcp { address } => smoltcp::main(address),
         BenchCommand::Loss(args) => loss::main(&args),
+        BenchCommand::Flood(args) => flood::main(&args),
         BenchCommand::Peer { port, congestion } => peer::main(port, congestion.as_deref()),
     }
 }

@@ -83,6 +83,11 @@ impl Bulk {
         self.samples().iter().map(|sample| sample.bytes).sum()
     }
 
+    /// The client's end of the first stream.
+    pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.0.first().map_or_else(|| Err(io::ErrorKind::NotConnected.into()), |stream| stream.socket.local_addr())
+    }
+
     fn samples(&self) -> Vec<Sample> {
         self.0.iter().map(Stream::sample).collect()
     }

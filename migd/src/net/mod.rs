@@ -18,6 +18,7 @@ mod bridge;
 mod capture;
 mod config;
 mod describe;
+mod door;
 mod filter;
 mod home;
 mod interface;

@@ -18,6 +18,7 @@ use sys::tun::{self, Tun};
 use super::bridge::{Bridge, SERVED_A_ROUND, SocketKey};
 use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
+use super::door::Door;
 use super::home::{Away, Deputy, Guest};
 use super::lending::Slots;
 use super::plane::{Command, Mailbox, NetError, NetImage};
@@ -61,6 +62,7 @@ pub(super) struct Pump {
     slots: Slots,
     recorder: Recorder,
     spin: Spin,
+    door: Door,
     parked: bool,
     tun_readable: bool,
     calls_waiting: bool,
@@ -146,6 +148,7 @@ impl Pump {
                 Bridge::thaw(stack, bridge, listener, Rc::clone(&epoll), config.init_pid, pairs)?
             }
         };
+        let door = Door::new(clock.now());
         let pump = Pump {
             bridge,
             home: None,
@@ -157,6 +160,7 @@ impl Pump {
             slots,
             recorder,
             spin: Spin::new(),
+            door,
             parked,
             tun_readable: true,
             calls_waiting: false,
@@ -340,7 +344,7 @@ impl Pump {
     }
 
     fn receive_packets(&mut self) {
-        let Pump { bridge, home, tun, wire, slots, recorder, spin, tun_readable, .. } = self;
+        let Pump { bridge, home, tun, wire, slots, recorder, spin, door, clock, tun_readable, .. } = self;
         if slots.is_short() {
             bridge.settle_loans();
         }
@@ -372,6 +376,9 @@ impl Pump {
             let gso_size = header.segmentation.map(|segmentation| segmentation.size);
             if recorder.is_on() {
                 recorder.packet(Direction::In, &[data]);
+            }
+            if !door.admits(data, || clock.now()) {
+                continue;
             }
             let handled = bridge.handle_packet(RxPacket { data, checksum, gso_size }, desk);
             if handled == Handled::Foreign {
