@@ -272,6 +272,13 @@ impl Pump {
                 return;
             }
         }
+        if self.calls_waiting {
+            // Before the packets, since somebody stands still until it is answered. One at a time: what its caller did before,
+            // closing a socket say, is among the events that came with it or before it. That need not be so for the next call.
+            self.calls_waiting = false;
+            self.serve(now);
+            self.bridge.handle_next_call();
+        }
         if self.tun_readable {
             self.receive_packets();
         }
@@ -281,13 +288,6 @@ impl Pump {
         }
         self.bridge.handle_deadlines();
         self.serve(now);
-        if self.calls_waiting {
-            // One at a time: what its caller did before, closing a socket say, is among the events that came with it or
-            // before it, and has been worked off above. That need not be so for the next call.
-            self.calls_waiting = false;
-            self.bridge.handle_next_call();
-            self.bridge.serve();
-        }
         loop {
             self.transmit(now);
             // What waited for the last bytes to leave may now be reset; that makes packets again.
