@@ -39,7 +39,6 @@ pub struct StackImage {
     sockets: Slab<Socket>,
     half_open: Slab<HalfOpen>,
     time_wait: Slab<TimeWait>,
-    time_wait_order: VecDeque<u32>,
     /// Connections in the order in which they were to send.
     ready: VecDeque<u32>,
     changed: VecDeque<u32>,
@@ -93,7 +92,6 @@ impl Stack {
             sockets,
             half_open,
             time_wait,
-            time_wait_order,
             flows: _,
             ports: _,
             socket_timers: _,
@@ -117,7 +115,6 @@ impl Stack {
             sockets: sockets.clone(),
             half_open: half_open.clone(),
             time_wait: time_wait.clone(),
-            time_wait_order: time_wait_order.clone(),
             ready: ready.clone(),
             changed: changed.clone(),
             replies: replies.clone(),
@@ -148,7 +145,6 @@ impl Stack {
             sockets,
             half_open,
             time_wait,
-            time_wait_order,
             ready,
             changed,
             replies,
@@ -161,7 +157,6 @@ impl Stack {
         stack.sockets = sockets;
         stack.half_open = half_open;
         stack.time_wait = time_wait;
-        stack.time_wait_order = time_wait_order;
         stack.replies = replies;
         stack.looped = looped.into_iter().map(serde_bytes::ByteBuf::into_vec).collect();
         stack.limiter = limiter;

@@ -59,8 +59,6 @@ pub struct Stack {
     sockets: Slab<Socket>,
     half_open: Slab<HalfOpen>,
     time_wait: Slab<TimeWait>,
-    /// TIME-WAIT entries in the order they began, for the limit.
-    time_wait_order: VecDeque<u32>,
     flows: HashMap<Tuple, Flow, Key>,
     ports: Ports,
     socket_timers: TimerQueue,
@@ -99,7 +97,6 @@ impl Stack {
             sockets: Slab::default(),
             half_open: Slab::default(),
             time_wait: Slab::default(),
-            time_wait_order: VecDeque::new(),
             flows: HashMap::with_hasher(keys.table),
             ports: Ports::new(keys.table),
             keys,
@@ -344,25 +341,27 @@ impl Stack {
         }
         self.end_connection(slot);
         while self.time_wait.len() >= self.config.time_wait_limit.max(1) {
-            let Some(oldest) = self.time_wait_order.front().copied() else {
+            let Some((due, oldest)) = self.time_wait_timers.first() else {
                 break;
             };
-            self.drop_time_wait(oldest);
+            match self.time_wait.get(oldest).map(|entry| entry.ends_at) {
+                // Its wait has begun again since.
+                Some(ends_at) if ends_at > due => {
+                    self.time_wait_timers.remove(oldest);
+                    self.time_wait_timers.at_latest(oldest, ends_at);
+                }
+                _ => self.drop_time_wait(oldest),
+            }
         }
         let ends_at = entry.ends_at;
         self.ports.add_connection(tuple.local_address(), entry.reuse_address);
         let index = self.time_wait.insert(|_, _| entry);
-        self.time_wait_order.push_back(index);
         self.flows.insert(tuple, Flow::TimeWait(index));
         self.time_wait_timers.at_latest(index, ends_at);
     }
 
     fn drop_time_wait(&mut self, index: u32) {
         self.time_wait_timers.remove(index);
-        // Nearly always the first: all wait equally long.
-        if let Some(at) = self.time_wait_order.iter().position(|&other| other == index) {
-            self.time_wait_order.remove(at);
-        }
         let Some(entry) = self.time_wait.remove(index) else {
             return;
         };

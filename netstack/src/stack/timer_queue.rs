@@ -39,6 +39,11 @@ impl TimerQueue {
         self.heap.first().map(|&(deadline, _)| deadline)
     }
 
+    /// The earliest deadline and its key.
+    pub(crate) fn first(&self) -> Option<(Instant, u32)> {
+        self.heap.first().copied()
+    }
+
     /// Takes out a key whose deadline has come. It may have been moved later meanwhile; the owner knows.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<u32> {
         let &(deadline, key) = self.heap.first()?;
