@@ -4,6 +4,7 @@
 //! they are (`MSG_SPLICE_PAGES`). Whoever lends pages mustn't write to them before the peer has read them, or it reads
 //! something else; [`super::unix::memory_unread_by_peer`] says how much it hasn't read at most.
 
+use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -91,21 +92,26 @@ pub struct Lane {
     write: OwnedFd,
     /// Takes what a socket has no room for.
     null: OwnedFd,
+    /// Bytes were left in the pipe, which would go to whoever is lent something next.
+    blocked: Cell<bool>,
 }
 
 impl Lane {
-    /// A lane for up to `pages` pages a call.
+    /// A lane for up to `pages` pages a call, or fewer when the system limits pipes (`pipe-user-pages-soft` of pipe(7)).
     pub fn new(pages: usize) -> io::Result<Lane> {
         let (read, write) = fds::pipe(libc::O_NONBLOCK)?;
-        fds::set_pipe_capacity(write.as_fd(), pages * PAGE)?;
+        drop(fds::set_pipe_capacity(write.as_fd(), pages * PAGE));
         let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
-        Ok(Lane { read, write, null: null.into() })
+        Ok(Lane { read, write, null: null.into(), blocked: Cell::new(false) })
     }
 
     /// Has `socket`, which must be non-blocking, queue the pages that hold `bytes`. Returns how many of the bytes it took.
     ///
-    /// Raises SIGPIPE, which the caller must have ignored (as every Rust program has), when the peer is gone.
+    /// Fails with EIO on a lane that [is blocked](Lane::is_blocked). Raises SIGPIPE, which the caller must have ignored (as every Rust program has), when the peer is gone.
     pub fn lend(&self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_blocked() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         // SAFETY: the kernel takes references to the pages of `bytes`, and doesn't write to them.
         let put = unsafe { libc::vmsplice(self.write.as_raw_fd(), &raw const part, 1, libc::SPLICE_F_NONBLOCK) };
@@ -124,9 +130,20 @@ impl Lane {
         }
         let mut left = put - taken;
         while left > 0 {
-            left -= self.splice(self.null.as_fd(), left)?.min(left);
+            match self.splice(self.null.as_fd(), left) {
+                Ok(count @ 1..) => left = left.saturating_sub(count),
+                _ => {
+                    self.blocked.set(true);
+                    break;
+                }
+            }
         }
         if taken > 0 { Ok(taken) } else { outcome.map(|()| 0) }
+    }
+
+    /// Whether it can't be used any more.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.get()
     }
 
     fn splice(&self, to: BorrowedFd<'_>, len: usize) -> io::Result<usize> {

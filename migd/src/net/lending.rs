@@ -72,22 +72,25 @@ pub(super) struct Slots {
 /// Lends the slot with the present packet.
 pub(super) struct Desk {
     shelf: Rc<RefCell<Shelf>>,
-    lane: Lane,
+    /// `None` when it couldn't be made, or pages not be renewed: nothing is lent.
+    lane: Option<Lane>,
     /// The slot that the next packet is read into.
     current: usize,
     /// Length of the headers of packets with much payload.
     headers: Cell<usize>,
     lent: Cell<bool>,
-    /// Nothing is lent any more.
-    closed: bool,
 }
 
 impl Slots {
     pub(super) fn new() -> io::Result<Slots> {
         let shelf = Shelf { free: (1..SLOTS).rev().collect(), stale: Vec::new() };
         let shelf = Rc::new(RefCell::new(shelf));
+        let lane = Lane::new(LANE_PAGES).map_err(|error| {
+            tracing::warn!(%error, "can't make a pipe to lend received bytes; they are copied");
+        });
+        let lane = lane.ok();
         let (headers, lent) = (Cell::new(HEADERS_DEFAULT), Cell::new(false));
-        let desk = Desk { shelf, lane: Lane::new(LANE_PAGES)?, current: 0, headers, lent, closed: false };
+        let desk = Desk { shelf, lane, current: 0, headers, lent };
         Ok(Slots { pages: Pages::new(SLOTS * SLOT_PAGES)?, desk, start: 0 })
     }
 
@@ -115,10 +118,16 @@ impl Slots {
         let slot = shelf.stale.pop().expect("a slot is lent only when there is another one");
         drop(shelf);
         self.desk.current = slot;
-        if let Err(error) = self.pages.renew(pages_of(slot)) {
+        if let Err(error) = self.pages.renew(pages_of(slot)).or_else(|_| self.replace_pages()) {
             tracing::error!(%error, "can't renew the pages of a receive buffer; received bytes are copied from now on");
-            self.desk.closed = true;
+            self.desk.lane = None;
         }
+    }
+
+    /// New pages for all slots, whoever has the old ones.
+    fn replace_pages(&mut self) -> io::Result<()> {
+        self.pages = Pages::new(SLOTS * SLOT_PAGES)?;
+        Ok(())
     }
 
     /// Whether slots are running short, so that it pays to look for what has been read meanwhile.
@@ -131,9 +140,8 @@ impl Desk {
     /// Has `end` queue `payload`, the end of the present packet of `length` bytes, without a copy. `None` when it has to be
     /// copied.
     pub(super) fn lend(&self, end: BorrowedFd<'_>, payload: &[u8], length: usize) -> Option<io::Result<(usize, Loan)>> {
-        if payload.len() < PAYLOAD_MIN || self.closed || self.lent.get() {
-            return None;
-        }
+        let lane =
+            self.lane.as_ref().filter(|lane| payload.len() >= PAYLOAD_MIN && !self.lent.get() && !lane.is_blocked())?;
         // So that the next one's payload begins at a page's border.
         let headers = length.saturating_sub(payload.len());
         if headers <= HEADERS_MAX {
@@ -143,7 +151,7 @@ impl Desk {
         if shelf.free.is_empty() && shelf.stale.is_empty() {
             return None;
         }
-        Some(self.lane.lend(end, payload).map(|count| {
+        Some(lane.lend(end, payload).map(|count| {
             self.lent.set(true);
             (count, Loan { slot: self.current, shelf: Rc::clone(&self.shelf), settled: false, end: 0 })
         }))
