@@ -115,7 +115,8 @@ impl Options {
             //# A TCP implementation MUST (MUST-6) ignore without error any TCP Option it does not implement, assuming
             //# that the option has a length field.
             match (kind, body.len()) {
-                (2, 2) => options.mss = Some(u16::from_be_bytes([body[0], body[1]])),
+                // As Linux has it, a segment size of nothing is none at all.
+                (2, 2) => options.mss = Some(u16::from_be_bytes([body[0], body[1]])).filter(|&mss| mss > 0),
                 (3, 1) => options.window_scale = Some(body[0]),
                 (4, 0) => options.sack_permitted = true,
                 (5, 8 | 16 | 24 | 32) => {
@@ -324,7 +325,7 @@ mod tests {
             // A SYN carries no SACK blocks and other segments carry no SYN options: together they needn't fit.
             let header = Header {
                 source_port: 1, destination_port: 2, seq, ack, flags: Flags(flags), window, urgent,
-                mss: mss.filter(|_| syn), window_scale: scale.filter(|_| syn), sack_permitted: permitted && syn,
+                mss: mss.filter(|&mss| syn && mss > 0), window_scale: scale.filter(|_| syn), sack_permitted: permitted && syn,
                 timestamps, sack: if syn { SackBlocks::default() } else { sack },
             };
             let mut buffer = [0xee; HEADER_MAX];

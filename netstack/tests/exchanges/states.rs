@@ -1,5 +1,7 @@
 //! A fixture per state, each made from the one before it.
 
+use std::time::Duration;
+
 use netstack::{Shutdown, SocketId, Stack, State};
 
 use crate::harness::wire::{Family, MSS, SACK_PERMITTED, Wire, raw};
@@ -214,7 +216,9 @@ fn time_wait(family: Family) -> Fixture {
 
 fn close_wait(family: Family) -> Fixture {
     let mut fixture = established(family);
-    assert_eq!(fixture.wire.send(raw(FIN | ACK, 1, 1)).len(), 1);
+    // The acknowledgment waits for the program, which may answer with a close.
+    assert!(fixture.wire.send(raw(FIN | ACK, 1, 1)).is_empty());
+    assert_eq!(fixture.wire.wait(Duration::from_millis(40)).len(), 1);
     fixture.seq = 2;
     fixture.expect(State::CloseWait);
     fixture

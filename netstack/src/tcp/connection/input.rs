@@ -123,8 +123,12 @@ impl Connection {
             && let Some((value, _)) = segment.options.timestamps
             && wire_before(value, self.timestamps.recent)
             && env.now.since(self.timestamps.recent_at) < TIMESTAMP_AGE_MAX
-            && !self.is_reordered_ack(segment, seq)
+            && !self.is_reordered_ack(segment, seq, self.timestamps.recent.wrapping_sub(value))
         {
+            // Linux's `PAWS_OLD_ACK`: one that was merely overtaken is common and not worth an answer.
+            if segment.len() == 0 && segment.has(Flags::ACK) && seq < self.rcv.nxt() {
+                return Disposition::Drop;
+            }
             let limited = segment.len() == 0 || segment.has(Flags::SYN);
             return if limited { Disposition::Challenge } else { Disposition::Acknowledge };
         }
@@ -195,9 +199,14 @@ impl Connection {
         Disposition::Process { seq, ack }
     }
 
-    /// A pure ACK that was overtaken by a later segment is old but harmless (Linux: `tcp_disordered_ack`).
-    fn is_reordered_ack(&self, segment: &Segment<'_>, seq: Seq) -> bool {
-        segment.len() == 0 && seq == self.rcv.nxt() && self.snd.una().expand(segment.ack) >= self.snd.una()
+    /// A pure ACK that was overtaken by a later segment is old but harmless, unless it is so old that it must be from
+    /// another life (Linux: `tcp_disordered_ack`, `tcp_tsval_replay`). `age_ms` is by the peer's clock.
+    fn is_reordered_ack(&self, segment: &Segment<'_>, seq: Seq, age_ms: u32) -> bool {
+        let replay = self.rtt.base_rto() * 6 / 5;
+        segment.len() == 0
+            && seq == self.rcv.nxt()
+            && self.snd.una().expand(segment.ack) >= self.snd.una()
+            && Duration::from_millis(u64::from(age_ms)) <= replay
     }
 
     /// RFC 9293 (3.10.7.3)
@@ -343,7 +352,11 @@ impl Connection {
     /// Takes in payload and FIN.
     fn receive(&mut self, env: &Env<'_>, segment: &Segment<'_>, seq: Seq, deliver: &mut Deliver<'_>) -> Verdict {
         if !matches!(self.state, State::Established | State::FinWait1 | State::FinWait2) {
-            // The peer's FIN has been here already: there can't be anything beyond it.
+            // The peer's FIN has been here already: there can't be anything beyond it. Linux takes bytes in the FIN's own
+            // place for data that can't be delivered.
+            if seq < self.rcv.nxt() && seq + segment.payload.len() > self.rcv.nxt() {
+                return Verdict::Refuse;
+            }
             if segment.len() > 0 && seq + segment.len() <= self.rcv.nxt() {
                 self.rcv.note_duplicate(seq, seq + segment.len());
                 self.acking.now = true;
@@ -387,7 +400,11 @@ impl Connection {
         if inserted.out_of_order {
             self.statistics.out_of_order += segment.count() as u64;
         }
-        self.owe_acknowledgment(env, segment, inserted.out_of_order || inserted.finished, self.rcv.nxt() > before);
+        // Linux waits a little before it acknowledges a FIN: as a rule the program answers it with a close.
+        let program_may_close = inserted.finished && self.state == State::Established;
+        self.acking.interactive |= program_may_close;
+        let unusual = inserted.out_of_order || (inserted.finished && !program_may_close);
+        self.owe_acknowledgment(env, segment, unusual, self.rcv.nxt() > before);
         self.last_data_received = env.now;
         if inserted.delivered > 0 {
             let window = self.rcv.window();
