@@ -420,6 +420,13 @@ impl Receiver {
     //# Segments with higher beginning sequence numbers SHOULD be held for later processing (SHLD-31).
     fn insert_ahead(&mut self, start: Seq, end: Seq, payload: &[u8]) {
         if payload.is_empty() {
+            // With a FIN alone, the block that it belongs to has grown.
+            if self.fin == Some(end)
+                && let Some(range) = self.ranges.iter_mut().find(|range| range.end == end)
+            {
+                self.stamp += 1;
+                range.stamp = self.stamp;
+            }
             return;
         }
         // First range that ends at or after the new one's start: the first it can touch.
@@ -658,6 +665,18 @@ mod tests {
         assert_eq!(first, Some((3000, 3050)));
         receiver.sack_sent();
         assert_eq!(receiver.sack_blocks(3).len(), 2);
+    }
+
+    #[test]
+    fn a_fin_alone_freshens_its_block() {
+        let mut receiver = receiver(1);
+        let nxt = receiver.nxt();
+        for (start, len, fin) in [(40, 10, false), (20, 10, false), (50, 0, true)] {
+            receiver.insert(Instant::ZERO, nxt + start, &[1; 10][..len], fin, &mut |_| 0);
+        }
+        let blocks: Vec<_> =
+            receiver.sack_blocks(3).iter().map(|(l, r)| (nxt.expand(l).since(nxt), nxt.expand(r).since(nxt))).collect();
+        assert_eq!(blocks, [(40, 51), (20, 30)]);
     }
 
     #[test]
