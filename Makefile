@@ -28,7 +28,7 @@ unexport MIGD_CRIU
 endif
 TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base etcd-server
 
-.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench bench-flood bench-loss soak fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
+.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench bench-flood bench-loss soak differential fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
@@ -96,6 +96,10 @@ SOAK_CUTS ?= 100000
 soak: ## Simulate a hundred thousand connections over bad links, and every cut of many traces
 	SIMULATOR_WORLDS=$(SOAK_WORLDS) $(CARGO) test --profile lab --package netstack --test simulator -- --nocapture
 	CUTS=$(SOAK_CUTS) $(CARGO) test --profile lab --package netstack --test cuts -- --nocapture
+
+differential: build-packages ## Send the same raw packets to Linux's TCP and to the stack, and compare the answers (needs root, two minutes)
+	$(CARGO) build --package migd --example netplane
+	$(CARGO) test --package migd --test differential -- --ignored
 
 # How long each target is fuzzed, in seconds, and which.
 FUZZ_SECONDS ?= 300
