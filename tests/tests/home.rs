@@ -112,9 +112,10 @@ fn iperf3_server_leaves_its_sockets_and_is_followed_in_each_direction() {
     let fixture = Fixture::new();
     let port = PORT.to_string();
     let job = fixture.run("A", "iperf", &["iperf3", "-s", "-p", &port, "--forceflush"]);
-    fixture.wait_for_log("A", "iperf", "Server listening");
     let address = job.address.to_string();
-    for reverse in [false, true] {
+    for (reverse, ready) in [(false, "(test #1)"), (true, "(test #2)")] {
+        // Between two tests it has no listener.
+        fixture.wait_for_log("A", "iperf", ready);
         let mut argv = vec!["iperf3", "-c", &address, "-p", &port, "-t", "6", "-J"];
         argv.extend(reverse.then_some("-R"));
         let client = fixture.start_in_client(&argv);

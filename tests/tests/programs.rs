@@ -114,8 +114,9 @@ fn iperf3_server_in_the_middle_of_a_run_in_each_direction() {
     // A connection that only looks whether it serves would be taken for a test that fails.
     let job = fixture.run("A", "iperf", &["iperf3", "-s", "-p", &PORT.to_string(), "--forceflush"]);
     let server = SocketAddr::new(job.address.into(), PORT);
-    fixture.wait_for_log("A", "iperf", "Server listening");
-    for reverse in [false, true] {
+    for (reverse, ready) in [(false, "(test #1)"), (true, "(test #2)")] {
+        // Between two tests it has no listener.
+        fixture.wait_for_log("A", "iperf", ready);
         let (address, port) = (server.ip().to_string(), PORT.to_string());
         let mut argv = vec!["iperf3", "-c", &address, "-p", &port, "-t", "6", "-J"];
         argv.extend(reverse.then_some("-R"));

@@ -334,10 +334,12 @@ impl Bridge {
             }
         }
         let close_on_exec = flags & libc::SOCK_CLOEXEC != 0;
-        let number = self
-            .listener
-            .answer_with_descriptor(call.id, theirs.as_fd(), close_on_exec)
-            .map_err(|error| (refusal(&error), true))?;
+        // From the answer on, whoever looks through the job's descriptors must know what this one is.
+        self.by_inode.insert(inode, key);
+        let number = self.listener.answer_with_descriptor(call.id, theirs.as_fd(), close_on_exec).map_err(|error| {
+            self.by_inode.remove(inode, key);
+            (refusal(&error), true)
+        })?;
         socket.seen_at = Some((self.processes.process(call.thread), number));
         self.insert(key, socket);
         self.enqueue(key);
