@@ -26,10 +26,14 @@ pub(crate) struct Failure<'a> {
 /// The reasons that matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// No route to the network or host.
+    /// No route to the host.
     Host,
-    /// Nobody listens, or no such protocol.
+    /// No route to its network.
+    Network,
+    /// Nobody listens.
     Port,
+    /// The host doesn't know the protocol.
+    Protocol,
     /// Forbidden.
     Prohibited,
     /// Larger than this many bytes may be (zero if unknown).
@@ -57,8 +61,10 @@ fn parse_v4(payload: &[u8]) -> Option<Message<'_>> {
     let reason = match packet.msg_type() {
         Icmpv4Message::EchoRequest => return Some(Message::Echo(payload)),
         Icmpv4Message::DstUnreachable => match packet.msg_code() {
-            0 | 1 | 5 | 6 | 7 | 8 | 11 | 12 => Reason::Host,
-            2 | 3 => Reason::Port,
+            0 | 6 | 11 => Reason::Network,
+            1 | 5 | 7 | 8 | 12 => Reason::Host,
+            2 => Reason::Protocol,
+            3 => Reason::Port,
             4 => Reason::TooBig(usize::from(u16::from_be_bytes([*payload.get(6)?, *payload.get(7)?]))),
             _ => Reason::Prohibited,
         },
@@ -84,6 +90,7 @@ fn parse_v6<'a>(datagram: &Datagram<'a>, verify: bool) -> Option<Message<'a>> {
     let reason = match packet.msg_type() {
         Icmpv6Message::EchoRequest => return Some(Message::Echo(payload)),
         Icmpv6Message::DstUnreachable => match packet.msg_code() {
+            0 => Reason::Network,
             4 => Reason::Port,
             1 | 5 | 6 => Reason::Prohibited,
             _ => Reason::Host,

@@ -177,7 +177,8 @@ impl Default for TcpOptions {
 
 impl TcpOptions {
     /// Sets one option.
-    pub(crate) fn set(&mut self, option: TcpOption) {
+    /// Sets one.
+    pub fn set(&mut self, option: TcpOption) {
         match option {
             TcpOption::NoDelay(value) => self.nodelay = value,
             TcpOption::Cork(value) => self.cork = value,

@@ -12,6 +12,8 @@ bitflags! {
     pub struct Receive: i32 {
         /// Leave the bytes where they are.
         const PEEK = libc::MSG_PEEK;
+        /// The urgent byte, and nothing else.
+        const URGENT = libc::MSG_OOB;
     }
 }
 
@@ -92,10 +94,76 @@ pub fn bytes_readable(fd: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// Whether an error is pending on the descriptor, without taking it.
 pub fn has_error(fd: BorrowedFd<'_>) -> bool {
-    let mut request = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
+    shows(fd, libc::POLLERR)
+}
+
+/// Whether an urgent byte is unread.
+pub fn has_urgent(fd: BorrowedFd<'_>) -> bool {
+    shows(fd, libc::POLLPRI)
+}
+
+fn shows(fd: BorrowedFd<'_>, event: libc::c_short) -> bool {
+    let mut request = libc::pollfd { fd: fd.as_raw_fd(), events: event, revents: 0 };
     // SAFETY: the kernel reads and writes one `pollfd`.
     let count = unsafe { libc::poll(&raw mut request, 1, 0) };
-    count == 1 && request.revents & libc::POLLERR != 0
+    count == 1 && request.revents & event != 0
+}
+
+/// Sends one byte as urgent, without waiting.
+pub fn send_urgent(fd: BorrowedFd<'_>, byte: u8) -> io::Result<()> {
+    let flags = libc::MSG_OOB | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the kernel reads one byte.
+    let count = unsafe { libc::send(fd.as_raw_fd(), (&raw const byte).cast(), 1, flags) };
+    if count == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes the urgent byte if it is the next one to read.
+pub fn receive_urgent_at_mark(fd: BorrowedFd<'_>) -> Option<u8> {
+    if !is_at_mark(fd) {
+        return None;
+    }
+    let mut byte = [0];
+    match receive(fd, &mut [IoSliceMut::new(&mut byte)], Receive::URGENT) {
+        Ok(1) => Some(byte[0]),
+        _ => None,
+    }
+}
+
+/// Whether reading has come to the urgent mark (`SIOCATMARK`).
+fn is_at_mark(fd: BorrowedFd<'_>) -> bool {
+    /// asm-generic/sockios.h
+    const SIOCATMARK: libc::c_ulong = 0x8905;
+    let mut answer = 0i32;
+    // SAFETY: the kernel writes one int.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), SIOCATMARK, &raw mut answer) };
+    result == 0 && answer != 0
+}
+
+/// Copies all that waits to be read, of which there are exactly as many bytes as `bytes` has room for, and says which of them is
+/// urgent. Everything stays where it is.
+pub fn peek_across_mark(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Option<usize>> {
+    let urgent = has_urgent(fd);
+    let in_line = option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE)?;
+    // Each look stops at the mark, so there are several, each from where the last one ended; and the byte is to be among them.
+    set_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
+    let mut mark = (urgent && is_at_mark(fd)).then_some(0);
+    let looked = set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0).and_then(|()| {
+        let mut at = 0;
+        while at < bytes.len() {
+            let count = receive(fd, &mut [IoSliceMut::new(&mut bytes[at..])], Receive::PEEK)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            at += count;
+            if at < bytes.len() && urgent {
+                mark.get_or_insert(at);
+            }
+        }
+        Ok(())
+    });
+    set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, in_line)?;
+    looked.map(|()| mark)
 }
 
 /// Memory of what was sent and not yet read by the peer (`SIOCOUTQ`). On a Unix socket this counts the kernel's buffers,

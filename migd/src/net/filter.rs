@@ -1,6 +1,7 @@
 //! The seccomp filter of a job: which calls the shim hears of.
 //!
-//! The data path never does, but for splice(2). Of the control path only what concerns stream sockets of the internet families, as far as that can be
+//! The data path never does, but for splice(2), and for urgent data and error queues, which stand in the flags of a call. Of the
+//! control path only what concerns stream sockets of the internet families, as far as that can be
 //! told from the arguments; the bridge lets through what turns out to belong to another descriptor. Calls that would give
 //! a job a socket nothing here can move, or a way around this filter, fail with the errno of a kernel that lacks
 //! the feature, so that programs take their fallback: io_uring, MPTCP, SCTP, raw and packet sockets, the x32 ABI, and the
@@ -24,6 +25,12 @@ pub fn filter() -> Program {
     program.if_number(&[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register], |program| {
         program.finish(Action::Errno(libc::ENOSYS));
     });
+    for (numbers, flags, wanted) in abi::FLAGS_NOTIFIED {
+        program.if_number(&numbers, |program| {
+            program.if_argument(flags, wanted.cast_unsigned(), &[wanted], |program| program.finish(Action::Notify));
+            program.finish(Action::Allow);
+        });
+    }
     program.if_number(&[libc::SYS_socket], socket);
     program.if_number(
         &[
@@ -156,7 +163,8 @@ mod tests {
             libc::SYS_epoll_wait,
             libc::SYS_close,
         ] {
-            assert_eq!(action(number, &[3, 2, 1]), ALLOW);
+            // The third is a length, a pointer to an offset, or flags.
+            assert_eq!(action(number, &[3, 2, 0x1000]), ALLOW, "{number}");
         }
     }
 
@@ -165,6 +173,21 @@ mod tests {
         assert_eq!(action(libc::SYS_splice, &[3, 0, 4, 0]), NOTIFY);
         assert_eq!(action(libc::SYS_sendfile, &[4, 3, 0, 100]), NOTIFY);
         assert_eq!(action(libc::SYS_sendfile, &[4, 3, 0x1000, 100]), ALLOW);
+    }
+
+    #[test]
+    fn urgent_data_and_error_queues_are() {
+        let more = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        for flags in [libc::MSG_OOB, libc::MSG_OOB | more] {
+            assert_eq!(action(libc::SYS_sendto, &[3, 0, 1, flags]), NOTIFY);
+            assert_eq!(action(libc::SYS_sendmsg, &[3, 0, flags]), NOTIFY);
+            // What the program receives is on its own end, where the kernel knows it as urgent.
+            assert_eq!(action(libc::SYS_recvfrom, &[3, 0, 1, flags]), ALLOW);
+        }
+        assert_eq!(action(libc::SYS_recvmsg, &[3, 0, libc::MSG_ERRQUEUE | more]), NOTIFY);
+        assert_eq!(action(libc::SYS_recvfrom, &[3, 0, 1, libc::MSG_ERRQUEUE]), NOTIFY);
+        assert_eq!(action(libc::SYS_sendto, &[3, 0, 1, more]), ALLOW);
+        assert_eq!(action(libc::SYS_recvmsg, &[3, 0, more]), ALLOW);
     }
 
     #[test]

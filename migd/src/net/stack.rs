@@ -212,6 +212,28 @@ impl Stack {
         }
     }
 
+    /// One byte that the program marked as urgent; a home far away gets it as any other.
+    pub(super) fn tcp_send_urgent(&mut self, now: Instant, id: SocketId, byte: u8) -> Result<usize> {
+        match self {
+            Stack::Here(stack) => stack.tcp_send_urgent(now, id, &[byte]),
+            Stack::Away(away) => away.tcp_send_with(id, |[first, second]| {
+                let room = if first.is_empty() { second } else { first };
+                room.first_mut().map_or(0, |place| {
+                    *place = byte;
+                    1
+                })
+            }),
+        }
+    }
+
+    /// The urgent byte, if it is here; with `peek` it stays.
+    pub(super) fn tcp_recv_urgent(&mut self, id: SocketId, peek: bool) -> Option<u8> {
+        match self {
+            Stack::Here(stack) => stack.tcp_recv_urgent(id, peek).ok().flatten(),
+            Stack::Away(_) => None,
+        }
+    }
+
     pub(super) fn tcp_shutdown(&mut self, now: Instant, id: SocketId, how: Shutdown) -> Result<()> {
         match self {
             Stack::Here(stack) => stack.tcp_shutdown(now, id, how),

@@ -188,6 +188,8 @@ impl Stack {
                 None
             }
             Reason::Host => connection.handle_unreachable(SocketError::HostUnreachable, seq),
+            Reason::Network => connection.handle_unreachable(SocketError::NetworkUnreachable, seq),
+            Reason::Protocol => connection.handle_unreachable(SocketError::ProtocolNotAvailable, seq),
             Reason::Port => connection.handle_unreachable(SocketError::ConnectionRefused, seq),
             Reason::Prohibited => connection.handle_unreachable(SocketError::HostUnreachable, seq),
             Reason::Parameter => connection.handle_unreachable(SocketError::Protocol, seq),
@@ -202,7 +204,7 @@ impl Stack {
     /// addresses.
     fn half_open_failed(&mut self, index: u32, reason: Reason, seq: u32) {
         let genuine = self.half_open.get(index).is_some_and(|entry| entry.iss == seq);
-        if genuine && matches!(reason, Reason::Host | Reason::Parameter) {
+        if genuine && matches!(reason, Reason::Host | Reason::Network | Reason::Parameter) {
             self.drop_half_open(index);
         }
     }

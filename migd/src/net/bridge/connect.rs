@@ -74,6 +74,7 @@ impl Bridge {
         }
     }
 
+    /// Begins to connect an idle socket. What the program wrote before, which Linux would have refused, is dropped.
     fn start(
         &mut self,
         key: SocketKey,
@@ -82,7 +83,7 @@ impl Bridge {
         program_end: BorrowedFd<'_>,
     ) -> Result<Step, i32> {
         let socket = self.sockets.get_mut(&key).ok_or(libc::EBADF)?;
-        let Phase::Idle { id, .. } = &socket.phase else {
+        let Phase::Idle { id, end } = &socket.phase else {
             return Err(libc::EISCONN);
         };
         let id = *id;
@@ -90,6 +91,7 @@ impl Bridge {
             return Err(libc::ENETUNREACH);
         }
         self.stack.tcp_connect(self.now, id, remote).map_err(errno)?;
+        drain(end.fd.as_fd(), usize::MAX);
         let fill = if nonblocking { fill_up(program_end) } else { 0 };
         let gone = Phase::Gone { local: None, ended: Ended::NotConnected };
         if let Phase::Idle { id, end } = std::mem::replace(&mut socket.phase, gone) {
@@ -102,17 +104,27 @@ impl Bridge {
     /// `connect(AF_UNSPEC)`: back to an unconnected socket.
     fn disconnect(&mut self, key: SocketKey) -> Result<(), i32> {
         let socket = self.sockets.get_mut(&key).ok_or(libc::EBADF)?;
-        match &socket.phase {
-            Phase::Idle { .. } | Phase::Gone { .. } => Ok(()),
+        match &mut socket.phase {
+            Phase::Idle { .. } => Ok(()),
+            Phase::Gone { local, ended } => {
+                if *ended == Ended::Shut {
+                    socket.error = Some(libc::ECONNRESET);
+                }
+                if !socket.bound {
+                    *local = local.map(|local| SocketAddr::new(socket.family.wildcard().ip(), local.port()));
+                }
+                *ended = Ended::NotConnected;
+                Ok(())
+            }
             Phase::Listening { .. } => {
                 self.stop_listening(key);
                 Ok(())
             }
             Phase::Connecting { .. } | Phase::Connected { .. } => {
-                let error = (libc::ECONNABORTED, Ended::NotConnected);
-                self.abandon(key, error);
+                let connecting = matches!(socket.phase, Phase::Connecting { .. });
+                self.abandon(key, (libc::ECONNABORTED, Ended::NotConnected));
                 if let Some(socket) = self.sockets.get_mut(&key) {
-                    socket.error = None;
+                    socket.error = (!connecting).then_some(libc::ECONNRESET);
                 }
                 Ok(())
             }
@@ -127,8 +139,9 @@ impl Bridge {
         }
     }
 
-    /// Gives the caller's descriptor a new pair after a failed attempt broke the old one.
-    fn revive(&mut self, call: &Notification, key: SocketKey, nonblocking: bool) -> Result<OwnedFd, i32> {
+    /// Gives the caller's descriptor a new pair after the old one went with a connection. The socket keeps its options and the address
+    /// it was bound to.
+    pub(super) fn revive(&mut self, call: &Notification, key: SocketKey, nonblocking: bool) -> Result<OwnedFd, i32> {
         let number = int(call.args[0]);
         let short = |error: io::Error| shortage(&error);
         let (ours, theirs, inode) = self.make_pair(nonblocking).map_err(short)?;
@@ -141,12 +154,24 @@ impl Bridge {
         let Some(mut socket) = self.remove(key) else {
             return Err(libc::EBADF);
         };
+        if let Some(kept) = socket.kept.take() {
+            let reuse = netstack::Reuse { address: kept.reuse_address, port: kept.reuse_port };
+            for option in super::options::all(&kept) {
+                let _ = self.stack.tcp_set(self.now, id, option);
+            }
+            // Somebody else may have taken the port meanwhile; then the socket is no longer bound.
+            socket.bound = match &socket.phase {
+                Phase::Gone { local: Some(local), .. } if socket.bound => {
+                    self.stack.tcp_bind(id, *local, reuse).is_ok()
+                }
+                _ => false,
+            };
+        }
         self.gone.retain(|&gone| gone != key);
         socket.inode = inode;
         socket.phase = Phase::Idle { id, end: End::new(ours) };
         socket.shut_read = false;
         socket.shut_write = false;
-        socket.bound = false;
         socket.options.apply(theirs.as_fd());
         self.insert(key, socket);
         Ok(theirs)

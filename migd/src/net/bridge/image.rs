@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use netstack::SocketId;
+use netstack::{SocketId, TcpOptions};
 use serde::{Deserialize, Serialize};
 use sys::epoll::Epoll;
 use sys::seccomp::Listener;
@@ -48,6 +48,9 @@ struct SocketImage {
     options: BridgeOptions,
     undelivered: Option<Undelivered>,
     error: Option<i32>,
+    /// [`Socket::kept`]
+    #[serde(default)]
+    kept: Option<Box<TcpOptions>>,
     bound: bool,
     shut_write: bool,
     shut_read: bool,
@@ -57,6 +60,12 @@ struct SocketImage {
     /// Written by the program and not for the stack to take yet.
     #[serde(with = "serde_bytes")]
     written: Vec<u8>,
+    /// Which of the unread bytes is urgent.
+    #[serde(default)]
+    unread_mark: Option<usize>,
+    /// Which of the written ones is.
+    #[serde(default)]
+    written_mark: Option<usize>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -133,7 +142,7 @@ impl Bridge {
             Phase::Gone { .. } => true,
             _ => false,
         };
-        let mut unread = Vec::new();
+        let mut unread = Waiting::default();
         let mut error_pending = false;
         if waits {
             let program_end = match self.seen(key) {
@@ -150,7 +159,7 @@ impl Bridge {
         let written = match &socket.phase {
             Phase::Connecting { end, connecting, .. } if connecting.fill == 0 => peek(end.fd.as_fd())?,
             Phase::Connected { end, connected, .. } if !connected.finished => peek(end.fd.as_fd())?,
-            _ => Vec::new(),
+            _ => Waiting::default(),
         };
         Ok(Some(SocketImage {
             key,
@@ -159,11 +168,14 @@ impl Bridge {
             options: socket.options.clone(),
             undelivered: socket.undelivered,
             error: socket.error,
+            kept: socket.kept.clone(),
             bound: socket.bound,
             shut_write: socket.shut_write,
             shut_read: socket.shut_read,
-            unread,
-            written,
+            unread: unread.bytes,
+            written: written.bytes,
+            unread_mark: unread.mark,
+            written_mark: written.mark,
         }))
     }
 
@@ -216,12 +228,17 @@ impl Bridge {
             options,
             undelivered,
             error,
+            kept,
             bound,
             shut_write,
             shut_read,
             unread,
             written,
+            unread_mark,
+            written_mark,
         } = image;
+        let unread = Waiting { bytes: unread, mark: unread_mark };
+        let written = Waiting { bytes: written, mark: written_mark };
         if let Some(Reserved { ours, inode }) = reserved
             && let PhaseImage::Connected { id, reported, end_passed, finished } = phase
         {
@@ -277,9 +294,13 @@ impl Bridge {
             }
         };
         let mut socket = Socket::new(family, inode, phase);
+        if let Some(end) = socket.end_mut() {
+            end.marks = written.mark.is_some();
+        }
         socket.options = options;
         socket.undelivered = undelivered;
         socket.error = error;
+        socket.kept = kept;
         socket.bound = bound;
         socket.shut_write = shut_write;
         socket.shut_read = shut_read;
@@ -355,29 +376,54 @@ fn phase_image(phase: &Phase, error_pending: bool) -> PhaseImage {
     }
 }
 
+/// Bytes that wait to be read.
+#[derive(Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    /// Which of them is urgent.
+    mark: Option<usize>,
+}
+
 /// What waits to be read, left where it is.
-fn peek(end: BorrowedFd<'_>) -> Result<Vec<u8>, NetError> {
-    let failed = NetError::io("copy the unread bytes of a socket");
-    let length = match unix::bytes_readable(end) {
-        Ok(length) => length,
-        Err(error) => return Err(failed(error)),
-    };
+fn peek(end: BorrowedFd<'_>) -> Result<Waiting, NetError> {
+    let failed = || NetError::io("copy the unread bytes of a socket");
+    let length = unix::bytes_readable(end).map_err(failed())?;
     let mut bytes = vec![0; length];
-    if length > 0 {
-        match unix::receive(end, &mut [IoSliceMut::new(&mut bytes)], Receive::PEEK) {
-            Ok(count) => bytes.truncate(count),
-            Err(error) => return Err(failed(error)),
+    if length == 0 {
+        return Ok(Waiting::default());
+    }
+    if !unix::has_urgent(end) {
+        let count = unix::receive(end, &mut [IoSliceMut::new(&mut bytes)], Receive::PEEK).map_err(failed())?;
+        if count == length {
+            return Ok(Waiting { bytes, mark: None });
         }
     }
-    Ok(bytes)
+    let mark = unix::peek_across_mark(end, &mut bytes).map_err(failed())?;
+    Ok(Waiting { bytes, mark })
 }
 
 /// Writes all of it into an end, whatever the size of its buffer, which it has again afterwards.
-fn stuff(end: BorrowedFd<'_>, mut bytes: &[u8]) -> std::io::Result<()> {
+fn stuff(end: BorrowedFd<'_>, waiting: &Waiting) -> std::io::Result<()> {
+    let Waiting { bytes, mark } = waiting;
+    match *mark {
+        Some(at) if at < bytes.len() => {
+            stuff_with(end, &bytes[..at], &|bytes| unix::send(end, &[IoSlice::new(bytes)]))?;
+            stuff_with(end, &bytes[at..=at], &|bytes| unix::send_urgent(end, bytes[0]).map(|()| 1))?;
+            stuff_with(end, &bytes[at + 1..], &|bytes| unix::send(end, &[IoSlice::new(bytes)]))
+        }
+        _ => stuff_with(end, bytes, &|bytes| unix::send(end, &[IoSlice::new(bytes)])),
+    }
+}
+
+fn stuff_with(
+    end: BorrowedFd<'_>,
+    mut bytes: &[u8],
+    send: &dyn Fn(&[u8]) -> std::io::Result<usize>,
+) -> std::io::Result<()> {
     let mut room = PAIR_BUFFER / 2;
     let grown = !bytes.is_empty();
     while !bytes.is_empty() {
-        match unix::send(end, &[IoSlice::new(bytes)]) {
+        match send(bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == ErrorKind::WouldBlock && room < 1 << 29 => {
                 room *= 2;

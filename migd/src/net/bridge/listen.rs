@@ -34,6 +34,14 @@ impl Bridge {
         let backlog = if (0..BACKLOG_MAX).contains(&backlog) { backlog } else { BACKLOG_MAX };
         let backlog = backlog.cast_unsigned();
         let socket = self.sockets.get_mut(&key).ok_or(libc::EBADF)?;
+        let revived = match socket.phase {
+            Phase::Gone { ended: Ended::NotConnected, .. } => {
+                Some(self.revive(call, key, unix::is_nonblocking(program_end.as_fd()).unwrap_or(true))?)
+            }
+            _ => None,
+        };
+        let program_end = revived.as_ref().unwrap_or(program_end);
+        let socket = self.sockets.get_mut(&key).ok_or(libc::EBADF)?;
         match &socket.phase {
             Phase::Idle { id, .. } => {
                 let id = *id;

@@ -282,7 +282,12 @@ impl Bridge {
             return;
         };
         if let Some(id) = socket.id() {
-            let local = self.stack.tcp_endpoints(id).0;
+            let mut local = self.stack.tcp_endpoints(id).0;
+            if !socket.bound && matches!(ended, socket::Ended::NotConnected | socket::Ended::Failed) {
+                // The address was chosen for that one connection; the port is still shown, as Linux does.
+                local = local.map(|local| SocketAddr::new(socket.family.wildcard().ip(), local.port()));
+            }
+            socket.kept = Some(Box::new(self.stack.tcp_options(id).clone()));
             self.by_id.remove(&id);
             socket.phase = Phase::Gone { local, ended };
             self.gone.push_back(key);

@@ -78,7 +78,7 @@ impl Bridge {
 
     fn dispatch(&mut self, call: &Notification, key: SocketKey, end: &OwnedFd) -> Reply {
         match call.number {
-            libc::SYS_bind => self.call_bind(call, key).into(),
+            libc::SYS_bind => self.call_bind(call, key, end).into(),
             libc::SYS_listen => self.call_listen(call, key, end).into(),
             libc::SYS_accept => self.call_accept(call, key, end, 0),
             libc::SYS_accept4 => self.call_accept(call, key, end, int(call.args[3])),
@@ -89,6 +89,14 @@ impl Bridge {
             libc::SYS_setsockopt => self.call_setsockopt(call, key, end),
             libc::SYS_getsockopt => self.call_getsockopt(call, key, end),
             libc::SYS_ioctl => self.call_ioctl(call, key),
+            libc::SYS_sendto | libc::SYS_sendmsg | libc::SYS_sendmmsg => {
+                if let Some(end) = self.sockets.get_mut(&key).and_then(Socket::end_mut) {
+                    end.marks = true;
+                }
+                Reply::Proceed
+            }
+            // MSG_ERRQUEUE: no error is ever queued.
+            libc::SYS_recvfrom | libc::SYS_recvmsg | libc::SYS_recvmmsg => Reply::Done(Err(libc::EAGAIN)),
             _ => Reply::Proceed,
         }
     }
@@ -233,12 +241,19 @@ impl Bridge {
         }
     }
 
-    fn call_bind(&mut self, call: &Notification, key: SocketKey) -> Result<(), i32> {
+    fn call_bind(&mut self, call: &Notification, key: SocketKey, end: &OwnedFd) -> Result<(), i32> {
         let socket = self.sockets.get(&key).ok_or(libc::EBADF)?;
         let family = socket.family;
         let Given::Address(address) = self.read_address(call, family, Purpose::Bind)? else {
             return Err(libc::EAFNOSUPPORT);
         };
+        if let Phase::Gone { ended, .. } = socket.phase
+            && ended != Ended::Shut
+            && !socket.bound
+        {
+            self.revive(call, key, unix::is_nonblocking(end.as_fd()).unwrap_or(true))?;
+        }
+        let socket = self.sockets.get(&key).ok_or(libc::EBADF)?;
         let Phase::Idle { id, .. } = &socket.phase else {
             return Err(libc::EINVAL);
         };
@@ -291,8 +306,10 @@ impl Bridge {
                 // The kernel shuts the pair: what was written before stays in front of the end of file.
                 unix::shutdown(end.as_fd(), half).map_err(|error| error.raw_os_error().unwrap_or(libc::ENOTCONN))
             }
-            Phase::Listening { .. } if read => {
-                self.stop_listening(key);
+            Phase::Listening { .. } => {
+                if read {
+                    self.stop_listening(key);
+                }
                 Ok(())
             }
             Phase::Gone { ended: Ended::Shut, .. } => Ok(()),
@@ -314,7 +331,6 @@ impl Bridge {
             return Reply::Done(Err(libc::EINVAL));
         }
         let value = match int(call.args[1]) {
-            abi::SIOCATMARK => 0,
             abi::SIOCOUTQNSD => unsent + waiting,
             abi::SIOCOUTQ => unsent + unacked + waiting,
             _ => return Reply::Proceed,
@@ -327,8 +343,12 @@ impl Bridge {
     pub(super) fn set_stack_option(&mut self, key: SocketKey, option: TcpOption) -> Result<(), i32> {
         match self.sockets.get(&key).and_then(Socket::id) {
             Some(id) => self.stack.tcp_set(self.now, id, option).map_err(errno),
-            // The connection is over; the option can't matter any more.
-            None => Ok(()),
+            None => {
+                if let Some(kept) = self.sockets.get_mut(&key).and_then(|socket| socket.kept.as_mut()) {
+                    kept.set(option);
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -191,8 +191,9 @@ impl Bridge {
                 return Ok(Reply::Proceed);
             }
             libc::SO_OOBINLINE => {
+                // The program's end keeps the mark, and the kernel the option; the stack hands the byte over as urgent either way.
                 socket.options.inert.insert((libc::SOL_SOCKET, name), i32::from(on));
-                TcpOption::OobInline(on)
+                return Ok(Reply::Proceed);
             }
             libc::SO_KEEPALIVE => TcpOption::KeepAlive(on),
             libc::SO_REUSEADDR => TcpOption::ReuseAddress(on),
@@ -254,7 +255,10 @@ impl Bridge {
             return Ok(Value::Bytes(info::encode(&info)));
         }
         let defaults = TcpOptions::default();
-        let options = socket.id().map_or(&defaults, |id| self.stack.tcp_options(id));
+        let options = match socket.id() {
+            Some(id) => self.stack.tcp_options(id),
+            None => socket.kept.as_deref().unwrap_or(&defaults),
+        };
         let value = match level {
             libc::SOL_SOCKET => socket_level_value(socket, options, name),
             libc::IPPROTO_TCP => {
@@ -314,7 +318,6 @@ impl Bridge {
 }
 
 impl BridgeOptions {
-    /// Sets what acts on the program's end itself.
     /// Whether [`BridgeOptions::apply`] has nothing to do.
     pub(super) fn is_in_bridge_only(&self) -> bool {
         let BridgeOptions {
@@ -325,12 +328,21 @@ impl BridgeOptions {
             receive_low_water,
             priority,
             device: _,
-            inert: _,
+            inert,
         } = self;
-        receive_timeout.is_none() && send_timeout.is_none() && receive_low_water.is_none() && priority.is_none()
+        let in_line = inert.contains_key(&(libc::SOL_SOCKET, libc::SO_OOBINLINE));
+        !in_line
+            && receive_timeout.is_none()
+            && send_timeout.is_none()
+            && receive_low_water.is_none()
+            && priority.is_none()
     }
 
+    /// Sets what acts on the program's end itself.
     pub(super) fn apply(&self, end: BorrowedFd<'_>) {
+        if let Some(on) = self.inert.get(&(libc::SOL_SOCKET, libc::SO_OOBINLINE)) {
+            drop(unix::set_option(end, libc::SOL_SOCKET, libc::SO_OOBINLINE, *on));
+        }
         if self.receive_timeout.is_some() {
             drop(unix::set_timeout(end, Timeout::Receive, self.receive_timeout));
         }

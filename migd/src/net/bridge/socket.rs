@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use netstack::{Instant, SocketId};
+use netstack::{Instant, SocketId, TcpOptions};
 use serde::{Deserialize, Serialize};
 use sys::seccomp::Notification;
 use sys::unix;
@@ -41,6 +41,8 @@ pub(super) struct Socket {
     pub(super) undelivered: Option<Undelivered>,
     /// What SO_ERROR tells next, once the stack's socket is gone.
     pub(super) error: Option<i32>,
+    /// The options of the stack's socket, once that is gone: the program may connect or listen anew.
+    pub(super) kept: Option<Box<TcpOptions>>,
     /// The program chose its own address with bind(2).
     pub(super) bound: bool,
     /// The program shut its writing half.
@@ -126,6 +128,8 @@ pub(super) struct End {
     pub(super) written: u64,
     /// Memory that it has in its queue, oldest first.
     pub(super) loans: VecDeque<Loan>,
+    /// The program has sent urgent data: from then on each read looks for the mark first.
+    pub(super) marks: bool,
 }
 
 impl End {
@@ -141,6 +145,7 @@ impl End {
             program_buffer: ProgramBuffer::Small,
             written: 0,
             loans: VecDeque::new(),
+            marks: false,
         }
     }
 
@@ -260,6 +265,7 @@ impl Socket {
             seen_at: None,
             undelivered: None,
             error: None,
+            kept: None,
             bound: false,
             shut_write: false,
             shut_read: false,

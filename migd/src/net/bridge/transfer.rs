@@ -227,6 +227,13 @@ fn pull(stack: &mut Stack, now: Instant, id: SocketId, end: &mut End) -> Pulled 
         if stack.status(id).send_space == 0 {
             return if end.read_hung_up { look_for_end(end) } else { Pulled::Pending };
         }
+        if end.marks
+            && let Some(byte) = unix::receive_urgent_at_mark(end.fd.as_fd())
+        {
+            // That nothing can be sent any more is met below.
+            let _ = stack.tcp_send_urgent(now, id, byte);
+            continue;
+        }
         let mut outcome = Ok(0);
         let mut offered = 0;
         let sent = stack.tcp_send_with(now, id, |[first, second]| {
@@ -246,8 +253,8 @@ fn pull(stack: &mut Stack, now: Instant, id: SocketId, end: &mut End) -> Pulled 
         }
         match outcome {
             Ok(0) => return Pulled::End,
-            // Less than there was room for: the pair is empty, and the next byte is an edge.
-            Ok(count) if count < offered && !end.read_hung_up => {
+            // Less than there was room for: the pair is empty, and the next byte is an edge. But a read stops at a mark as well.
+            Ok(count) if count < offered && !end.read_hung_up && !end.marks => {
                 end.readable = false;
                 return Pulled::Pending;
             }
@@ -306,8 +313,13 @@ fn closed_unread(end: &mut End) -> bool {
 fn push(stack: &mut Stack, now: Instant, id: SocketId, end: &mut End, shut_read: bool) -> Pushed {
     let mut unwanted = shut_read;
     loop {
-        let readable = stack.status(id).readable;
-        if readable == 0 {
+        let status = stack.status(id);
+        if status.urgent.is_some_and(|urgent| urgent.ahead == 0 && urgent.available)
+            && let Some(pushed) = push_urgent(stack, id, end, shut_read, &mut unwanted)
+        {
+            return pushed;
+        }
+        if status.readable == 0 {
             return Pushed::All;
         }
         if !end.writable && !unwanted {
@@ -344,4 +356,26 @@ fn push(stack: &mut Stack, now: Instant, id: SocketId, end: &mut End, shut_read:
             },
         }
     }
+}
+
+/// Moves the urgent byte that is next into the pair, where the kernel keeps it as urgent. `None`: that is done.
+fn push_urgent(stack: &mut Stack, id: SocketId, end: &mut End, shut_read: bool, unwanted: &mut bool) -> Option<Pushed> {
+    if !end.writable && !*unwanted {
+        return Some(Pushed::Pending);
+    }
+    let byte = stack.tcp_recv_urgent(id, true)?;
+    if !*unwanted && let Err(error) = unix::send_urgent(end.fd.as_fd(), byte) {
+        match error.kind() {
+            ErrorKind::WouldBlock => {
+                end.writable = false;
+                return Some(Pushed::Pending);
+            }
+            _ if end.hung_up || !shut_read => return Some(Pushed::Pending),
+            _ => *unwanted = true,
+        }
+    } else if !*unwanted {
+        end.written += 1;
+    }
+    stack.tcp_recv_urgent(id, false);
+    None
 }
