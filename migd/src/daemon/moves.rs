@@ -206,11 +206,14 @@ async fn prepare(node: &Arc<Node>, offer: &MoveOffer) -> Result<Arc<LocalJob>, S
     // The job may have left this node a moment ago, with its former shim still clearing away.
     let deadline = tokio::time::Instant::now() + CLEARING;
     while let Some(former) = node.jobs.get(&offer.spec.id) {
-        if matches!(former.standing().phase, Phase::Home { .. }) {
+        let standing = former.standing();
+        if matches!(standing.phase, Phase::Home { .. }) {
             // Its shim has the sockets, and takes the process back.
             return Ok(former);
         }
-        let leaving = matches!(former.standing().phase, Phase::MovedAway { .. } | Phase::Failed(_) | Phase::Unclear);
+        // Its shim may not even have told yet that another node has won the job.
+        let leaving = matches!(standing.phase, Phase::MovedAway { .. } | Phase::Failed(_) | Phase::Unclear)
+            || offer.record.owner.epoch > standing.epoch;
         if !leaving || tokio::time::Instant::now() > deadline {
             return Err(format!("node {} still has something of job {}; see `migd ps`", node.name, former.label()));
         }
