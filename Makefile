@@ -28,7 +28,7 @@ unexport MIGD_CRIU
 endif
 TEST_PACKAGES := redis-server redis-tools memcached nginx-light iperf3 curl python3 golang-go dnsmasq-base etcd-server
 
-.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench bench-flood bench-loss soak differential fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
+.PHONY: all build demo test compliance unit system soak-addresses measure-allocation bench bench-flood bench-idle bench-loss soak differential fuzz compare criu results fmt lint help build-packages demo-packages test-packages bench-packages
 
 all: build ## Build the release binary
 
@@ -55,6 +55,9 @@ bench: build bench-packages ## Measure throughput, latency and connections again
 
 bench-flood: build ## Measure what SYN, ACK, RST and data floods leave of running streams, against the kernel (needs root, three minutes)
 	$(MIGD) bench flood
+
+bench-idle: ## Measure what 100,000 idle connections cost in the stack: memory, ticks, one more served
+	$(CARGO) bench --package netstack --bench idle
 
 bench-loss: build ## Measure goodput over links with loss against the kernel's CUBIC (needs root, five minutes)
 	$(MIGD) bench loss
