@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Mutations of each input.
-const MUTATIONS: u64 = 24;
+const MUTATIONS: u64 = 9;
 
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
