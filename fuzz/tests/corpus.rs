@@ -85,6 +85,9 @@ fn write_seeds() {
             bytes[0] = index;
             std::fs::write(directory.join(format!("seed-{index}")), bytes).expect("it can be written");
         }
+        if name == "options" {
+            std::fs::write(directory.join("offers"), offers()).expect("it can be written");
+        }
         if name == "stack_image" {
             for family in ["ipv4", "ipv6"] {
                 let image = std::fs::read(images.join(format!("v1-packed-{family}.image"))).expect("it is there");
@@ -92,4 +95,23 @@ fn write_seeds() {
             }
         }
     }
+}
+
+/// What a SYN offers, then timestamps and SACK blocks, one more in each segment.
+fn offers() -> Vec<u8> {
+    const OPTIONS_LEN: usize = 40;
+    let mut segments = vec![vec![2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 9, 0, 0, 0, 0, 1, 3, 3, 7]];
+    for blocks in 0..4 {
+        let mut options = vec![8, 10, 0, 0, 0, 10 + blocks, 0, 0, 0, 0];
+        if blocks > 0 {
+            options.extend([5, 2 + 8 * blocks]);
+            options.extend(0..8 * blocks);
+        }
+        segments.push(options);
+    }
+    let padded = segments.into_iter().flat_map(|mut options| {
+        options.resize(OPTIONS_LEN, 1);
+        options
+    });
+    std::iter::once(0x30).chain(padded).collect()
 }
