@@ -107,16 +107,17 @@ fn query(number: u64, name: &str) -> Vec<u8> {
     query
 }
 
-/// Starts a server on node A and waits until it answers `probe` from the client.
+/// Starts a server on node A and waits until it answers `probe` from the client, at each address of the job, which it returns.
 ///
 /// # Panics
 /// When it does not answer in time; what it wrote is shown.
 #[must_use]
-pub fn serve(fixture: &Fixture, name: &str, argv: &[&str], port: u16, probe: &[u8]) -> SocketAddr {
+pub fn serve(fixture: &Fixture, name: &str, argv: &[&str], port: u16, probe: &[u8]) -> Vec<SocketAddr> {
     let job = fixture.run("A", name, argv);
-    let server = SocketAddr::new(IpAddr::V4(job.address), port);
+    let addresses = [Some(IpAddr::V4(job.address)), job.address6.map(IpAddr::V6)];
+    let servers: Vec<SocketAddr> = addresses.into_iter().flatten().map(|ip| SocketAddr::new(ip, port)).collect();
     let until = Instant::now() + LOST;
-    let answers = || {
+    let answers = |server: SocketAddr| {
         fixture.client().run(|| {
             let socket = socket(server)?;
             socket.set_read_timeout(Some(Duration::from_millis(100)))?;
@@ -124,11 +125,13 @@ pub fn serve(fixture: &Fixture, name: &str, argv: &[&str], port: u16, probe: &[u
             socket.recv(&mut [0; 512])
         })
     };
-    while let Err(error) = answers() {
-        assert!(Instant::now() < until, "{name} does not answer: {error}\n{}", fixture.logs("A", name));
-        std::thread::sleep(Duration::from_millis(20));
+    for &server in &servers {
+        while let Err(error) = answers(server) {
+            assert!(Instant::now() < until, "{name} does not answer at {server}: {error}\n{}", fixture.logs("A", name));
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
-    server
+    servers
 }
 
 /// A question to find out with whether a DNS server answers.

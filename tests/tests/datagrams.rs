@@ -1,6 +1,7 @@
-//! Unmodified servers that speak UDP, moved there and back under load: no datagram that reached the job is lost, none comes twice.
+//! Unmodified servers that speak UDP over IPv4 and IPv6, moved there and back under load: no datagram that reached the job is lost, none
+//! comes twice.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use tests::programs::{python_udp, static_go_udp};
 use tests::{Fixture, Load, datagrams};
@@ -17,21 +18,36 @@ fn survives(fixture: &Fixture, name: &str, load: Load) {
     assert!(steps > 0);
 }
 
+/// Clients take turns between the job's IPv4 and its IPv6 address.
+fn one_of(servers: &[SocketAddr], number: u64) -> SocketAddr {
+    assert_eq!(servers.len(), 2, "a job of the lab has an address of each family: {servers:?}");
+    servers[usize::from(!number.is_multiple_of(2))]
+}
+
 fn echo_survives(fixture: &Fixture, name: &str, argv: &[&str]) {
-    let server = datagrams::serve(fixture, name, argv, PORT, b"anybody there?");
-    let load =
-        Load::start(|| fixture.client(), CLIENTS, move |number, shared| datagrams::echo(server, number + 1, shared));
+    let servers = datagrams::serve(fixture, name, argv, PORT, b"anybody there?");
+    let load = Load::start(
+        || fixture.client(),
+        CLIENTS,
+        move |number, shared| datagrams::echo(one_of(&servers, number), number + 1, shared),
+    );
     survives(fixture, name, load);
+    let listing = fixture.migd_output("A", &["inspect", "--sockets", "--json", name]);
+    let listing: serde_json::Value = serde_json::from_str(&listing).expect("JSON");
+    let port = format!(":{PORT}");
+    let is_bound = |socket: &serde_json::Value| {
+        socket["protocol"] == "udp" && socket["local"].as_str().is_some_and(|local| local.ends_with(&port))
+    };
+    assert!(listing["sockets"].as_array().is_some_and(|sockets| sockets.iter().any(is_bound)), "{listing}");
 }
 
 #[test]
 fn an_asyncio_echo_server() {
     let fixture = Fixture::new();
     let script = python_udp(&fixture);
-    echo_survives(&fixture, "python", &["python3", &script, "0.0.0.0", &PORT.to_string()]);
+    echo_survives(&fixture, "python", &["python3", &script, "::", &PORT.to_string()]);
 }
 
-/// Its socket is an IPv6 one that takes IPv4 as well.
 #[test]
 fn a_static_echo_server_in_go() {
     let fixture = Fixture::new();
@@ -58,11 +74,11 @@ fn dnsmasq() {
         &format!("--port={PORT}"),
         &format!("--address=/test/{ANSWER}"),
     ];
-    let server = datagrams::serve(&fixture, "dnsmasq", &argv, PORT, &datagrams::dns_probe());
+    let servers = datagrams::serve(&fixture, "dnsmasq", &argv, PORT, &datagrams::dns_probe());
     let load = Load::start(
         || fixture.client(),
         CLIENTS,
-        move |number, shared| datagrams::dns(server, number + 1, ANSWER, shared),
+        move |number, shared| datagrams::dns(one_of(&servers, number), number + 1, ANSWER, shared),
     );
     survives(&fixture, "dnsmasq", load);
 }

@@ -27,15 +27,16 @@ fn table(sockets: &[SocketDescription]) -> String {
     let width = |column: usize| addresses.iter().map(|row| row[column].len()).max().unwrap_or(0).max(18);
     let (local_width, remote_width) = (width(0), width(1));
     let mut text = format!(
-        "{:<11} {:>8} {:>8} {:<local_width$} {:<remote_width$} INODE\n",
-        "STATE", "RECV-Q", "SEND-Q", "LOCAL", "PEER"
+        "{:<5} {:<11} {:>8} {:>8} {:<local_width$} {:<remote_width$} INODE\n",
+        "NETID", "STATE", "RECV-Q", "SEND-Q", "LOCAL", "PEER"
     );
     for (socket, [local, remote]) in sockets.iter().zip(&addresses) {
         let inode = socket.inode.map_or_else(|| "-".to_owned(), |inode| inode.to_string());
         let SocketDescription { state, receive_queue, send_queue, .. } = socket;
+        let protocol = socket.protocol.name();
         let _ = writeln!(
             text,
-            "{state:<11} {receive_queue:>8} {send_queue:>8} {local:<local_width$} {remote:<remote_width$} {inode}"
+            "{protocol:<5} {state:<11} {receive_queue:>8} {send_queue:>8} {local:<local_width$} {remote:<remote_width$} {inode}"
         );
         if let Some(detail) = &socket.tcp {
             let _ = writeln!(text, "    {}", details(detail));
@@ -140,7 +141,7 @@ mod tests {
         let text = table(&[socket]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[1].starts_with("ESTAB              0        9 10.77.0.5:6379"), "{}", lines[1]);
+        assert!(lines[1].starts_with("tcp   ESTAB              0        9 10.77.0.5:6379"), "{}", lines[1]);
         for part in ["ts wscale:7,7 recovery rto:204 rtt:1.25/0", "send 92.7Mbps", "retrans:1/3"] {
             assert!(lines[2].contains(part), "{part}: {}", lines[2]);
         }

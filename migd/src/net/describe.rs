@@ -8,9 +8,34 @@ use serde::{Deserialize, Serialize};
 
 use super::bridge::SocketKey;
 
+/// What a socket speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// With a socket of the job's own stack.
+    #[default]
+    Tcp,
+    /// With a socket of the kernel's.
+    Udp,
+}
+
+impl Protocol {
+    /// As ss(8) names it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        }
+    }
+}
+
 /// A socket of the job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SocketDescription {
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// The bridge's name of the socket; nothing when no program holds it (yet, or any more).
     pub key: Option<SocketKey>,
     /// Inode of the program's end, as in `/proc/PID/fd`.
@@ -21,7 +46,8 @@ pub struct SocketDescription {
     pub local: Option<SocketAddr>,
     /// Its peer's.
     pub remote: Option<SocketAddr>,
-    /// Bytes received and not yet handed over to the program's descriptor; for a listener the connections that wait.
+    /// Bytes received and not yet handed over to the program's descriptor; for a listener the connections that wait; for UDP the memory
+    /// of the datagrams that wait, as ss(8) shows it.
     pub receive_queue: usize,
     /// Bytes that the peer hasn't acknowledged; for a listener the backlog.
     pub send_queue: usize,
@@ -33,7 +59,17 @@ impl SocketDescription {
     /// A socket without a state.
     pub(super) fn closed(local: Option<SocketAddr>, remote: Option<SocketAddr>) -> SocketDescription {
         let state = "UNCONN".to_owned();
-        SocketDescription { key: None, inode: None, state, local, remote, receive_queue: 0, send_queue: 0, tcp: None }
+        SocketDescription {
+            protocol: Protocol::Tcp,
+            key: None,
+            inode: None,
+            state,
+            local,
+            remote,
+            receive_queue: 0,
+            send_queue: 0,
+            tcp: None,
+        }
     }
 }
 

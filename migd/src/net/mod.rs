@@ -17,6 +17,7 @@
 mod bridge;
 mod capture;
 mod config;
+mod datagrams;
 mod describe;
 mod door;
 mod filter;
@@ -33,7 +34,8 @@ mod wire;
 pub use bridge::{BridgeImage, DescriptorKeys, SocketKey};
 pub use capture::{PacketStream, RecordingImage, section};
 pub use config::NetConfig;
-pub use describe::{SocketDescription, TcpDetail};
+pub use datagrams::datagram_sockets;
+pub use describe::{Protocol, SocketDescription, TcpDetail};
 pub use filter::filter;
 pub use home::{AwayImage, Board, Guest, HomeState, LineBoard, Visitor};
 pub use interface::furnish_namespace;

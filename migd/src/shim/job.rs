@@ -182,7 +182,9 @@ impl Job {
                         let _ = reply.send(self.describe());
                     }
                     Command::Sockets(reply) => {
-                        let _ = reply.send(self.plane.describe());
+                        let mut sockets = self.plane.describe();
+                        sockets.extend(crate::net::datagram_sockets(self.sandbox.init_pid().as_raw()));
+                        let _ = reply.send(sockets);
                     }
                     Command::Record { number, snap_length, reply } => {
                         let stream = self.plane.record(number, snap_length);
