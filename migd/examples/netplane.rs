@@ -146,6 +146,7 @@ impl Net {
         let Some(spare) = &self.spare else {
             let image = through_bytes(&plane.freeze()?)?;
             let tun = plane.retire()?;
+            drop(plane);
             return Ok(NetPlane::thaw(
                 self.config()?,
                 image,
@@ -197,6 +198,7 @@ impl Net {
                 }
                 drop(plane);
                 let tun = home.retire()?;
+                drop(home);
                 return Ok(NetPlane::thaw(
                     self.config()?,
                     image,

@@ -158,6 +158,38 @@ fn everything_is_said_at_once_after_a_thaw() {
 }
 
 #[test]
+fn thousands_that_have_nothing_to_say_do_not_say_it_first() {
+    const MANY: usize = 300;
+    let mut pair = Pair::new(4, Link::default());
+    let listener = pair.listen(80, 512);
+    let clients: Vec<_> = (0..MANY).map(|_| pair.connect(80)).collect();
+    assert!(
+        pair.run_until(SECOND, |pair| {
+            clients.iter().all(|&client| pair.a.status(client).state == State::Established)
+        })
+    );
+    pair.run_for(SECOND);
+    let now = pair.now;
+    let servers: Vec<_> = std::iter::from_fn(|| pair.b.tcp_accept(now, listener)).collect();
+    assert_eq!(servers.len(), MANY);
+    // One has something to say: what was written while nobody sent.
+    let written = pair.b.tcp_send_with(now, servers[7], |[room, _]| {
+        room[..3].fill(7);
+        3
+    });
+    assert_eq!(written, Ok(3));
+    pair.log.clear();
+    pair.move_stack(Side::B);
+    pair.transmit();
+    let spoken = pair.log.iter().filter(|seen| seen.from == Side::B).count();
+    assert!(spoken < MANY / 2, "{spoken} at once");
+    assert!(pair.log.iter().any(|seen| seen.from == Side::B && seen.payload == 3));
+    pair.run_for(Duration::from_millis(500));
+    let spoken = pair.log.iter().filter(|seen| seen.from == Side::B).count();
+    assert!(spoken >= MANY, "{spoken}: each, and none later than an acknowledgment may be");
+}
+
+#[test]
 fn the_clock_of_the_target_may_say_anything() {
     let mut pair = Pair::new(5, Link::default());
     let (client, server, _) = pair.establish();

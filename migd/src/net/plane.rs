@@ -260,11 +260,10 @@ impl NetPlane {
         }
     }
 
-    /// Ends the plane for good without emitting anything, and returns the TUN device, in which packets may still wait.
-    pub fn retire(mut self) -> Result<OwnedFd, NetError> {
-        let tun = self.ask(Command::Retire)?;
-        self.join();
-        Ok(tun)
+    /// Of a parked plane that is to be dropped: the TUN device, in which packets may still wait. They shouldn't wait for all that
+    /// the drop takes down.
+    pub fn retire(&self) -> Result<OwnedFd, NetError> {
+        self.ask(Command::Retire)
     }
 
     /// Begins to record packets, of which the first `snap_length` bytes are kept, or goes on with the recording of that number

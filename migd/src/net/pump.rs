@@ -494,13 +494,12 @@ impl Pump {
                     let _ = answer.send(());
                 }
                 Command::Retire(answer) => {
-                    let Pump { tun, .. } = self;
-                    // The device outlives the thread, which from here on only ends.
-                    match tun.as_fd().try_clone_to_owned() {
+                    self.park();
+                    // The device outlives the thread, which from here on only waits for its end.
+                    match self.tun.as_fd().try_clone_to_owned() {
                         Ok(tun) => drop(answer.send(tun)),
                         Err(error) => tracing::error!(%error, "can't hand the TUN device over"),
                     }
-                    return std::ops::ControlFlow::Break(());
                 }
                 Command::Record { number, snap_length, answer } => {
                     drop(answer.send(self.recorder.claim(number, snap_length)));

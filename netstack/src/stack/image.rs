@@ -6,6 +6,7 @@
 //! forgotten.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,7 @@ use super::{Flow, Stack};
 use crate::fragments::{Fragments, Partial};
 use crate::hash::Keys;
 use crate::tcp::Tuple;
+use crate::tcp::connection::AfterThaw;
 use crate::tcp::half_open::HalfOpen;
 use crate::tcp::time_wait::TimeWait;
 use crate::{Config, Instant, State};
@@ -26,6 +28,12 @@ use crate::{Config, Instant, State};
 /// readable: what a field must be that they don't have is said by its `#[serde(default)]`. `tests/golden.rs` thaws images
 /// of every format.
 const VERSION: u32 = 1;
+
+/// After a thaw so many connections with nothing to say acknowledge at once, the others one in each step, or faster when they
+/// would take longer in all than an acknowledgment may be delayed (RFC 9293, MUST-40: half a second).
+const SPEAK_AT_ONCE: usize = 64;
+const SPEAK_STEP: Duration = Duration::from_micros(50);
+const SPEAK_WITHIN: Duration = Duration::from_millis(400);
 
 /// A frozen stack: every socket in every state. Made by [`Stack::freeze`], continued by [`Stack::thaw`].
 ///
@@ -199,12 +207,30 @@ impl Stack {
     }
 
     /// Lets every connection with something to say say it, and the driver look at every socket.
+    ///
+    /// Those with nothing to say, whose peers may have spoken in vain, acknowledge what they have one after the other, those that
+    /// spoke last first: all at once, thousands of them would hold up those with something to say.
     fn speak(&mut self, now: Instant) {
         let slots: Vec<u32> = self.sockets.iter().map(|(slot, _)| slot).collect();
+        let mut later = Vec::new();
         for slot in slots {
-            self.with_connection(now, slot, |connection, env| connection.speak_after_thaw(env));
-            self.touch(slot);
+            let says = self.with_connection(now, slot, |connection, env| connection.wake_after_thaw(env));
+            if let Some(AfterThaw::MaySpeak { latest }) = says {
+                later.push((std::cmp::Reverse(latest), slot));
+            } else {
+                self.touch(slot);
+            }
             self.note_change(slot);
+        }
+        later.sort_unstable();
+        let step = SPEAK_WITHIN.checked_div(u32::try_from(later.len()).unwrap_or(u32::MAX)).unwrap_or_default();
+        let mut at = now;
+        for (place, (_, slot)) in later.into_iter().enumerate() {
+            if place >= SPEAK_AT_ONCE {
+                at += step.min(SPEAK_STEP);
+            }
+            self.with_connection(now, slot, |connection, _| connection.speak_at(now, at));
+            self.touch(slot);
         }
     }
 }

@@ -5,10 +5,24 @@ use std::time::Duration;
 use super::super::recovery::Phase;
 use super::super::segment::{Flags, Header};
 use super::super::time_wait::{self, TimeWait};
+use super::super::timers::Timer;
 use super::super::{Env, MSS_MIN, timestamp};
 use super::parts::{Acknowledging, Probing};
 use super::{Connection, DELAYED_ACK_MAX, mss_of};
 use crate::{Instant, State, TcpInfo};
+
+/// What a connection has to say right after a thaw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterThaw {
+    Silent,
+    /// Something waits on one side or the other, and an acknowledgment is sent at once.
+    Speaks,
+    /// Nothing waits here, but the peer may have sent something that was lost on the way.
+    MaySpeak {
+        /// When the two last spoke.
+        latest: Instant,
+    },
+}
 
 impl Connection {
     pub(crate) const fn is_synchronized(&self) -> bool {
@@ -109,19 +123,32 @@ impl Connection {
         self.probing = Probing::default();
     }
 
-    /// After a thaw: speak at once, so that the peer needn't wait for a timer of its own.
-    pub(crate) fn speak_after_thaw(&mut self, env: &Env<'_>) {
+    /// After a thaw: what the peer is to hear, so that it needn't wait for a timer of its own.
+    pub(crate) fn wake_after_thaw(&mut self, env: &Env<'_>) -> AfterThaw {
         let now = env.now;
         // Images of earlier releases don't have it here.
         self.rcv.set_urgent_inline(env.options.oob_inline);
         /// A connection that has been silent for longer has nothing to say.
         const SILENT: Duration = Duration::from_secs(60);
-        let active = now.since(self.last_received) < SILENT || now.since(self.last_data_sent) < SILENT;
-        let holds =
-            self.snd.queued() > 0 || self.rcv.readable() > 0 || self.snd.outstanding() > 0 || self.rcv.has_gaps();
-        if self.is_synchronized() && (active || holds) {
-            self.acking.now = true;
+        if !self.is_synchronized() {
+            return AfterThaw::Silent;
         }
+        if self.snd.queued() > 0 || self.rcv.readable() > 0 || self.snd.outstanding() > 0 || self.rcv.has_gaps() {
+            self.acking.now = true;
+            return AfterThaw::Speaks;
+        }
+        let latest = self.last_received.max(self.last_data_sent);
+        if now.since(latest) < SILENT { AfterThaw::MaySpeak { latest } } else { AfterThaw::Silent }
+    }
+
+    /// After a thaw: acknowledge what came so far, at this time at the latest.
+    pub(crate) fn speak_at(&mut self, now: Instant, at: Instant) {
+        if at <= now {
+            self.acking.now = true;
+            return;
+        }
+        self.acking.owed = true;
+        self.timers.start(Timer::DelayedAck, at);
     }
 
     /// Whether the parts agree with each other; for images.

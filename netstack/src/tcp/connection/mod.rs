@@ -30,6 +30,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::input::Verdict;
+pub(crate) use self::look::AfterThaw;
 pub(crate) use self::open::{Beginning, mss_of, own_mss, path_mtu, receive_limit};
 pub(crate) use self::output::Emission;
 use self::parts::{Acknowledging, Ecn, ProbeKind, Probing, SegmentSize, SendWindow, Statistics, Timestamps, Usage};
