@@ -25,6 +25,7 @@ mod objects;
 mod policy;
 mod ranges;
 mod reader;
+mod settled;
 mod space;
 mod stubs;
 mod tracker;

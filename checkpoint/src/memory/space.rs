@@ -16,6 +16,7 @@ use super::layout::{Area, Backing, ProcessLayout, Protection};
 use super::objects::Objects;
 use super::ranges::{Span, SpanSet};
 use super::reader::{Reader, RunTraits};
+use super::settled;
 use super::{MemorySink, PAGE, TrackedProcess};
 
 /// The properties of mappings (`VmFlags`: what madvise and mlock have set) are found in smaps only, for which the kernel looks
@@ -243,10 +244,22 @@ impl Space {
             };
             let mut runs: Vec<Region> = Vec::new();
             let tracked = Query { require_tracked: true, ..query };
-            let is_fresh = match self.pagemap.scan(area.start, area.end, &tracked, |run| runs.push(run)) {
-                Ok(()) => self.tracker.is_none() || self.bypasses_faults,
+            let is_followed = self.tracker.is_some() && !self.bypasses_faults;
+            let mut settled = SpanSet::new();
+            if is_followed {
+                settled = settled::settled(&mut self.pagemap, self.process.pid, area, &known)?;
+            }
+            let whole: SpanSet = [Span { start: area.start, end: area.end }].into_iter().collect();
+            let scanned = whole
+                .difference(&settled)
+                .spans()
+                .iter()
+                .try_for_each(|span| self.pagemap.scan(span.start, span.end, &tracked, |run| runs.push(run)));
+            let is_fresh = match scanned {
+                Ok(()) => !is_followed,
                 Err(error) if error.raw_os_error() == Some(NOT_TRACKED) => {
                     runs.clear();
+                    settled = SpanSet::new();
                     self.pagemap.scan(area.start, area.end, &query, |run| runs.push(run))?;
                     true
                 }
@@ -273,7 +286,7 @@ impl Space {
             for span in wanted.spans() {
                 reading.add(*span, traits(area))?;
             }
-            content.spans().iter().for_each(|span| populated.push(*span));
+            content.union(&settled).spans().iter().for_each(|span| populated.push(*span));
         }
         let (sent, zeros) = reading.finish()?;
         self.sent = self.sent.union(&sent);
@@ -333,7 +346,7 @@ fn assume(mapping: &Mapping, known: &HashMap<Mapping, DetailedMapping>) -> Detai
 }
 
 /// EPERM: `PM_SCAN_CHECK_WPASYNC` met a mapping that isn't registered.
-const NOT_TRACKED: i32 = 1;
+pub(super) const NOT_TRACKED: i32 = 1;
 /// ESRCH: the address space that was opened is gone.
 const NO_ADDRESS_SPACE: i32 = 3;
 
