@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -16,9 +16,11 @@ use super::site::Site;
 use super::timeline::{self, Timeline};
 
 const TITLE: &str = "Results";
-/// Share of the time for the comparison; the rest is for the downtimes (a timeline takes seconds).
+/// Share of the time for the comparison; what is left after it is for the downtimes.
 const COMPARE_SHARE: f64 = 0.55;
 const ROUNDS: u32 = 9;
+/// Each move is made at least so many times, if it takes longer or not: a single one says nothing about spread.
+const LEAST_MOVES: u32 = 3;
 /// What is recorded before and after a timeline's move, and the memory of its server.
 const MARGIN: Duration = Duration::from_millis(700);
 const TIMELINE_MB: u32 = 64;
@@ -51,15 +53,24 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let site = Site::make()?;
     let time = Duration::from_secs_f64(args.minutes.max(0.0) * 60.0);
     let rounds = if args.quick { 1 } else { ROUNDS };
+    let began = Instant::now();
     let timeline = timeline::run(&site, &Engine::ALL, MARGIN, TIMELINE_MB)?;
     let compare = compare::run(&site, rounds, time.mul_f64(COMPARE_SHARE), args.quick)?;
     let points = downtime::points(args.quick);
-    let downtime = downtime::run(&site, &Engine::ALL, points, rounds, time.mul_f64(1.0 - COMPARE_SHARE))?;
+    let least = if args.quick { 1 } else { LEAST_MOVES };
+    let downtime = downtime::run(&site, &Engine::ALL, points, least..=rounds, time.saturating_sub(began.elapsed()))?;
     drop(site);
     println!("{}\n{}\n{}", compare.text(), downtime.text(), timeline.text());
     write(&args.out, &compare, &downtime, &timeline)?;
     eprintln!("wrote {}", args.out.join("results.md").display());
-    Ok(ExitCode::SUCCESS)
+    let failed = [&timeline.failed, &compare.failed, &downtime.failed];
+    let failed: Vec<&String> = failed.into_iter().flatten().collect();
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("the page lacks what failed:");
+    failed.iter().for_each(|failure| eprintln!("  {failure}"));
+    Ok(ExitCode::FAILURE)
 }
 
 fn write(out: &Path, compare: &Compare, downtime: &Downtime, timeline: &Timeline) -> anyhow::Result<()> {

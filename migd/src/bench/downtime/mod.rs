@@ -9,6 +9,7 @@ mod show;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -169,7 +170,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let engines: &[Engine] = if args.without_criu { &[Engine::Migd] } else { &Engine::ALL };
     let site = Site::make()?;
     let time = Duration::from_secs_f64(args.minutes.max(0.0) * 60.0);
-    let downtime = run(&site, engines, points, rounds, time)?;
+    let downtime = run(&site, engines, points, 1..=rounds, time)?;
     drop(site);
     args.output.give(&downtime)?;
     Ok(if downtime.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -180,14 +181,15 @@ pub(super) fn points(quick: bool) -> &'static [Point] {
     if quick { &QUICK } else { &FULL }
 }
 
-/// Rounds until there are enough or the time is over; at least one.
+/// Rounds until there are enough or the time is over, but not fewer than the least.
 pub(super) fn run(
     site: &Site,
     engines: &[Engine],
     points: &[Point],
-    rounds: u32,
+    rounds: RangeInclusive<u32>,
     time: Duration,
 ) -> anyhow::Result<Downtime> {
+    let (least, rounds) = rounds.into_inner();
     anyhow::ensure!(rounds > 0, "at least one round is needed");
     let mut unavailable = Vec::new();
     let mut usable = Vec::new();
@@ -228,7 +230,7 @@ pub(super) fn run(
         }
         // Another round like those before must fit.
         let spent = began.elapsed();
-        if spent + spent / round > time && round < rounds {
+        if spent + spent / round > time && (least..rounds).contains(&round) {
             eprintln!("{round} rounds took {:.0} s: no time for another", spent.as_secs_f64());
             break;
         }

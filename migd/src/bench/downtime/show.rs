@@ -185,7 +185,7 @@ impl Downtime {
 
     fn notes(&self) -> Vec<String> {
         let mut notes = vec![
-            "Parts that begin with \"target\" are what the target did within the part before; those that begin with \"criu\" are CRIU's \
+            "Parts that begin with \"target\" are what the target did meanwhile, with the sockets while the source dumped; those that begin with \"criu\" are CRIU's \
              own statistics, inside of its dump and restore. \"first byte\" is what is left of the client's wait."
                 .to_owned(),
             "CRIU's image is written to memory that both nodes see, so nothing is transported; migd sends every byte over a TCP \

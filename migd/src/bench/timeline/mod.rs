@@ -46,6 +46,9 @@ pub(super) struct Timeline {
     pub(super) rr: Vec<RequestLine>,
     /// What could not be recorded, and why.
     pub(super) unavailable: Vec<String>,
+    /// Recordings that failed, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) failed: Vec<String>,
     pub(super) machine: Machine,
 }
 
@@ -79,12 +82,12 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let timeline = run(&site, engines, Duration::from_millis(args.margin_ms), args.resident_mb)?;
     drop(site);
     args.output.give(&timeline)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if timeline.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(super) fn run(site: &Site, engines: &[Engine], margin: Duration, resident_mb: u32) -> anyhow::Result<Timeline> {
     let mut timeline =
-        Timeline { bulk: Vec::new(), rr: Vec::new(), unavailable: Vec::new(), machine: Machine::look(site) };
+        Timeline { bulk: vec![], rr: vec![], unavailable: vec![], failed: vec![], machine: Machine::look(site) };
     for &engine in engines {
         if let Some(reason) = site.unavailable(engine.stack()) {
             timeline.unavailable.push(format!("{}: {reason}", engine.name()));
@@ -92,10 +95,11 @@ pub(super) fn run(site: &Site, engines: &[Engine], margin: Duration, resident_mb
         }
         let recorded = record(site, engine, margin, resident_mb, &mut timeline);
         site.check()?;
-        match recorded {
-            // What is not ours may fail without taking everything else with it; it is shown.
-            Err(error) if engine == Engine::Criu => timeline.unavailable.push(format!("criu: {error:#}")),
-            other => other.with_context(|| format!("a timeline of {}", engine.name()))?,
+        // One that fails must not take all the others with it; it is shown, and the status tells.
+        if let Err(error) = recorded {
+            let failure = format!("a timeline of {}: {error:#}", engine.name());
+            eprintln!("{failure}");
+            timeline.failed.push(failure);
         }
     }
     Ok(timeline)

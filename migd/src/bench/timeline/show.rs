@@ -57,6 +57,9 @@ impl Results for Timeline {
                 let _ = writeln!(out, "{at:>6} ms {rate:>7.2} Gbit/s {} {bar}", if during { '>' } else { ' ' });
             }
         }
+        for failure in &self.failed {
+            let _ = writeln!(out, "FAILED: {failure}");
+        }
         for reason in &self.unavailable {
             let _ = writeln!(out, "not available: {reason}");
         }
@@ -118,7 +121,12 @@ impl Timeline {
                     .to_owned(),
             charts,
             tables: vec![self.table()],
-            notes: self.unavailable.iter().map(|reason| format!("Not available: {reason}.")).collect(),
+            notes: self
+                .unavailable
+                .iter()
+                .map(|reason| format!("Not available: {reason}."))
+                .chain(self.failed.iter().map(|failure| format!("Failed: {failure}.")))
+                .collect(),
         }
     }
 
