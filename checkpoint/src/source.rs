@@ -35,8 +35,17 @@ pub struct Source {
     // Declared before the tracker: the tree runs on before the protection of its memory is lifted.
     frozen: Vec<Held>,
     tracker: Option<Tracker>,
+    /// The epoll instances that the job had when it was last looked at.
+    epolls: Vec<descriptors::EpollInfo>,
     // ptrace belongs to a thread, so a source does too.
     thread_bound: PhantomData<*const ()>,
+}
+
+/// What is known of the memory of a tree that was dumped, see [`Source::dump_memory`].
+#[derive(Debug)]
+pub struct DumpedMemory {
+    layout: Layout,
+    living: Vec<TrackedProcess>,
 }
 
 /// A frozen process, with the region that has to go before it runs on.
@@ -64,7 +73,7 @@ impl Source {
         let inside = sandbox.inside().clone();
         let root = sandbox.root_pid().ok_or(Error::Gone)?;
         let root = inside.pids.inside(root).map_err(|_| Error::Gone)?;
-        Ok(Source { inside, root, frozen: Vec::new(), tracker: None, thread_bound: PhantomData })
+        Ok(Source { inside, root, frozen: Vec::new(), tracker: None, epolls: Vec::new(), thread_bound: PhantomData })
     }
 
     /// What keeps the tree here. Freezes nothing.
@@ -110,7 +119,10 @@ impl Source {
             .iter()
             .map(|process| descriptors::Process { process: process.process, pid: process.pid })
             .collect();
-        descriptors::preview(&descriptors::Job { init: self.inside.init, processes: &processes }, external, most)
+        let job = descriptors::Job { init: self.inside.init, processes: &processes };
+        let (parts, epolls) = descriptors::preview(&job, external, most)?;
+        self.epolls = epolls;
+        Ok(parts)
     }
 
     /// Stops every thread.
@@ -128,6 +140,12 @@ impl Source {
 
     /// Dumps the frozen tree; memory that wasn't sent yet goes to the sink.
     pub fn dump(&mut self, external: &dyn External, sink: &mut dyn MemorySink) -> Result<TreeImage> {
+        let memory = self.dump_memory(sink)?;
+        self.dump_rest(external, memory)
+    }
+
+    /// The first half of a dump: memory. The sink is not needed after it.
+    pub fn dump_memory(&mut self, sink: &mut dyn MemorySink) -> Result<DumpedMemory> {
         if self.frozen.is_empty() {
             self.freeze()?;
         }
@@ -138,6 +156,12 @@ impl Source {
             .get_or_insert_with(Tracker::new)
             .finish(&living, sink)
             .map_err(|error| Error::system("copying the rest of the memory", error))?;
+        Ok(DumpedMemory { layout, living })
+    }
+
+    /// The second half: all else.
+    pub fn dump_rest(&mut self, external: &dyn External, memory: DumpedMemory) -> Result<TreeImage> {
+        let DumpedMemory { layout, living } = memory;
         let mut image = self.dump_processes(external, &living, &layout)?;
         image.layout = layout;
         Ok(image)
@@ -164,7 +188,8 @@ impl Source {
         let processes: Vec<descriptors::Process> =
             living.iter().map(|p| descriptors::Process { process: p.process, pid: p.pid }).collect();
         let job = descriptors::Job { init: self.inside.init, processes: &processes };
-        let descriptors = descriptors::dump(&job, external, layout, &mut SourceTapes(&mut by_number))?;
+        let descriptors =
+            descriptors::dump(&job, external, layout, &mut self.epolls, &mut SourceTapes(&mut by_number))?;
 
         let mut images = Vec::new();
         let mut last_pid = 1;

@@ -1,16 +1,16 @@
 //! A tree built anew from what a source sent.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use sys::libc;
 use sys::proc::Place;
 use sys::tape::Tape;
 
-use crate::descriptors::{self, Early, Preview, Restorer, Tapes};
+use crate::descriptors::{self, Early, Preview, Restorer};
 use crate::error::{Error, Result};
 use crate::external::ExternalKey;
 use crate::image::{ProcessImage, ProcessState, TreeImage, VERSION};
@@ -64,7 +64,7 @@ impl Target {
             stubs: Stubs::new(inside)?,
             filler: Filler::new(),
             sessions: offer.processes.iter().map(|summary| (summary.process, summary.session)).collect(),
-            early: Early::new(),
+            early: Early::default(),
             ready: None,
             thread_bound: PhantomData,
         })
@@ -76,7 +76,7 @@ impl Target {
             // Only processes of a layout; leaders of sessions that were made for others stay.
             if self.sessions.contains_key(&process) && layout.process(process).is_none() {
                 self.stubs.kill(process);
-                self.early.retain(|(holder, _), _| *holder != process);
+                self.early.forget(process);
             }
         }
         for next in &layout.processes {
@@ -105,67 +105,32 @@ impl Target {
         self.filler.pages(process, address, data).map_err(memory_error("filling in the job's memory"))
     }
 
-    /// Puts the caller's descriptors for a preview's slots, in that order, where the preview saw them. What can't go there is
-    /// left out: see [`Target::early_keys`].
+    /// Puts the caller's descriptors for a preview's slots, in that order, where the preview saw them, and makes the epoll instances
+    /// that watch them. The descriptors must be non-blocking. What can't go there is left out: see [`Target::early_keys`].
     pub fn place_early(&mut self, preview: &Preview, descriptors: &[OwnedFd]) -> Result<()> {
         let process = preview.process;
         if !self.stubs.contains(process) {
             return Ok(());
         }
-        let owner = self.stubs.inside.owner;
-        let pid = self.stubs.get(process)?.pid;
-        let failed = |error| Error::process(process, "placing descriptors in it", error);
-        let (_, most) = sys::process::limit(pid, libc::RLIMIT_NOFILE).map_err(failed)?;
-        // The soft limit is set to the job's later.
-        sys::process::set_limit(pid, libc::RLIMIT_NOFILE, most, most).map_err(failed)?;
-        let most = RawFd::try_from(most).unwrap_or(RawFd::MAX);
-        let mut tape = Tape::new();
-        let mut fetches = Vec::with_capacity(descriptors.len());
-        let mut taken: BTreeSet<RawFd> =
-            self.early.range((process, 0)..=(process, RawFd::MAX)).map(|(at, _)| at.1).collect();
-        taken.insert(owner);
-        let mut lowest_free = 0;
-        for (&(number, key), descriptor) in preview.slots.iter().zip(descriptors) {
-            if !(0..most).contains(&number) || taken.contains(&number) {
-                continue;
-            }
-            // The kernel gives it the lowest free number, which may be the right one.
-            let arguments = [owner.into(), descriptor.as_raw_fd().into(), 0.into()];
-            let fetched = tape.require(libc::SYS_pidfd_getfd, &arguments);
-            while taken.contains(&lowest_free) {
-                lowest_free += 1;
-            }
-            let is_next = lowest_free == number;
-            if !is_next {
-                tape.require(libc::SYS_dup3, &[fetched.into(), number.into(), libc::O_CLOEXEC.into()]);
-                tape.require(libc::SYS_close, &[fetched.into()]);
-            }
-            taken.insert(number);
-            fetches.push((fetched, is_next, number, key));
-        }
-        let results = Tapes::run(&mut self.stubs, process, &tape).map_err(failed)?;
-        for (fetched, is_next, number, key) in fetches {
-            if !is_next || RawFd::try_from(results.get(fetched).map_err(failed)?) == Ok(number) {
-                self.early.insert((process, number), key);
-            }
-        }
-        Ok(())
+        let us = (self.stubs.get(process)?.pid, self.stubs.inside.owner);
+        descriptors::place_early(&mut self.early, preview, descriptors, us, &mut self.stubs)
+            .map_err(|error| Error::process(process, "placing descriptors in it", error))
     }
 
     /// What is placed already and need not be given to [`Target::restore`].
     pub fn early_keys(&self) -> HashSet<ExternalKey> {
-        self.early.values().copied().collect()
+        self.early.slots.values().copied().collect()
     }
 
     /// Of what was placed early, keeps only the sockets that the caller still has in mind.
     pub fn keep_early(&mut self, is_kept: impl Fn(ExternalKey) -> bool) {
-        self.early.retain(|_, key| is_kept(*key));
+        self.early.slots.retain(|_, key| is_kept(*key));
     }
 
     /// Everything else; after it the tree is complete and stands still.
     pub fn restore(
         &mut self,
-        image: TreeImage,
+        mut image: TreeImage,
         externals: &mut dyn FnMut(ExternalKey) -> io::Result<OwnedFd>,
     ) -> Result<()> {
         if image.version != VERSION {
@@ -175,13 +140,14 @@ impl Target {
         self.make_ended(&image)?;
         self.set_sessions_and_groups(&image)?;
 
+        let descriptors = std::mem::take(&mut image.descriptors);
         let listed: Vec<descriptors::Process> = alive(&image)
             .map(|(process, _)| {
                 Ok(descriptors::Process { process: process.process, pid: self.stubs.get(process.process)?.pid })
             })
             .collect::<Result<_>>()?;
         let job = descriptors::Job { init: self.stubs.inside.init, processes: &listed };
-        let mut restorer = Restorer::new(image.descriptors.clone(), &job)?.with_early(std::mem::take(&mut self.early));
+        let mut restorer = Restorer::new(descriptors, &job)?.with_early(std::mem::take(&mut self.early));
         let filler = &self.filler;
         let mut objects = |device: (u32, u32), inode: u64| {
             filler.object(device, inode).and_then(|object| object.try_clone_to_owned().ok())

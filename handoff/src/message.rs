@@ -10,8 +10,8 @@ use crate::frame::{DecodeError, PAGES_PREFIX};
 /// The oldest meaning of the messages that this release understands.
 pub const PROTOCOL_MIN: u16 = 1;
 /// The newest meaning of the messages that this release understands. 2: sections may be packed images (crate `codec`)
-/// rather than plain MessagePack, and a preview may come before the freeze.
-pub const PROTOCOL_MAX: u16 = 2;
+/// rather than plain MessagePack, and a preview may come before the freeze. 3: sockets' images may come before the freeze.
+pub const PROTOCOL_MAX: u16 = 3;
 
 /// The first message of each side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,11 +120,20 @@ pub enum SectionKind {
     /// What the job has open while it still runs, so that the target can make it before the freeze. Each piece stands for
     /// itself; it is no part of the image.
     Preview,
+    /// Images of sockets that the job has while it still runs. Each piece stands for itself; the sockets' section names those that
+    /// are left out of it.
+    NetPreview,
 }
 
 impl SectionKind {
-    const ALL: [SectionKind; 5] =
-        [SectionKind::Tree, SectionKind::Net, SectionKind::Output, SectionKind::Shim, SectionKind::Preview];
+    const ALL: [SectionKind; 6] = [
+        SectionKind::Tree,
+        SectionKind::Net,
+        SectionKind::Output,
+        SectionKind::Shim,
+        SectionKind::Preview,
+        SectionKind::NetPreview,
+    ];
 
     fn number(self) -> u16 {
         match self {
@@ -133,6 +142,7 @@ impl SectionKind {
             SectionKind::Output => 3,
             SectionKind::Shim => 4,
             SectionKind::Preview => 5,
+            SectionKind::NetPreview => 6,
         }
     }
 }

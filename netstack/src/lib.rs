@@ -37,5 +37,5 @@ pub use info::TcpInfo;
 pub use options::{Congestion, TcpOption, TcpOptions};
 pub use packet::{Checksum, Gso, Handled, PartialChecksum, RxPacket, TxPacket};
 pub use socket::{Reuse, Shutdown, SocketError, SocketId, State, Status, Urgent};
-pub use stack::{ImageError, Stack, StackImage};
+pub use stack::{ImageError, SocketCopy, Stack, StackImage, ToldSockets};
 pub use time::Instant;

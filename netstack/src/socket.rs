@@ -17,6 +17,10 @@ impl SocketId {
         (self.0 & 0xffff_ffff) as u32
     }
 
+    pub(crate) const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     /// The name as a number, unique within its stack.
     #[must_use]
     pub const fn as_u64(self) -> u64 {

@@ -220,3 +220,45 @@ fn timestamp(options: &[u8]) -> Option<u32> {
     let at = options.windows(2).position(|pair| pair == [8, 10])?;
     Some(u32::from_be_bytes(options.get(at + 2..at + 6)?.try_into().ok()?))
 }
+
+#[test]
+fn sockets_that_were_told_before_are_left_out_until_something_touches_them() {
+    let mut pair = Pair::new(4, Link::default());
+    let listener = pair.listen(80, 16);
+    let clients: Vec<_> = (0..8).map(|_| pair.connect(80)).collect();
+    pair.run_for(SECOND);
+    let now = pair.now;
+    let servers: Vec<_> = std::iter::from_fn(|| pair.b.tcp_accept(now, listener)).collect();
+    assert_eq!(servers.len(), 8);
+    assert!(pair.b.tell(listener).is_none(), "no connection");
+    pair.write(Side::A, clients[0], b"asked");
+    pair.run_for(SECOND);
+    // The first holds what nobody has read. The times of the others pass meanwhile, which changes nothing of their images.
+    let copies: Vec<_> = servers.iter().filter_map(|&server| pair.b.tell(server)).collect();
+    assert_eq!(copies.len(), 7);
+    pair.write(Side::A, clients[3], b"asked as well");
+    pair.run_for(SECOND);
+    let told: Vec<bool> = servers.iter().map(|&server| pair.b.is_as_told(server)).collect();
+    assert_eq!(told.iter().filter(|told| **told).count(), 6, "{told:?}");
+
+    let whole = codec::to_vec(&pair.b.freeze(pair.now)).expect("encodes");
+    let mut image = pair.b.freeze_untold(pair.now);
+    let partial = codec::to_vec(&image).expect("encodes");
+    assert!(partial.len() * 3 < whole.len() * 2, "{} of {}", partial.len(), whole.len());
+    let config = pair.b.config().clone();
+    assert!(netstack::Stack::thaw(image.clone(), pair.now, config.clone()).is_err(), "most of it is missing");
+    let gathered = |copies: &[netstack::SocketCopy]| {
+        let mut told = netstack::ToldSockets::default();
+        copies.iter().for_each(|copy| told.add(copy.clone()));
+        told
+    };
+    assert!(image.clone().complete(gathered(&copies[..2])).is_err(), "some of it is missing");
+    image.complete(gathered(&copies)).expect("all were told");
+    assert_eq!(codec::to_vec(&image).expect("encodes"), whole);
+    netstack::Stack::thaw(image, pair.now, config).expect("thaws");
+
+    pair.b.forget_told();
+    let mut image = pair.b.freeze_untold(pair.now);
+    image.complete(gathered(&[])).expect("nothing is left out");
+    assert_eq!(codec::to_vec(&image).expect("encodes"), whole);
+}

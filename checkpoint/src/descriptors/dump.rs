@@ -8,6 +8,7 @@ use sys::fds::{self, Owner};
 use sys::tape::Tape;
 use sys::{Pid, libc};
 
+use super::ahead::{Ahead, EpollInfo};
 use super::image::{Kind, OpenFile, ProcessLock, SignalTarget, Slot, Table, TargetKind, TreeDescriptors};
 use super::kinds::{self, Dumping, Problem, View, index32, locks};
 use super::scan::{self, Listed, Observed, Scan, Seen, is_gone};
@@ -78,13 +79,28 @@ pub fn required_files(job: &Job<'_>) -> Result<Vec<RequiredFile>> {
     Ok(files.into_iter().collect())
 }
 
-/// The image of all descriptors of a frozen job. Changes nothing that the job could notice.
+/// The image of all descriptors of a frozen job. Changes nothing that the job could notice. `epolls` are the epoll instances that it
+/// had when it was last looked at.
 ///
 /// # Errors
 /// [`Error::Stays`] when something can't move after all; the job may simply go on.
-pub fn dump(job: &Job<'_>, external: &dyn External, layout: &Layout, tapes: &mut dyn Tapes) -> Result<TreeDescriptors> {
-    let (scan, flags) = look_into(job, tapes)?;
+pub fn dump(
+    job: &Job<'_>,
+    external: &dyn External,
+    layout: &Layout,
+    epolls: &mut [EpollInfo],
+    tapes: &mut dyn Tapes,
+) -> Result<TreeDescriptors> {
+    let (looked, ahead) = std::thread::scope(|scope| {
+        let ahead = scope.spawn(|| Ahead::read(epolls));
+        (look_into(job, tapes), ahead.join())
+    });
+    let (scan, flags) = looked?;
     let view = View::new(job, external, &scan, true);
+    // One that panicked leaves everything to be read by who needs it.
+    if let Ok(ahead) = ahead {
+        ahead.tell(&view);
+    }
     let mut dump = Dumping {
         view: &view,
         layout,

@@ -80,6 +80,9 @@ pub(super) fn handler(seen: &Seen) -> &'static dyn Handler {
     HANDLERS.iter().copied().find(|handler| handler.recognises(seen)).unwrap_or(&others::Other)
 }
 
+/// The kernel looks through all sockets to find one: so many are asked for one by one, more with all others in one go.
+const ASKED_FOR_SINGLY: usize = 8;
+
 /// What handlers look at.
 pub(super) struct View<'a> {
     /// The processes.
@@ -113,13 +116,35 @@ impl<'a> View<'a> {
         self.external.key(kind, status.inode)
     }
 
-    /// The Unix sockets of the job's network namespace, by inode.
+    /// The Unix sockets of the job's network namespace, by inode: those that listen, those of the job that aren't the caller's, and
+    /// their peers; perhaps others.
     pub fn unix_sockets(&self) -> io::Result<&HashMap<u64, UnixSocket>> {
         if let Some(known) = self.unix.get() {
             return Ok(known);
         }
-        let socket = namespace::enter(self.job.init, diag::open)?;
-        let known = diag::unix_sockets(&socket)?;
+        let diag = namespace::enter(self.job.init, diag::open)?;
+        let own: Vec<u64> =
+            self.scan.files.iter().filter(|seen| self.key(seen).is_none()).filter_map(Seen::socket).collect();
+        let known = if own.len() > ASKED_FOR_SINGLY {
+            diag::unix_sockets(&diag)?
+        } else {
+            // The caller has thousands of them in the namespace.
+            let mut known = diag::unix_listeners(&diag)?;
+            for inode in own {
+                if known.contains_key(&inode) {
+                    continue;
+                }
+                let Some(socket) = diag::unix_socket(&diag, inode)? else { continue };
+                if let Some(peer) = socket.peer
+                    && !known.contains_key(&peer)
+                    && let Some(peer) = diag::unix_socket(&diag, peer)?
+                {
+                    known.insert(peer.inode, peer);
+                }
+                known.insert(inode, socket);
+            }
+            known
+        };
         Ok(self.unix.get_or_init(|| known))
     }
 

@@ -5,6 +5,7 @@
 //! | [`image`] | tables, open files and objects as plain data |
 //! | `scan` | which descriptors there are, and which are the same open file |
 //! | `kinds` | one handler for each kind: recognises, says what keeps it here, dumps; and makes it anew |
+//! | `ahead` | what a second thread reads in the freeze |
 //! | `dump` | asks the handlers, gathers flags |
 //! | `preview` | which sockets of the caller's are likely to be there in the freeze |
 //! | `namespace` | work done inside the job's mount and network namespaces |
@@ -17,6 +18,7 @@
 //! - What two machines can't both have (locks, the names of Unix sockets in a shared file system) is taken in
 //!   [`Restorer::finish`], after the job's owner has changed.
 
+mod ahead;
 mod dump;
 pub mod image;
 mod kinds;
@@ -31,11 +33,13 @@ use std::os::fd::{BorrowedFd, RawFd};
 use sys::Pid;
 use sys::tape::{Results, Tape};
 
+pub use ahead::EpollInfo;
 pub use dump::{dump, required_files, stay_reasons};
 pub use image::TreeDescriptors;
 pub(crate) use preview::Early;
-pub use preview::{Preview, preview};
+pub use preview::{EpollPreview, Preview, preview};
 pub use restore::Restorer;
+pub(crate) use restore::place_early;
 
 /// A process of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,13 +10,15 @@ mod epolls;
 mod make;
 mod tables;
 
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use sys::tape::Tape;
 use sys::{fds, libc};
 
+pub(crate) use self::early::place as place_early;
 use self::tables::Channel;
 use super::image::{Kind, LockImage, TreeDescriptors};
 use super::kinds::unix::make::Scratch;
@@ -44,6 +46,8 @@ pub struct Restorer {
     files: Vec<Option<OwnedFd>>,
     /// What is in the stubs' tables already.
     early: Early,
+    /// The epoll instances among that which the image has there: by index of the file, process and number.
+    kept_epolls: HashMap<u32, (u32, RawFd)>,
     scratches: Vec<Scratch>,
 }
 
@@ -60,7 +64,8 @@ impl Restorer {
             init: job.init,
             processes: job.processes.to_vec(),
             files,
-            early: Early::new(),
+            early: Early::default(),
+            kept_epolls: HashMap::new(),
             scratches: Vec::new(),
         })
     }
@@ -80,14 +85,16 @@ impl Restorer {
         externals: &mut Externals<'_>,
         objects: &mut Objects<'_>,
     ) -> Result<()> {
-        make::make(self, objects)?;
         let mut uses = self.count_uses();
+        self.kept_epolls = early::kept_epolls(self);
+        make::make(self, objects)?;
         early::fetch_misplaced(self, &uses)?;
+        let watched = early::settle_watches(self, tapes)?;
         let mut channels: Vec<Channel> = Vec::with_capacity(self.image.tables.len());
         for index in 0..self.image.tables.len() {
             channels.push(tables::place(self, index, &mut uses, tapes, externals)?);
         }
-        epolls::fill(self, &channels, tapes, externals)?;
+        epolls::fill(self, &channels, &watched, tapes, externals)?;
         for channel in &channels {
             channel.close(tapes)?;
         }

@@ -70,6 +70,12 @@ impl Seen {
         Ok(self.info.get_or_init(|| info))
     }
 
+    /// Takes what somebody else has read of it.
+    pub fn know(&self, info: FdInfo) {
+        // Read already, it says the same.
+        let _ = self.info.set(info);
+    }
+
     /// A duplicate of the descriptor of ours.
     pub fn file(&self) -> io::Result<&OwnedFd> {
         if let Some(file) = self.file.get() {
@@ -103,7 +109,8 @@ impl FdInfo {
         FdInfo::parse(text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "fdinfo without flags"))
     }
 
-    fn parse(text: String) -> Option<FdInfo> {
+    /// Understands its text.
+    pub fn parse(text: String) -> Option<FdInfo> {
         let info = FdInfo { position: 0, flags: 0, text };
         let position = info.value("pos:").and_then(|text| text.parse().ok()).unwrap_or(0);
         let flags = i32::from_str_radix(info.value("flags:")?, 8).ok()?;

@@ -174,7 +174,7 @@ impl Tree {
         let processes = self.processes.clone();
         let job = Job { init: processes[0].pid, processes: &processes };
         // The programs' output, a pipe to the test that it has closed by now, is a pipe without a reader.
-        descriptors::dump(&job, external, &Layout::default(), self)
+        descriptors::dump(&job, external, &Layout::default(), &mut [], self)
     }
 
     pub fn restore(

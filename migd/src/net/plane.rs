@@ -15,6 +15,7 @@ use super::capture::{PacketStream, RecordingImage};
 use super::config::NetConfig;
 use super::describe::SocketDescription;
 use super::home::{AwayImage, Board, Guest, Visitor};
+use super::preview::NetPreview;
 use super::pump::{Pump, Start};
 use super::stock::Stock;
 
@@ -83,9 +84,17 @@ impl NetError {
 /// What the net thread is asked.
 pub(super) enum Command {
     Park(Sender<()>),
-    /// With `stays` a stack that is here is to become the job's home.
+    /// Copies of these sockets; with `anew` what was told before doesn't count any more.
+    Tell {
+        keys: Vec<SocketKey>,
+        anew: bool,
+        answer: Sender<Result<NetPreview, NetError>>,
+    },
+    /// With `stays` a stack that is here is to become the job's home. With `untold` the sockets are left out that are as they
+    /// were told.
     Freeze {
         stays: bool,
+        untold: bool,
         answer: Sender<Result<NetImage, NetError>>,
     },
     /// The processes are elsewhere from now on, under this epoch.
@@ -208,22 +217,32 @@ impl NetPlane {
     /// Parks the plane and takes its image. Every thread of the job must be stopped already. On an error the plane stays parked;
     /// [`NetPlane::resume`] undoes it in any case.
     pub fn freeze(&self) -> Result<NetImage, NetError> {
-        self.begin_freeze(false)?.finish()
+        self.begin_freeze(false, false)?.finish()
+    }
+
+    /// Images of those among the sockets that are idle, while all go on; with `anew` what was told before doesn't count any more.
+    /// The net thread does nothing else meanwhile, so it should be asked for few at a time.
+    ///
+    /// # Errors
+    /// [`NetError::Stopped`], or the kernel can't be asked for a socket's queues.
+    pub fn preview(&self, keys: Vec<SocketKey>, anew: bool) -> Result<NetPreview, NetError> {
+        self.ask(|answer| Command::Tell { keys, anew, answer })?
     }
 
     /// Parks the plane and begins to take its image, so that the caller can do something else meanwhile: when this returns
-    /// nothing moves any more. `stays` as [`NetPlane::freeze_without_sockets`].
-    pub fn begin_freeze(&self, stays: bool) -> Result<Freezing, NetError> {
+    /// nothing moves any more. `stays` as [`NetPlane::freeze_without_sockets`]; with `untold` the sockets are left out that are
+    /// as [`NetPlane::preview`] told them.
+    pub fn begin_freeze(&self, stays: bool, untold: bool) -> Result<Freezing, NetError> {
         self.ask(Command::Park)?;
         let (answer, image) = bounded(1);
-        self.commands.send(Command::Freeze { stays, answer }).map_err(|_| NetError::Stopped)?;
+        self.commands.send(Command::Freeze { stays, untold, answer }).map_err(|_| NetError::Stopped)?;
         self.wake.signal();
         Ok(Freezing { image })
     }
 
     /// As [`NetPlane::freeze`] for a process whose sockets stay: here, if they are here, or at the home where they are already.
     pub fn freeze_without_sockets(&self) -> Result<NetImage, NetError> {
-        self.begin_freeze(true)?.finish()
+        self.begin_freeze(true, false)?.finish()
     }
 
     /// Makes this plane, which was frozen, the home of a job whose process is elsewhere from now on. The stack goes on at

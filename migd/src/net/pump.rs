@@ -43,6 +43,9 @@ const PACKET_WEIGHT: usize = 2 << 10;
 /// Packets from this length on are bulk rather than requests and answers.
 const BULK_LEN: usize = 8 << 10;
 
+/// Events taken in at once.
+const EVENTS_A_ROUND: usize = 256;
+
 /// How the plane begins.
 pub(super) enum Start {
     Fresh,
@@ -171,7 +174,7 @@ impl Pump {
 
     /// Runs until told to stop.
     pub(super) fn run(mut self) {
-        let mut events = Events::with_capacity(256);
+        let mut events = Events::with_capacity(EVENTS_A_ROUND);
         loop {
             let timeout = self.timeout();
             if let Err(error) = self.wait(&mut events, timeout) {
@@ -180,30 +183,8 @@ impl Pump {
             }
             let mut commanded = false;
             for event in events.iter() {
-                match event.token {
-                    TOKEN_TUN => self.tun_readable = true,
-                    TOKEN_WIRE => self.wire.iter_mut().for_each(|wire| wire.readable = true),
-                    TOKEN_LISTENER => {
-                        if !self.listener_event(event.ready) {
-                            continue;
-                        }
-                    }
-                    TOKEN_COMMAND => commanded = true,
-                    TOKEN_AWAY => {
-                        if let Some(away) = self.bridge.stack.as_away() {
-                            away.note_ready();
-                        }
-                    }
-                    line if line >= TOKEN_LINES => {
-                        if let Some(home) = &mut self.home {
-                            home.note_ready(line - TOKEN_LINES);
-                        }
-                    }
-                    key => {
-                        self.spin.note_socket(key);
-                        self.bridge.handle_event(SocketKey(key), event.ready);
-                    }
-                }
+                commanded |= event.token == TOKEN_COMMAND;
+                self.note(event.token, event.ready);
             }
             // A command acts on a settled state: what has arrived before it is worked off first.
             if !self.parked {
@@ -241,15 +222,38 @@ impl Pump {
         self.epoll.wait(events, timeout.map(|timeout| timeout.saturating_sub(begun.elapsed())))
     }
 
+    /// Notes what an event says.
+    fn note(&mut self, token: u64, ready: Interest) {
+        match token {
+            TOKEN_TUN => self.tun_readable = true,
+            TOKEN_WIRE => self.wire.iter_mut().for_each(|wire| wire.readable = true),
+            TOKEN_LISTENER => self.note_listener(ready),
+            TOKEN_COMMAND => {}
+            TOKEN_AWAY => {
+                if let Some(away) = self.bridge.stack.as_away() {
+                    away.note_ready();
+                }
+            }
+            line if line >= TOKEN_LINES => {
+                if let Some(home) = &mut self.home {
+                    home.note_ready(line - TOKEN_LINES);
+                }
+            }
+            key => {
+                self.spin.note_socket(key);
+                self.bridge.handle_event(SocketKey(key), ready);
+            }
+        }
+    }
+
     /// Notes waiting calls; the end of the last process under the filter shows as a hang-up, after which there is nothing
     /// to wait for.
-    fn listener_event(&mut self, ready: Interest) -> bool {
+    fn note_listener(&mut self, ready: Interest) {
         if ready.contains(Interest::IN) {
             self.calls_waiting = true;
-            return true;
+        } else {
+            drop(self.epoll.remove(self.bridge.listener().as_fd()));
         }
-        drop(self.epoll.remove(self.bridge.listener().as_fd()));
-        false
     }
 
     fn round(&mut self) {
@@ -462,9 +466,15 @@ impl Pump {
                     self.park();
                     let _ = answer.send(());
                 }
-                Command::Freeze { stays, answer } => {
+                Command::Tell { keys, anew, answer } => {
+                    if anew {
+                        self.bridge.forget_told();
+                    }
+                    drop(answer.send(self.bridge.tell(&keys)));
+                }
+                Command::Freeze { stays, untold, answer } => {
                     self.park();
-                    drop(answer.send(self.freeze(stays)));
+                    drop(answer.send(self.freeze(stays, untold)));
                 }
                 Command::BecomeHome { epoch, board, answer } => {
                     let ids = self.bridge.ids();
@@ -516,13 +526,34 @@ impl Pump {
         std::ops::ControlFlow::Continue(())
     }
 
-    fn freeze(&mut self, stays: bool) -> Result<NetImage, NetError> {
+    fn freeze(&mut self, stays: bool, untold: bool) -> Result<NetImage, NetError> {
         let now = self.clock.now();
         self.bridge.set_now(now);
-        let bridge = self.bridge.freeze()?;
-        let stack = if stays { None } else { self.bridge.stack.freeze(now) };
+        self.note_all().map_err(NetError::io("ask for what happened to the sockets"))?;
+        let untold = untold && !stays;
+        let bridge = self.bridge.freeze(untold)?;
+        let stack = match (stays, untold) {
+            (true, _) => None,
+            (false, true) => self.bridge.stack.freeze_untold(now),
+            (false, false) => self.bridge.stack.freeze(now),
+        };
         let away = if stack.is_none() { Some(self.bridge.stack.away_image(&self.bridge.ids())?) } else { None };
         Ok(NetImage { stack, away, bridge, recordings: self.recorder.freeze() })
+    }
+
+    /// Notes all that has happened so far.
+    fn note_all(&mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS_A_ROUND);
+        loop {
+            self.epoll.wait(&mut events, Some(Duration::ZERO))?;
+            for event in events.iter() {
+                self.note(event.token, event.ready);
+            }
+            // What is reported again and again, as a command is, must not keep us here.
+            if events.iter().count() < EVENTS_A_ROUND {
+                return Ok(());
+            }
+        }
     }
 
     /// Stops listening to everything but commands. Level-triggered events would otherwise spin.
@@ -550,7 +581,7 @@ impl Pump {
                 home.thaw();
             }
             // What happened to the pairs meanwhile was noted; the first round, in a moment, serves it.
-            self.bridge.enqueue_all();
+            self.bridge.enqueue_busy();
         }
     }
 }

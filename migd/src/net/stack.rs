@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 
 use netstack::{
-    Handled, Instant, Reuse, RxPacket, Shutdown, SocketError, SocketId, StackImage, Status, TcpInfo, TcpOption,
-    TcpOptions, TxPacket,
+    Handled, Instant, Reuse, RxPacket, Shutdown, SocketCopy, SocketError, SocketId, StackImage, Status, TcpInfo,
+    TcpOption, TcpOptions, TxPacket,
 };
 
 use super::home::{Away, AwayImage};
@@ -79,6 +79,42 @@ impl Stack {
         match self {
             Stack::Here(stack) => Some(Box::new(stack.freeze(now))),
             Stack::Away(_) => None,
+        }
+    }
+
+    /// The same without the sockets that were told before and have not been touched since.
+    pub(super) fn freeze_untold(&self, now: Instant) -> Option<Box<StackImage>> {
+        match self {
+            Stack::Here(stack) => Some(Box::new(stack.freeze_untold(now))),
+            Stack::Away(_) => None,
+        }
+    }
+
+    pub(super) fn tell(&mut self, id: SocketId) -> Option<SocketCopy> {
+        match self {
+            Stack::Here(stack) => stack.tell(id),
+            Stack::Away(_) => None,
+        }
+    }
+
+    pub(super) fn is_idle(&self, id: SocketId) -> bool {
+        match self {
+            Stack::Here(stack) => stack.is_idle(id),
+            Stack::Away(_) => false,
+        }
+    }
+
+    pub(super) fn is_as_told(&self, id: SocketId) -> bool {
+        match self {
+            Stack::Here(stack) => stack.is_as_told(id),
+            Stack::Away(_) => false,
+        }
+    }
+
+    pub(super) fn forget_told(&mut self) {
+        match self {
+            Stack::Here(stack) => stack.forget_told(),
+            Stack::Away(_) => {}
         }
     }
 

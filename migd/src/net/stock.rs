@@ -59,7 +59,7 @@ impl Stock {
         self.pairs.retain(|key, _| is_kept(*key));
     }
 
-    /// Makes pairs and returns the programs' ends in the order of the keys; fewer when there is no room for all.
+    /// Makes pairs and returns the programs' ends, non-blocking, in the order of the keys; fewer when there is no room for all.
     ///
     /// # Errors
     /// The kernel refused to make one, or a key is there already.
@@ -72,7 +72,7 @@ impl Stock {
                 if let Some(namespace) = namespace {
                     unix::enter_network_namespace(namespace.as_fd())?;
                 }
-                keys.iter().map(|_| Pair::new(false)).collect::<io::Result<Vec<Pair>>>()
+                keys.iter().map(|_| Pair::new(true)).collect::<io::Result<Vec<Pair>>>()
             });
             making.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes socket pairs panicked")))
         })?;

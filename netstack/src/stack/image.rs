@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::clock::Clock;
 use super::limit::Limiter;
 use super::reply::Replies;
-use super::slab::Slab;
+use super::slab::{Rest, Slab};
 use super::socket::{Kind, Socket};
 use super::{Flow, Stack};
 use crate::fragments::{Fragments, Partial};
@@ -29,11 +29,13 @@ use crate::{Config, Instant, State};
 /// of every format.
 const VERSION: u32 = 1;
 
-/// After a thaw so many connections with nothing to say acknowledge at once, the others one in each step, or faster when they
-/// would take longer in all than an acknowledgment may be delayed (RFC 9293, MUST-40: half a second).
-const SPEAK_AT_ONCE: usize = 64;
-const SPEAK_STEP: Duration = Duration::from_micros(50);
-const SPEAK_WITHIN: Duration = Duration::from_millis(400);
+/// A connection that has been silent for longer has nothing to say after a thaw.
+const SILENT: Duration = Duration::from_secs(60);
+/// After a thaw so many idle connections acknowledge at a time, and more when that would take more steps than these: an
+/// acknowledgment may be delayed by half a second (RFC 9293, MUST-40).
+const SPEAK_AT_A_TIME: usize = 64;
+const SPEAK_STEP: Duration = Duration::from_micros(2500);
+const SPEAK_STEPS: usize = 160;
 
 /// A frozen stack: every socket in every state. Made by [`Stack::freeze`], continued by [`Stack::thaw`].
 ///
@@ -44,7 +46,7 @@ pub struct StackImage {
     /// The stack's clock at the freeze; all times in the image are told by it.
     frozen_at: Instant,
     keys: Keys,
-    sockets: Slab<Socket>,
+    pub(super) sockets: Slab<Socket>,
     half_open: Slab<HalfOpen>,
     time_wait: Slab<TimeWait>,
     /// Connections in the order in which they were to send.
@@ -60,6 +62,9 @@ pub struct StackImage {
     /// Packets that the driver had yet to take.
     #[serde(default)]
     foreign: VecDeque<serde_bytes::ByteBuf>,
+    /// In the place of `sockets`, those that were not told before.
+    #[serde(default)]
+    pub(super) rest: Option<Rest<Socket>>,
 }
 
 /// Why an image can't be thawed.
@@ -93,11 +98,21 @@ impl Stack {
     /// The whole stack as data. Changes nothing: a stack that is frozen in vain simply goes on.
     #[must_use]
     pub fn freeze(&self, now: Instant) -> StackImage {
+        self.image(now, self.sockets.clone(), None)
+    }
+
+    /// The same without the sockets that are as they were told ([`Stack::tell`]): [`StackImage::complete`] puts them in.
+    #[must_use]
+    pub fn freeze_untold(&self, now: Instant) -> StackImage {
+        self.image(now, Slab::default(), Some(self.sockets.rest()))
+    }
+
+    fn image(&self, now: Instant, copied: Slab<Socket>, rest: Option<Rest<Socket>>) -> StackImage {
         let Stack {
             config: _,
             keys,
             clock,
-            sockets,
+            sockets: _,
             half_open,
             time_wait,
             flows: _,
@@ -120,7 +135,8 @@ impl Stack {
             version: VERSION,
             frozen_at: clock.peek(now),
             keys: keys.clone(),
-            sockets: sockets.clone(),
+            sockets: copied,
+            rest,
             half_open: half_open.clone(),
             time_wait: time_wait.clone(),
             ready: ready.clone(),
@@ -160,6 +176,7 @@ impl Stack {
             limiter,
             fragments,
             foreign,
+            rest: _,
         } = image;
         let mut stack = Stack::with_keys(config, keys, Clock::resume(frozen_at, now));
         stack.sockets = sockets;
@@ -178,6 +195,7 @@ impl Stack {
 
     /// Derives the tables from the data.
     fn rebuild(&mut self) {
+        self.flows.reserve(self.sockets.len() + self.half_open.len() + self.time_wait.len());
         for (slot, socket) in self.sockets.iter() {
             if let Some(bound) = socket.bound {
                 self.ports.add_owner(bound.port(), slot);
@@ -206,31 +224,36 @@ impl Stack {
         }
     }
 
-    /// Lets every connection with something to say say it, and the driver look at every socket.
+    /// Lets every connection with something to say say it, and the driver look at every socket that isn't idle.
     ///
-    /// Those with nothing to say, whose peers may have spoken in vain, acknowledge what they have one after the other, those that
-    /// spoke last first: all at once, thousands of them would hold up those with something to say.
+    /// Idle ones whose peers may have spoken in vain acknowledge what they have, those that spoke last first, some at a time:
+    /// all at once, thousands of them would hold up those with something to say.
     fn speak(&mut self, now: Instant) {
         let slots: Vec<u32> = self.sockets.iter().map(|(slot, _)| slot).collect();
-        let mut later = Vec::new();
+        let mut idle = Vec::new();
         for slot in slots {
-            let says = self.with_connection(now, slot, |connection, env| connection.wake_after_thaw(env));
-            if let Some(AfterThaw::MaySpeak { latest }) = says {
-                later.push((std::cmp::Reverse(latest), slot));
-            } else {
-                self.touch(slot);
+            match self.with_connection(now, slot, |connection, env| connection.wake_after_thaw(env)) {
+                Some(AfterThaw::Idle { latest }) => idle.push((latest, slot)),
+                _ => {
+                    self.touch(slot);
+                    self.note_change(slot);
+                }
             }
-            self.note_change(slot);
         }
-        later.sort_unstable();
-        let step = SPEAK_WITHIN.checked_div(u32::try_from(later.len()).unwrap_or(u32::MAX)).unwrap_or_default();
+        idle.retain(|(latest, _)| now.since(*latest) < SILENT);
+        idle.sort_unstable_by_key(|&(latest, slot)| (std::cmp::Reverse(latest), slot));
+        let at_a_time = idle.len().div_ceil(SPEAK_STEPS).max(SPEAK_AT_A_TIME);
         let mut at = now;
-        for (place, (_, slot)) in later.into_iter().enumerate() {
-            if place >= SPEAK_AT_ONCE {
-                at += step.min(SPEAK_STEP);
+        for some in idle.chunks(at_a_time) {
+            for &(_, slot) in some {
+                self.with_connection(now, slot, |connection, _| connection.speak_at(now, at));
+                if at == now {
+                    self.touch(slot);
+                } else {
+                    self.watch_timers(slot);
+                }
             }
-            self.with_connection(now, slot, |connection, _| connection.speak_at(now, at));
-            self.touch(slot);
+            at += SPEAK_STEP;
         }
     }
 }
@@ -243,6 +266,9 @@ impl StackImage {
             return Err(ImageError::Version { found: self.version, known: VERSION });
         }
         let corrupt = |what: String| Err(ImageError::Corrupt(what));
+        if self.rest.is_some() {
+            return corrupt("the sockets are missing that were told before".into());
+        }
         if !self.sockets.is_consistent()
             || !self.half_open.is_consistent()
             || !self.time_wait.is_consistent()
@@ -250,7 +276,7 @@ impl StackImage {
         {
             return corrupt("free places don't match".into());
         }
-        let mut flows = std::collections::HashSet::new();
+        let mut flows = std::collections::HashSet::with_capacity_and_hasher(self.sockets.len(), self.keys.table);
         let mut claim = |tuple: &Tuple| -> Result<(), ImageError> {
             if !tuple.local.is_loopback() && !config.addresses.contains(&tuple.local) {
                 let text =

@@ -4,7 +4,8 @@
 //! * [`sockets`]: the calls a program makes;
 //! * [`receive`]: packets in;
 //! * [`transmit`]: packets out, and the loop back;
-//! * [`image`]: freeze and thaw.
+//! * [`image`]: freeze and thaw;
+//! * [`told`]: what of it leaves before the freeze.
 
 mod clock;
 mod image;
@@ -16,6 +17,7 @@ pub(crate) mod slab;
 mod socket;
 mod sockets;
 pub(crate) mod timer_queue;
+mod told;
 mod transmit;
 
 use std::collections::{HashMap, VecDeque};
@@ -23,6 +25,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub use self::image::{ImageError, StackImage};
+pub use self::told::{SocketCopy, ToldSockets};
 
 use self::clock::Clock;
 use self::limit::Limiter;

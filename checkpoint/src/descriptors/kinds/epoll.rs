@@ -18,14 +18,18 @@ pub(in super::super) struct Epoll;
 
 /// A `tfd:` line of fdinfo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Line {
-    number: i32,
-    events: u32,
-    data: u64,
-    inode: u64,
+pub(in super::super) struct Line {
+    /// The number that the file was added with.
+    pub number: i32,
+    /// EPOLL*.
+    pub events: u32,
+    /// The program's word.
+    pub data: u64,
+    /// The file's.
+    pub inode: u64,
 }
 
-fn parse(line: &str) -> Option<Line> {
+pub(in super::super) fn parse(line: &str) -> Option<Line> {
     // "       5 events:       19 data:                5  pos:0 ino:29f sdev:9"
     let mut words = line.split_ascii_whitespace();
     let number = words.next()?.parse().ok()?;

@@ -13,6 +13,7 @@ use sys::tape::{Argument, Tape};
 
 use super::super::Tapes;
 use super::super::image::{EpollWatch, Kind, Slot, TreeDescriptors};
+use super::super::kinds::index32;
 use super::tables::{Channel, fetch};
 use super::{Externals, Restorer};
 use crate::error::{Error, Result};
@@ -47,7 +48,8 @@ struct Assignment {
     displaced: Vec<(usize, Addition)>,
 }
 
-fn assign(image: &TreeDescriptors) -> Assignment {
+/// All watches but those that are there already: by index of the epoll's file, and number.
+fn assign(image: &TreeDescriptors, watched: &HashSet<(u32, RawFd)>) -> Assignment {
     let Assignment { mut straight, mut displaced } = Assignment::default();
     for (index, file) in image.files.iter().enumerate() {
         let Kind::Epoll { watches } = &file.kind else { continue };
@@ -57,6 +59,7 @@ fn assign(image: &TreeDescriptors) -> Assignment {
                 slot_of(&image.tables[*table].slots, watch.number).is_some_and(|slot| slot.file == watch.file)
             };
             match (places.iter().find(fits), places.first()) {
+                (Some(_), _) if watched.contains(&(index32(index), watch.number)) => {}
                 (Some(&(table, epoll)), _) => straight.entry(table).or_default().push(Addition { epoll, watch }),
                 (None, Some(&(table, epoll))) => displaced.push((table, Addition { epoll, watch })),
                 (None, None) => {}
@@ -68,17 +71,18 @@ fn assign(image: &TreeDescriptors) -> Assignment {
 
 /// Watches with numbers that mean something else, with the index of the table whose process adds them.
 pub(super) fn displaced(image: &TreeDescriptors) -> Vec<(usize, EpollWatch)> {
-    assign(image).displaced.into_iter().map(|(table, addition)| (table, addition.watch)).collect()
+    assign(image, &HashSet::new()).displaced.into_iter().map(|(table, addition)| (table, addition.watch)).collect()
 }
 
-/// Fills all epolls. Every table is complete by now.
+/// Fills all epolls, with all but what they watch already. Every table is complete by now.
 pub(super) fn fill(
     restorer: &mut Restorer,
     channels: &[Channel],
+    watched: &HashSet<(u32, RawFd)>,
     tapes: &mut dyn Tapes,
     externals: &mut Externals<'_>,
 ) -> Result<()> {
-    let Assignment { straight, displaced } = assign(&restorer.image);
+    let Assignment { straight, displaced } = assign(&restorer.image, watched);
     for (table, additions) in straight {
         let process = channels[table].process;
         add_all(process, &additions, tapes).map_err(|error| failed(process, error))?;

@@ -21,7 +21,7 @@ struct Inside {
     sockets: unix::make::Made,
 }
 
-/// Makes all files but the caller's, which are fetched when they are placed.
+/// Makes all files but the caller's, which are fetched when they are placed, and what is in its place already.
 pub(super) fn make(restorer: &mut Restorer, objects: &mut Objects<'_>) -> Result<()> {
     let inside = make_inside(restorer).map_err(|error| Error::system("opening the job's files here", error))?;
     let Inside { mut files, mut pipes, contents, sockets } = inside;
@@ -36,6 +36,9 @@ pub(super) fn make(restorer: &mut Restorer, objects: &mut Objects<'_>) -> Result
     }
     let mut unix: Vec<Option<OwnedFd>> = sockets.sockets.into_iter().map(Some).collect();
     for (index, file) in restorer.image.files.iter().enumerate() {
+        if u32::try_from(index).is_ok_and(|index| restorer.kept_epolls.contains_key(&index)) {
+            continue;
+        }
         let made = match &file.kind {
             Kind::External(_) => continue,
             Kind::Path(_) | Kind::Inotify { .. } | Kind::Socket(_) => files.remove(&index),

@@ -30,6 +30,7 @@ use super::socket::{
 };
 use super::{Bridge, PAIR_BUFFER};
 use crate::net::plane::NetError;
+use crate::net::preview::NetPreview;
 use crate::net::stack::Stack;
 use crate::net::stock::Reserved;
 
@@ -38,10 +39,14 @@ use crate::net::stock::Reserved;
 pub struct BridgeImage {
     next_key: u64,
     sockets: Vec<SocketImage>,
+    /// Sockets that are as they were told before, and are left out.
+    #[serde(default)]
+    told: Vec<SocketKey>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct SocketImage {
+/// What the bridge knows of one socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(in crate::net) struct SocketImage {
     key: SocketKey,
     family: Family,
     phase: PhaseImage,
@@ -68,7 +73,7 @@ struct SocketImage {
     written_mark: Option<usize>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum PhaseImage {
     Idle { id: SocketId },
     Listening { id: SocketId, returned: Vec<SocketId> },
@@ -83,8 +88,11 @@ struct Places(OnceCell<HashMap<u64, (i32, i32)>>);
 
 impl Bridge {
     /// Works off what has happened so far and takes the bridge's image. The job stands still.
-    pub(in crate::net) fn freeze(&mut self) -> Result<BridgeImage, NetError> {
-        let keys: Vec<SocketKey> = self.sockets.keys().copied().collect();
+    ///
+    /// With `untold` those sockets are left out that are as they were told. Every event must have been noted.
+    pub(in crate::net) fn freeze(&mut self, untold: bool) -> Result<BridgeImage, NetError> {
+        let (told, keys): (Vec<_>, Vec<_>) =
+            self.sockets.keys().copied().partition(|&key| untold && self.is_as_told(key));
         for &key in &keys {
             self.enqueue(key);
         }
@@ -98,10 +106,53 @@ impl Bridge {
         self.deadlines.clear();
         let places = Places::default();
         self.drop_closed(&places);
-        let mut keys: Vec<SocketKey> = self.sockets.keys().copied().collect();
+        // Serving one may have touched another.
+        let told: Vec<SocketKey> = told.into_iter().filter(|&key| self.is_untouched(key)).collect();
+        let left_out: HashSet<SocketKey> = told.iter().copied().collect();
+        let mut keys: Vec<SocketKey> = self.sockets.keys().copied().filter(|key| !left_out.contains(key)).collect();
         keys.sort_unstable();
         let sockets = keys.into_iter().map(|key| self.image(key, &places)).collect::<Result<Vec<_>, _>>()?;
-        Ok(BridgeImage { next_key: self.next_key, sockets: sockets.into_iter().flatten().collect() })
+        Ok(BridgeImage { next_key: self.next_key, sockets: sockets.into_iter().flatten().collect(), told })
+    }
+
+    /// Images of those among these sockets that hold nothing, in the stack and in the bridge; remembered as told.
+    pub(in crate::net) fn tell(&mut self, keys: &[SocketKey]) -> Result<NetPreview, NetError> {
+        let mut preview = NetPreview::default();
+        let places = Places::default();
+        for &key in keys {
+            let Some(id) = self.sockets.get(&key).filter(|socket| is_calm(socket)).and_then(Socket::id) else {
+                continue;
+            };
+            let Some(copy) = (!self.queued.contains(&key)).then(|| self.stack.tell(id)).flatten() else { continue };
+            // The stack leaves out what it told, whatever the bridge thinks of it.
+            preview.stack.push(copy);
+            let Some(image) = self.image(key, &places)? else { continue };
+            if image.unread.is_empty() && image.written.is_empty() {
+                self.told.insert(key, image.clone());
+                preview.sockets.push(image);
+            }
+        }
+        Ok(preview)
+    }
+
+    /// What was told before doesn't count any more.
+    pub(in crate::net) fn forget_told(&mut self) {
+        self.told = HashMap::new();
+        self.stack.forget_told();
+    }
+
+    /// Whether nothing has happened to a socket since it was told. No byte has come to the pair: its stack's socket was not
+    /// touched. None has been written into it: that would be an event.
+    fn is_as_told(&self, key: SocketKey) -> bool {
+        let (Some(socket), Some(told)) = (self.sockets.get(&key), self.told.get(&key)) else { return false };
+        self.is_untouched(key) && socket_image(key, socket, false, Waiting::default(), Waiting::default()) == *told
+    }
+
+    fn is_untouched(&self, key: SocketKey) -> bool {
+        let Some(socket) = self.sockets.get(&key) else { return false };
+        is_calm(socket)
+            && socket.id().is_some_and(|id| self.stack.is_as_told(id))
+            && (self.queued.is_empty() || !self.queued.contains(&key))
     }
 
     fn forget_calls(&mut self, key: SocketKey) {
@@ -161,22 +212,7 @@ impl Bridge {
             Phase::Connected { end, connected, .. } if !connected.finished => peek(end.fd.as_fd())?,
             _ => Waiting::default(),
         };
-        Ok(Some(SocketImage {
-            key,
-            family: socket.family,
-            phase: phase_image(&socket.phase, error_pending),
-            options: socket.options.clone(),
-            undelivered: socket.undelivered,
-            error: socket.error,
-            kept: socket.kept.clone(),
-            bound: socket.bound,
-            shut_write: socket.shut_write,
-            shut_read: socket.shut_read,
-            unread: unread.bytes,
-            written: written.bytes,
-            unread_mark: unread.mark,
-            written_mark: written.mark,
-        }))
+        Ok(Some(socket_image(key, socket, error_pending, unread, written)))
     }
 
     fn seen(&mut self, key: SocketKey) -> Option<OwnedFd> {
@@ -197,18 +233,18 @@ impl Bridge {
         let mut bridge = Bridge::new(stack, listener, epoll, init_pid);
         let mut programs_ends = BTreeMap::new();
         bridge.next_key = image.next_key;
+        bridge.reserve(image.sockets.len());
+        if !image.told.is_empty() {
+            return Err(NetError::Corrupt(format!("{} sockets are missing that were told before", image.told.len())));
+        }
         let known: HashSet<SocketId> = bridge.stack.sockets().into_iter().collect();
         for socket in image.sockets {
             let key = socket.key;
             if key.0 >= image.next_key || bridge.sockets.contains_key(&key) {
                 return Err(NetError::Corrupt(format!("socket {key} is named twice or out of range")));
             }
-            for id in socket.phase.ids() {
-                if !known.contains(&id) {
-                    return Err(NetError::Corrupt(format!(
-                        "socket {key} stands for {id:?}, which the stack doesn't have"
-                    )));
-                }
+            if let Some(id) = socket.phase.ids().find(|id| !known.contains(id)) {
+                return Err(NetError::Corrupt(format!("socket {key} stands for {id:?}, which the stack doesn't have")));
             }
             let end = bridge.thaw_socket(socket, pairs.remove(&key)).map_err(NetError::io("rebuild a socket pair"))?;
             if let Some(end) = end {
@@ -339,6 +375,59 @@ impl Bridge {
     }
 }
 
+impl BridgeImage {
+    /// Puts the sockets in that were left out.
+    pub(in crate::net) fn complete(
+        &mut self,
+        mut told: impl FnMut(SocketKey) -> Option<SocketImage>,
+    ) -> Result<(), NetError> {
+        self.sockets.reserve(self.told.len());
+        for key in std::mem::take(&mut self.told) {
+            let image = told(key).ok_or_else(|| NetError::Corrupt(format!("socket {key} was never told")))?;
+            self.sockets.push(image);
+        }
+        Ok(())
+    }
+}
+
+impl SocketImage {
+    /// Which socket it is of.
+    pub(in crate::net) fn key(&self) -> SocketKey {
+        self.key
+    }
+}
+
+/// Whether a socket is connected with nothing to be looked for at our end of its pair.
+pub(super) fn is_calm(socket: &Socket) -> bool {
+    let Phase::Connected { end, .. } = &socket.phase else { return false };
+    end.writable && !end.readable && !end.read_hung_up && !end.hung_up
+}
+
+fn socket_image(
+    key: SocketKey,
+    socket: &Socket,
+    error_pending: bool,
+    unread: Waiting,
+    written: Waiting,
+) -> SocketImage {
+    SocketImage {
+        key,
+        family: socket.family,
+        phase: phase_image(&socket.phase, error_pending),
+        options: socket.options.clone(),
+        undelivered: socket.undelivered,
+        error: socket.error,
+        kept: socket.kept.clone(),
+        bound: socket.bound,
+        shut_write: socket.shut_write,
+        shut_read: socket.shut_read,
+        unread: unread.bytes,
+        written: written.bytes,
+        unread_mark: unread.mark,
+        written_mark: written.mark,
+    }
+}
+
 impl Places {
     fn get(&self, bridge: &Bridge, inode: u64) -> Option<(i32, i32)> {
         self.0.get_or_init(|| bridge.processes.scan()).get(&inode).copied()
@@ -347,12 +436,15 @@ impl Places {
 
 impl PhaseImage {
     /// The stack's sockets that it speaks of.
-    fn ids(&self) -> Vec<SocketId> {
-        match self {
-            PhaseImage::Idle { id } | PhaseImage::Connecting { id, .. } | PhaseImage::Connected { id, .. } => vec![*id],
-            PhaseImage::Listening { id, returned } => [&[*id], &returned[..]].concat(),
-            PhaseImage::Gone { .. } => Vec::new(),
-        }
+    fn ids(&self) -> impl Iterator<Item = SocketId> + '_ {
+        let (id, returned) = match self {
+            PhaseImage::Idle { id } | PhaseImage::Connecting { id, .. } | PhaseImage::Connected { id, .. } => {
+                (Some(*id), &[][..])
+            }
+            PhaseImage::Listening { id, returned } => (Some(*id), &returned[..]),
+            PhaseImage::Gone { .. } => (None, &[][..]),
+        };
+        id.into_iter().chain(returned.iter().copied())
     }
 }
 

@@ -32,6 +32,11 @@ impl DescriptorKeys {
         self.read().open.get(&inode).copied()
     }
 
+    /// Makes room for so many.
+    pub(super) fn reserve(&self, count: usize) {
+        self.write().open.reserve(count);
+    }
+
     pub(super) fn insert(&self, inode: u64, key: SocketKey) {
         self.write().open.insert(inode, key);
     }

@@ -40,6 +40,7 @@ use processes::Processes;
 use socket::{Phase, Socket};
 
 pub use image::BridgeImage;
+pub(super) use image::SocketImage;
 pub use keys::DescriptorKeys;
 pub use socket::SocketKey;
 
@@ -100,6 +101,8 @@ pub(super) struct Bridge {
     /// Deadlines of held calls: when, whose, and which call.
     deadlines: BTreeSet<(Instant, SocketKey, u64)>,
     processes: Processes,
+    /// What the target of a move was told of sockets before the freeze.
+    told: HashMap<SocketKey, SocketImage>,
 }
 
 impl Bridge {
@@ -122,6 +125,7 @@ impl Bridge {
             gone: VecDeque::new(),
             deadlines: BTreeSet::new(),
             processes: Processes::new(init_pid),
+            told: HashMap::new(),
         }
     }
 
@@ -153,9 +157,11 @@ impl Bridge {
         }
     }
 
-    /// Has every socket served: the stack's side of it may have something to do.
-    pub(super) fn enqueue_all(&mut self) {
-        let keys: Vec<SocketKey> = self.sockets.keys().copied().collect();
+    /// Has every socket served that holds something on either side.
+    pub(super) fn enqueue_busy(&mut self) {
+        let is_idle = |socket: &Socket| image::is_calm(socket) && socket.id().is_some_and(|id| self.stack.is_idle(id));
+        let busy = self.sockets.iter().filter(|(_, socket)| !is_idle(socket));
+        let keys: Vec<SocketKey> = busy.map(|(key, _)| *key).collect();
         for key in keys {
             self.enqueue(key);
         }
@@ -239,6 +245,13 @@ impl Bridge {
 
     fn watch(&self, key: SocketKey, ours: &OwnedFd) -> io::Result<()> {
         watch(&self.epoll, key, ours)
+    }
+
+    /// Makes room for so many sockets.
+    fn reserve(&mut self, count: usize) {
+        self.sockets.reserve(count);
+        self.by_id.reserve(count);
+        self.by_inode.reserve(count);
     }
 
     fn insert(&mut self, key: SocketKey, socket: Socket) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use checkpoint::memory::{Budget, Next, Policy};
-use checkpoint::{MemoryChunk, MemorySink};
+use checkpoint::{ExternalKey, MemoryChunk, MemorySink};
 use handoff::message::{Claim, Message, Offer, SectionKind};
 use handoff::source::{Action, Event, Outcome as Ended};
 use handoff::{Limits, Source};
@@ -18,7 +18,7 @@ use super::peer::{Arrival, Peer};
 use super::stats::Stats;
 use super::{NetOffer, in_words, pack, pack_section};
 use crate::api::{ApiError, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, ShimEvent, ShimState, SocketPlace};
-use crate::net::Freezing;
+use crate::net::{Freezing, SocketKey};
 use crate::shim::daemon;
 use crate::shim::home::Home;
 use crate::shim::job::{Announced, Externals, Job, Left};
@@ -77,6 +77,8 @@ struct Driver {
     output_bytes: u64,
     policy: Policy,
     frozen: Option<(Freezing, StdioImage, Externals)>,
+    /// The target was told of sockets before the freeze.
+    told: bool,
     memory_bytes: u64,
     outcome: Option<Ended>,
     over: Option<Instant>,
@@ -86,6 +88,13 @@ struct Driver {
 enum Done {
     Quietly,
     With(Event<'static>),
+    /// The connection did not carry it.
+    Broken(io::Error),
+}
+
+/// Why the sockets' image was not sent.
+enum Unsent {
+    Unmade(String),
     /// The connection did not carry it.
     Broken(io::Error),
 }
@@ -143,6 +152,7 @@ impl Driver {
             output_bytes: 0,
             policy: Policy::new(Budget::default()),
             frozen: None,
+            told: false,
             memory_bytes: 0,
             outcome: None,
             over: None,
@@ -319,13 +329,41 @@ impl Driver {
             return Ok(0);
         }
         let parts = tree.preview(&self.job.externals(), PREVIEW_SLOTS).map_err(|error| cancel(in_words(&error)))?;
-        for part in &parts {
+        let protocol = self.machine.protocol();
+        for part in parts.iter().filter(|part| protocol >= 3 || !part.slots.is_empty()) {
             let data = pack(part).map_err(|error| cancel(error.to_string()))?;
             let message = Message::Section { kind: SectionKind::Preview, data: &data };
             self.peer.send(&message).map_err(Done::Broken)?;
+            self.tell(part)?;
         }
         self.peer.flush().map_err(Done::Broken)?;
         Ok(parts.iter().map(|part| part.slots.len()).sum())
+    }
+
+    /// Whether the target is told of the sockets ahead: they are here and go along, and it understands.
+    fn tells_sockets(&self) -> bool {
+        self.machine.protocol() >= 3 && self.sockets == SocketPlace::Along && self.job.home.is_none()
+    }
+
+    /// Sends images of these sockets.
+    fn tell(&mut self, part: &checkpoint::Preview) -> Result<(), Done> {
+        let cancel = |reason| Done::With(Event::Cancel(reason));
+        if !self.tells_sockets() {
+            return Ok(());
+        }
+        let key = |&(_, key): &(_, ExternalKey)| match key {
+            ExternalKey::Socket(number) => Some(SocketKey(number)),
+            ExternalKey::Stdio(_) => None,
+        };
+        let keys = part.slots.iter().filter_map(key).collect();
+        let told = self.job.plane.preview(keys, !self.told).map_err(|error| cancel(in_words(&error)))?;
+        self.told = true;
+        if told.is_empty() {
+            return Ok(());
+        }
+        let data = codec::to_vec(&told).map_err(|error| cancel(error.to_string()))?;
+        let message = Message::Section { kind: SectionKind::NetPreview, data: &data };
+        self.peer.send(&message).map_err(Done::Broken)
     }
 
     fn freeze(&mut self) -> Done {
@@ -343,7 +381,7 @@ impl Driver {
         }
         // Asked for first: the net thread is about to be busy, freezing the sockets while this one dumps the processes.
         let externals = self.job.externals();
-        let net = match self.job.plane.begin_freeze(self.sockets == SocketPlace::Home) {
+        let net = match self.job.plane.begin_freeze(self.sockets == SocketPlace::Home, self.told) {
             Ok(net) => net,
             Err(error) => return Done::With(Event::Cancel(in_words(&error))),
         };
@@ -374,41 +412,55 @@ impl Driver {
     ) -> Done {
         let protocol = self.machine.protocol();
         let mut sink = self.sink(None);
-        let (result, net) = std::thread::scope(|scope| {
-            let net = scope.spawn(|| {
-                let net = net.finish().map_err(|error| in_words(&error))?;
-                pack_section(protocol, &net).map_err(|error| error.to_string())
-            });
-            let result = tree.dump(externals, &mut sink);
-            (result, net.join().unwrap_or_else(|_| Err("the thread that packs the sockets panicked".to_owned())))
-        });
+        let memory = tree.dump_memory(&mut sink);
         if let Some(error) = sink.broken.take() {
             return Done::Broken(error);
         }
-        self.stats.enter("residual", self.peer.sent_bytes());
-        let packed = (|| {
-            let image = result.map_err(|error| in_words(&error))?;
-            let in_words = |error: io::Error| error.to_string();
-            let image = pack_section(protocol, &image).map_err(in_words)?;
-            Ok::<_, String>([net?, image, pack_section(protocol, stdio).map_err(in_words)?])
-        })();
-        let [net, image, stdio] = match packed {
-            Ok(packed) => packed,
-            Err(reason) => return Done::With(Event::Cancel(reason)),
+        let memory = match memory {
+            Ok(memory) => memory,
+            Err(error) => return Done::With(Event::Cancel(in_words(&error))),
         };
-        let all = [(SectionKind::Net, net), (SectionKind::Tree, image), (SectionKind::Shim, stdio)];
-        let result = (|| {
-            for (kind, data) in &all {
-                self.peer.send_section(*kind, data)?;
-            }
-            self.send_output()?;
-            self.peer.flush()
-        })();
-        if let Err(error) = result {
+        // All of it before the streams' image, with which the target goes on.
+        if let Err(error) = self.send_output() {
             return Done::Broken(error);
         }
-        let mut sections: Vec<_> = all.iter().map(|(kind, data)| (*kind, data.len() as u64)).collect();
-        sections.push((SectionKind::Output, self.output_bytes));
+        // The sockets are ready first: the target makes use of them while the processes are dumped.
+        let is_telling = self.tells_sockets();
+        let peer = &mut self.peer;
+        let (image, sent) = std::thread::scope(|scope| {
+            let sent = scope.spawn(|| {
+                let net = net.finish().map_err(|error| Unsent::Unmade(in_words(&error)))?;
+                let in_words = |error: io::Error| Unsent::Unmade(error.to_string());
+                let stdio = pack_section(protocol, stdio).map_err(in_words)?;
+                let net = pack_section(protocol, &net).map_err(in_words)?;
+                peer.send_section(SectionKind::Shim, &stdio).map_err(Unsent::Broken)?;
+                peer.send_section(SectionKind::Net, &net).map_err(Unsent::Broken)?;
+                if is_telling {
+                    let whole = Message::Section { kind: SectionKind::Net, data: &[] };
+                    peer.send(&whole).and_then(|()| peer.flush()).map_err(Unsent::Broken)?;
+                }
+                Ok([(SectionKind::Shim, stdio.len() as u64), (SectionKind::Net, net.len() as u64)])
+            });
+            let image = tree.dump_rest(externals, memory);
+            let panicked = |_| Err(Unsent::Unmade("the thread that packs the sockets panicked".to_owned()));
+            (image, sent.join().unwrap_or_else(panicked))
+        });
+        self.stats.enter("residual", self.peer.sent_bytes());
+        let mut sections = match sent {
+            Ok(sections) => sections.to_vec(),
+            Err(Unsent::Broken(error)) => return Done::Broken(error),
+            Err(Unsent::Unmade(reason)) => return Done::With(Event::Cancel(reason)),
+        };
+        let image = image.map_err(|error| in_words(&error));
+        let image = match image.and_then(|image| pack_section(protocol, &image).map_err(|error| error.to_string())) {
+            Ok(image) => image,
+            Err(reason) => return Done::With(Event::Cancel(reason)),
+        };
+        let sent = self.peer.send_section(SectionKind::Tree, &image);
+        if let Err(error) = sent.and_then(|()| self.peer.flush()) {
+            return Done::Broken(error);
+        }
+        sections.extend([(SectionKind::Tree, image.len() as u64), (SectionKind::Output, self.output_bytes)]);
         self.stats.enter("commit", self.peer.sent_bytes());
         Done::With(Event::ResidualSent { sections })
     }

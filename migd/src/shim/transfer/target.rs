@@ -15,12 +15,15 @@ use handoff::{Limits, Target};
 use super::peer::{Arrival, Peer};
 use super::{NetOffer, in_words, unpack};
 use crate::api::{ApiError, ErrorKind, NodeAddress};
-use crate::net::{Guest, LineBoard, NetImage, NetPlane, SocketKey, Stock};
+use crate::net::{Guest, LineBoard, NetImage, NetPlane, SocketKey, Stock, Told};
 use crate::shim::job::{Announced, Job, Surroundings};
 use crate::shim::links::Links;
 use crate::shim::output::{Frame, Log};
 use crate::shim::stdio::{Stdio, StdioImage};
 use crate::shim::{Shared, daemon};
+
+/// The programs' ends of sockets.
+type Sockets = BTreeMap<SocketKey, OwnedFd>;
 
 /// How long a home may take to give the sockets' image, while the job stands still.
 const FETCH: Duration = Duration::from_secs(8);
@@ -76,10 +79,13 @@ fn take(
         around: None,
         tree: None,
         stock: None,
+        told: Told::default(),
         output: Vec::new(),
         sections: BTreeMap::new(),
         output_bytes: 0,
         expected: Vec::new(),
+        taken: Vec::new(),
+        ends: None,
         log: Some(log),
         prepared: None,
         steps: Steps::new(),
@@ -110,11 +116,17 @@ struct Driver<'a> {
     tree: Option<checkpoint::Target>,
     /// Sockets made before the freeze.
     stock: Option<Stock>,
+    /// What was told of sockets before the freeze.
+    told: Told,
     /// The piece of the output log that is not yet a whole frame.
     output: Vec<u8>,
     output_bytes: u64,
     sections: BTreeMap<SectionKind, Vec<u8>>,
     expected: Vec<(SectionKind, u64)>,
+    /// Sections that were used, with their lengths.
+    taken: Vec<(SectionKind, u64)>,
+    /// The programs' ends of standard streams and of sockets, once the job's network is made.
+    ends: Option<([OwnedFd; 3], Sockets)>,
     log: Option<Log>,
     prepared: Option<Prepared>,
     steps: Steps,
@@ -297,6 +309,11 @@ impl Driver<'_> {
             Message::Section { kind: SectionKind::Preview, data } => {
                 self.prepare_sockets(&unpack("a preview", data)?)?
             }
+            Message::Section { kind: SectionKind::NetPreview, data } => {
+                self.told.add(unpack("a preview of the sockets", data)?);
+            }
+            // It is whole, and so are the streams' image and their output before it.
+            Message::Section { kind: SectionKind::Net, data: [] } => self.prepare_net_early()?,
             Message::Section { kind, data } => {
                 let section = self.sections.entry(*kind).or_default();
                 if section.len() + data.len() > MAX_SECTION {
@@ -337,6 +354,7 @@ impl Driver<'_> {
 
     fn section(&mut self, kind: SectionKind) -> anyhow::Result<Vec<u8>> {
         let section = self.sections.remove(&kind).ok_or_else(|| anyhow::anyhow!("the {kind:?} section is missing"))?;
+        self.taken.push((kind, section.len() as u64));
         Ok(section)
     }
 
@@ -345,21 +363,47 @@ impl Driver<'_> {
         for (kind, length) in &self.expected {
             let here = match kind {
                 SectionKind::Output => self.output_bytes,
-                _ => self.sections.get(kind).map_or(0, Vec::len) as u64,
+                _ => match self.taken.iter().find(|(taken, _)| taken == kind) {
+                    Some((_, length)) => *length,
+                    None => self.sections.get(kind).map_or(0, Vec::len) as u64,
+                },
             };
             if here != *length {
                 anyhow::bail!("{here} of {length} bytes of the {kind:?} section came");
             }
         }
-        let mut net: NetImage = unpack("the sockets' image", &self.section(SectionKind::Net)?)?;
+        if self.ends.is_none() {
+            self.prepare_net_early()?;
+        }
+        let (ends, sockets) = self.ends.take().ok_or_else(|| anyhow::anyhow!("there are no sockets"))?;
         let image: TreeImage = unpack("the processes' image", &self.section(SectionKind::Tree)?)?;
-        let stdio: StdioImage = unpack("the streams' image", &self.section(SectionKind::Shim)?)?;
         self.steps.end("decode");
+        let tree = self.tree.as_mut().ok_or_else(|| anyhow::anyhow!("there is no tree"))?;
+        restore(tree, image, sockets, ends)?;
+        self.steps.end("restore");
+        Ok(())
+    }
+    /// Makes the job's network: while the source still dumps the processes, if it says that the image of the network is whole.
+    fn prepare_net_early(&mut self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.ends.is_none(), "the sockets' image came twice");
+        self.steps.begin();
+        let net = self.section(SectionKind::Net)?;
+        let stdio: StdioImage = unpack("the streams' image", &self.section(SectionKind::Shim)?)?;
+        self.ends = Some(self.prepare_net(&net, &stdio)?);
+        self.steps.begin();
+        Ok(())
+    }
+
+    /// Makes the job's network of its image. Returns the programs' ends of standard streams and of sockets.
+    fn prepare_net(&mut self, image: &[u8], stdio: &StdioImage) -> anyhow::Result<([OwnedFd; 3], Sockets)> {
+        let mut net: NetImage = unpack("the sockets' image", image)?;
+        std::mem::take(&mut self.told).complete(&mut net)?;
+        self.steps.end("sockets");
         let around = self.around.take().ok_or_else(|| anyhow::anyhow!("there is no sandbox"))?;
         let log = self.log.take().ok_or_else(|| anyhow::anyhow!("there is no log"))?;
         let config = around.net_config(&self.shared)?;
         let Surroundings { sandbox, mut links, tun, listener, eth0: _ } = around;
-        let (stdio, ends) = Stdio::restore(log, &self.shared.paths.output(), &stdio)?;
+        let (stdio, ends) = Stdio::restore(log, &self.shared.paths.output(), stdio)?;
         let mut stock = self.stock.take().ok_or_else(|| anyhow::anyhow!("there is no stock of sockets"))?;
         let placed = self.tree.as_ref().map(checkpoint::Target::early_keys).unwrap_or_default();
         stock.keep(|key| placed.contains(&ExternalKey::Socket(key.0)));
@@ -372,10 +416,7 @@ impl Driver<'_> {
         }
         // From here on there is something to discard.
         self.prepared = Some(Prepared { sandbox, links, plane, stdio });
-        let tree = self.tree.as_mut().ok_or_else(|| anyhow::anyhow!("there is no tree"))?;
-        restore(tree, image, sockets, ends)?;
-        self.steps.end("restore");
-        Ok(())
+        Ok((ends, sockets))
     }
 
     /// Completes the image with sockets that are neither in it nor to stay where they are; returns the line to them if they stay.
@@ -488,7 +529,7 @@ impl Driver<'_> {
 fn restore(
     tree: &mut checkpoint::Target,
     image: TreeImage,
-    mut sockets: BTreeMap<SocketKey, OwnedFd>,
+    mut sockets: Sockets,
     ends: [OwnedFd; 3],
 ) -> checkpoint::Result<()> {
     let mut ends = ends.map(Some);

@@ -1,7 +1,5 @@
 //! What others ask of a connection: for sending its packets, for `TCP_INFO`, for images.
 
-use std::time::Duration;
-
 use super::super::recovery::Phase;
 use super::super::segment::{Flags, Header};
 use super::super::time_wait::{self, TimeWait};
@@ -11,14 +9,13 @@ use super::parts::{Acknowledging, Probing};
 use super::{Connection, DELAYED_ACK_MAX, mss_of};
 use crate::{Instant, State, TcpInfo};
 
-/// What a connection has to say right after a thaw.
+/// What a connection is right after a thaw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterThaw {
-    Silent,
-    /// Something waits on one side or the other, and an acknowledgment is sent at once.
-    Speaks,
+    /// Something may be to be done for it.
+    Busy,
     /// Nothing waits here, but the peer may have sent something that was lost on the way.
-    MaySpeak {
+    Idle {
         /// When the two last spoke.
         latest: Instant,
     },
@@ -123,22 +120,26 @@ impl Connection {
         self.probing = Probing::default();
     }
 
-    /// After a thaw: what the peer is to hear, so that it needn't wait for a timer of its own.
+    /// Whether an established connection holds nothing, neither for its peer nor for its program.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state == State::Established
+            && self.snd.queued() == 0
+            && self.snd.outstanding() == 0
+            && self.rcv.readable() == 0
+            && !self.rcv.has_gaps()
+    }
+
+    /// After a thaw: one that holds something acknowledges at once, so that the peer needn't wait for a timer of its own.
     pub(crate) fn wake_after_thaw(&mut self, env: &Env<'_>) -> AfterThaw {
-        let now = env.now;
         // Images of earlier releases don't have it here.
         self.rcv.set_urgent_inline(env.options.oob_inline);
-        /// A connection that has been silent for longer has nothing to say.
-        const SILENT: Duration = Duration::from_secs(60);
-        if !self.is_synchronized() {
-            return AfterThaw::Silent;
+        if self.is_idle() {
+            return AfterThaw::Idle { latest: self.last_received.max(self.last_data_sent) };
         }
-        if self.snd.queued() > 0 || self.rcv.readable() > 0 || self.snd.outstanding() > 0 || self.rcv.has_gaps() {
+        if self.is_synchronized() {
             self.acking.now = true;
-            return AfterThaw::Speaks;
         }
-        let latest = self.last_received.max(self.last_data_sent);
-        if now.since(latest) < SILENT { AfterThaw::MaySpeak { latest } } else { AfterThaw::Silent }
+        AfterThaw::Busy
     }
 
     /// After a thaw: acknowledge what came so far, at this time at the latest.
