@@ -84,13 +84,13 @@ def listener(host=None, family=socket.AF_INET, backlog=16):
     return sock
 
 
-def connected():
+def connected(swap=SWAP):
     server = listener()
     client = socket.create_connection(server.getsockname())
-    if SWAP:
+    if swap:
         settle()
     peer, _ = server.accept()
-    if SWAP:
+    if swap:
         settle()
     server.close()
     return client, peer
@@ -923,26 +923,26 @@ def in_each_state():
     listening = listener()
     failed = socket.socket()
     attempt(failed.connect, (HOST, port))
-    connected_one, peer = connected()
-    half, half_peer = connected()
+    connected_one, peer = connected(False)
+    half, half_peer = connected(False)
     half.shutdown(socket.SHUT_WR)
-    read_shut, read_shut_peer = connected()
+    read_shut, read_shut_peer = connected(False)
     read_shut.shutdown(socket.SHUT_RD)
-    both, both_peer = connected()
+    both, both_peer = connected(False)
     both.shutdown(socket.SHUT_RDWR)
-    passive, passive_peer = connected()
+    passive, passive_peer = connected(False)
     passive_peer.shutdown(socket.SHUT_WR)
-    over, over_peer = connected()
+    over, over_peer = connected(False)
     over_peer.close()
     settle()
     over.shutdown(socket.SHUT_WR)
-    reset, reset_peer = connected()
+    reset, reset_peer = connected(False)
     linger_reset(reset_peer)
-    told, told_peer = connected()
+    told, told_peer = connected(False)
     linger_reset(told_peer)
     settle()
     error_of(told)
-    unbound, unbound_peer = connected()
+    unbound, unbound_peer = connected(False)
     raw_call("connect", unbound, bytes(16))
     stopped = listener()
     stopped.shutdown(socket.SHUT_RD)
