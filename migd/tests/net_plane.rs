@@ -32,7 +32,9 @@ impl Lab {
         ip(&["-n", client, "route", "add", "10.98.0.0/16", "via", "10.99.0.1"]);
         ip(&["-n", node, "route", "add", "unreachable", "10.98.1.0/24"]);
         ip(&["-n", node, "route", "add", "blackhole", "10.98.4.0/24"]);
-        let status = lab.command(node, Path::new("sysctl"), &["-qw", "net.ipv4.ip_forward=1"]).status();
+        // The second: a router that says of each packet what is wrong with it, not only once a second.
+        let settings = ["-qw", "net.ipv4.ip_forward=1", "net.ipv4.icmp_ratelimit=0"];
+        let status = lab.command(node, Path::new("sysctl"), &settings).status();
         assert!(status.expect("sysctl").success());
         lab
     }
