@@ -297,7 +297,7 @@ impl Wire {
             (Family::V4, true) => (3, 3),
             (Family::V4, false) => (3, 1),
             (Family::V6, true) => (1, 4),
-            (Family::V6, false) => (1, 0),
+            (Family::V6, false) => (1, 3),
         };
         let body = [&[0; 4][..], &self.quote(seq)].concat();
         self.send_icmp(kind, code, &body)
