@@ -58,15 +58,25 @@ fn a_recording_has_every_packet_over_moves_and_the_sockets_are_listed() {
     let table = fixture.migd_output("B", &["inspect", "--sockets", "echo"]);
     assert!(table.contains(&peer) && table.contains("cwnd:"), "{table}");
 
+    // After a move the recorder has to find the job again, and then gets what passed meanwhile.
+    let times = |number| {
+        let bytes = std::fs::read(&file).expect("the recording");
+        bytes.windows(8).filter(|part| *part == word(number)).count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while times(sent - 1) < 2 {
+        assert!(Instant::now() < deadline, "the last word isn't recorded");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let status = std::process::Command::new("kill").args(["-INT", &recorder.id().to_string()]).status();
     assert!(status.expect("kill runs").success());
     assert!(recorder.wait().expect("our child").success());
-    let bytes = std::fs::read(&file).expect("the recording");
     // Every word passed in both directions, before, between and after the moves.
     for number in 0..sent {
-        let seen = bytes.windows(8).filter(|part| *part == word(number)).count();
+        let seen = times(number);
         assert!(seen >= 2, "word {number} of {sent} was recorded {seen} times");
     }
+    let bytes = std::fs::read(&file).expect("the recording");
     for node in ["A", "B"] {
         let name = format!("on node {node}");
         assert!(bytes.windows(name.len()).any(|part| part == name.as_bytes()), "no section {name}");
