@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 
 use crate::Pid;
+use crate::lend::{PAGE, Pages};
 use crate::uffd::{self, WriteTracker};
 
 bitflags::bitflags! {
@@ -181,53 +182,23 @@ pub fn written_scan_reports_absent_pages() -> bool {
 }
 
 fn try_absent_pages() -> io::Result<bool> {
-    const PAGE: usize = 4096;
     const PAGES: usize = 8;
     const GONE: usize = 3;
-    let scratch = Scratch::new(PAGE * PAGES)?;
-    let page = |number: usize| (scratch.address as usize + number * PAGE) as u64;
+    let mut scratch = Pages::new(PAGES)?;
+    scratch.bytes_mut(0..PAGES).fill(1);
+    let start = scratch.bytes(0..PAGES).as_ptr().addr();
+    let page = |number: usize| (start + number * PAGE) as u64;
     let tracker = WriteTracker::new(uffd::create()?)?;
     tracker.register(page(0), page(PAGES))?;
     let mut pagemap = Pagemap::open(Pid::this())?;
     let protect = Query { any_of: Category::PRESENT, protect: true, require_tracked: true, ..Query::default() };
     pagemap.scan(page(0), page(PAGES), &protect, |_| ())?;
-    scratch.drop_page(GONE * PAGE, PAGE)?;
+    scratch.renew(GONE..GONE + 1)?;
     let written =
         Query { all_of: Category::WRITTEN, report: Category::WRITTEN, require_tracked: true, ..Query::default() };
     let mut reported = Vec::new();
     pagemap.scan(page(0), page(PAGES), &written, |run| reported.push((run.start, run.end)))?;
     Ok(reported == [(page(GONE), page(GONE + 1))])
-}
-
-/// Private memory of ours, populated.
-struct Scratch {
-    address: *mut libc::c_void,
-    length: usize,
-}
-
-impl Scratch {
-    fn new(length: usize) -> io::Result<Scratch> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
-        // SAFETY: a new mapping at a place of the kernel's choice touches no memory that exists.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
-        if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Scratch { address, length }) }
-    }
-
-    fn drop_page(&self, offset: usize, length: usize) -> io::Result<()> {
-        assert!(offset + length <= self.length, "within the mapping");
-        let at = self.address.wrapping_byte_add(offset);
-        // SAFETY: the range is within our own mapping, to which nobody has a reference.
-        let result = unsafe { libc::madvise(at, length, libc::MADV_DONTNEED) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody has a reference to it.
-        unsafe { libc::munmap(self.address, self.length) };
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Whether to look for the next event a little longer before going to sleep.
 //!
-//! On a request and its answer the net thread goes to sleep four times less often than it would be woken: a wake-up across
+//! Between a request and its answer the net thread would go to sleep and be woken again at each step, and a wake-up across
 //! processors costs tens of microseconds on a virtual machine, much more than what there is to do. So after sleeps that
 //! were shorter than a [`WINDOW`] it looks again for as long before it sleeps. That stops with the first few looks in vain,
 //! so an idle thread sleeps; while packets are large, since then the processor is better left to the programs; and

@@ -97,17 +97,9 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Puts a value in that was told.
-    pub(crate) fn put(&mut self, index: u32, generation: u32, value: T) {
-        let slot = index as usize;
-        if self.places.len() <= slot {
-            self.places.resize_with(slot + 1, || Place { generation: 0, value: None, told: false });
-        }
-        self.places[slot] = Place { generation, value: Some(value), told: false };
-    }
-
-    /// The whole of what was told and the rest. Fails with the index of a place that is missing or there twice.
-    pub(crate) fn complete(self, rest: Rest<T>) -> Result<Slab<T>, u32> {
+    /// The whole slab: the rest, and the values with their generations that `take` has of what was told. Fails with the index of
+    /// a place that is missing or there twice.
+    pub(crate) fn complete(rest: Rest<T>, mut take: impl FnMut(u32) -> Option<(u32, T)>) -> Result<Slab<T>, u32> {
         let Rest { places: count, told, others, free } = rest;
         if told.len() + others.len() != count as usize {
             return Err(count);
@@ -116,12 +108,11 @@ impl<T> Slab<T> {
         let mut is_set = vec![false; count as usize];
         let mut set =
             |index: u32| is_set.get_mut(index as usize).is_some_and(|is_set| !std::mem::replace(is_set, true));
-        let mut places = self.places;
+        let mut places = Vec::new();
         places.resize_with(count as usize, || Place { generation: 0, value: None, told: false });
         for index in told {
-            if !set(index) || places[index as usize].value.is_none() {
-                return Err(index);
-            }
+            let (generation, value) = take(index).filter(|_| set(index)).ok_or(index)?;
+            places[index as usize] = Place { generation, value: Some(value), told: false };
         }
         for (index, place) in others {
             if !set(index) {

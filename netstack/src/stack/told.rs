@@ -5,6 +5,8 @@
 //! same whenever it is made: it can be made and sent while the stack runs. The stack remembers which of its sockets have not been touched
 //! since, and leaves them out of its image.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::slab::Slab;
@@ -58,14 +60,15 @@ impl Stack {
 }
 
 /// Sockets that were told, gathered for the image that will lack them.
+///
+/// By place, not in a slab: a copy's place is a number that somebody sent, and nothing yet says how many there are.
 #[derive(Clone, Debug, Default)]
-pub struct ToldSockets(Slab<Socket>);
+pub struct ToldSockets(HashMap<u32, SocketCopy>);
 
 impl ToldSockets {
     /// Takes one in. Of those that had a place one after the other the last counts.
     pub fn add(&mut self, copy: SocketCopy) {
-        let SocketCopy(socket) = copy;
-        self.0.put(socket.id.index(), socket.id.generation(), *socket);
+        self.0.insert(copy.id().index(), copy);
     }
 }
 
@@ -75,10 +78,11 @@ impl StackImage {
     ///
     /// # Errors
     /// One is missing.
-    pub fn complete(&mut self, told: ToldSockets) -> Result<(), ImageError> {
+    pub fn complete(&mut self, mut told: ToldSockets) -> Result<(), ImageError> {
         let Some(rest) = self.rest.take() else { return Ok(()) };
         let incomplete = |slot| ImageError::Corrupt(format!("the socket at place {slot} was never told"));
-        self.sockets = told.0.complete(rest).map_err(incomplete)?;
+        let take = |slot| told.0.remove(&slot).map(|SocketCopy(socket)| (socket.id.generation(), *socket));
+        self.sockets = Slab::complete(rest, take).map_err(incomplete)?;
         Ok(())
     }
 }

@@ -130,9 +130,13 @@ enum Answer {
 
 /// The first message, with its size.
 fn message(bytes: &[u8]) -> io::Result<(Answer, usize)> {
+    let malformed = || io::Error::from_raw_os_error(libc::EBADMSG);
+    if bytes.len() < 16 {
+        return Err(malformed());
+    }
     let size = word(bytes, 0) as usize;
-    if bytes.len() < 16 || size < 16 || size > bytes.len() {
-        return Err(io::Error::from_raw_os_error(libc::EBADMSG));
+    if size < 16 || size > bytes.len() {
+        return Err(malformed());
     }
     let answer = match i32::from(u16::from_ne_bytes([bytes[4], bytes[5]])) {
         libc::NLMSG_DONE => Answer::Done,
