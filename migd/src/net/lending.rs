@@ -16,7 +16,7 @@ use sys::lend::{Lane, PAGE, Pages};
 use sys::tun;
 
 /// Slots of a job: what eight streams can have on its way in their pairs. Memory is taken as slots come into use.
-const SLOTS: usize = 64;
+const SLOTS: usize = 128;
 /// Pages for the headers, and for the longest payload.
 const SLOT_PAGES: usize = 1 + 16;
 /// Pages that a payload can lie on, at whatever place it begins.

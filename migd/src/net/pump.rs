@@ -37,7 +37,9 @@ const TOKEN_LINES: u64 = 1 << 62;
 
 /// Bytes of packets read in one round before sockets are served: enough to batch, few enough to keep the answer prompt and in
 /// the processor's cache.
-const BYTES_A_ROUND: usize = 256 << 10;
+const BYTES_A_ROUND: usize = 512 << 10;
+/// Rounds that may follow one another, while packets wait, before what came in order is acknowledged.
+const ROUNDS_A_SERIES: u32 = 4;
 /// What a packet counts at least. A round has to take in more acknowledgements than it sends packets, or else they pile up.
 const PACKET_WEIGHT: usize = 2 << 10;
 /// Packets from this length on are bulk rather than requests and answers.
@@ -69,6 +71,8 @@ pub(super) struct Pump {
     parked: bool,
     tun_readable: bool,
     calls_waiting: bool,
+    /// Rounds since acknowledgments of data in order were last sent.
+    rounds_held: u32,
     refused_packets: u64,
 }
 
@@ -167,6 +171,7 @@ impl Pump {
             parked,
             tun_readable: true,
             calls_waiting: false,
+            rounds_held: 0,
             refused_packets: 0,
         };
         Ok((pump, programs_ends))
@@ -285,6 +290,7 @@ impl Pump {
         }
         if self.tun_readable {
             self.receive_packets();
+            self.note_more_packets();
         }
         self.send_from_job(Amount::ARound);
         if self.bridge.stack.poll_timeout().is_some_and(|due| due <= now) {
@@ -400,6 +406,15 @@ impl Pump {
                 }
             }
             slots.advance();
+        }
+    }
+
+    /// Tells the stack whether there are more packets to take in, which is the next thing to happen then. After some rounds
+    /// it is told that there are none, so that a sender among many isn't kept waiting by the others.
+    fn note_more_packets(&mut self) {
+        self.rounds_held = if self.tun_readable { (self.rounds_held + 1) % ROUNDS_A_SERIES } else { 0 };
+        if let Some(stack) = self.bridge.stack.as_here() {
+            stack.set_more_queued(self.rounds_held > 0);
         }
     }
 

@@ -121,6 +121,8 @@ impl Stack {
             half_open_timers: _,
             time_wait_timers: _,
             ready,
+            more_queued: _,
+            held,
             changed,
             replies,
             limiter,
@@ -139,7 +141,7 @@ impl Stack {
             rest,
             half_open: half_open.clone(),
             time_wait: time_wait.clone(),
-            ready: ready.clone(),
+            ready: ready.iter().chain(held.iter().filter(|slot| !ready.contains(slot))).copied().collect(),
             changed: changed.clone(),
             replies: replies.clone(),
             looped: looped.iter().map(|packet| serde_bytes::ByteBuf::from(packet.clone())).collect(),
@@ -187,6 +189,11 @@ impl Stack {
         stack.limiter = limiter;
         stack.fragments = Fragments::thaw(fragments);
         stack.foreign = foreign.into_iter().map(serde_bytes::ByteBuf::into_vec).collect();
+        for &slot in &ready {
+            if let Some(socket) = stack.sockets.get_mut(slot) {
+                socket.ready = true;
+            }
+        }
         stack.ready = ready;
         stack.changed = changed;
         stack.rebuild();

@@ -69,6 +69,10 @@ pub struct Stack {
     time_wait_timers: TimerQueue,
     /// Connections that may have something to send, each at most once.
     ready: VecDeque<u32>,
+    /// The driver has packets that weren't taken in yet.
+    more_queued: bool,
+    /// Connections that owe an acknowledgment which waits for those.
+    held: Vec<u32>,
     /// Sockets whose status has changed, each at most once.
     changed: VecDeque<u32>,
     replies: Replies,
@@ -107,6 +111,8 @@ impl Stack {
             half_open_timers: TimerQueue::default(),
             time_wait_timers: TimerQueue::default(),
             ready: VecDeque::new(),
+            more_queued: false,
+            held: Vec::new(),
             changed: VecDeque::new(),
             replies: Replies::default(),
             limiter: Limiter::default(),

@@ -46,6 +46,18 @@ enum Plan {
 const SPARE_MAX: usize = 8;
 
 impl Stack {
+    /// Says whether packets have arrived that [`Stack::handle_packet`] hasn't been given yet. While that is so, data that came in
+    /// order is acknowledged only when a good part of the window is used up, so that one acknowledgment answers for many
+    /// packets (RFC 9293, 3.10.7.4).
+    pub fn set_more_queued(&mut self, more: bool) {
+        self.more_queued = more;
+        if !more {
+            while let Some(slot) = self.held.pop() {
+                self.touch(slot);
+            }
+        }
+    }
+
     /// The next packet to send. Call until it returns `None`.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<TxPacket<'_>> {
         let now = self.clock.enter(now);
@@ -94,8 +106,11 @@ impl Stack {
                 continue;
             };
             let env = Env { now, config: &self.config, options };
-            let emission = connection.poll_output(&env);
-            let Some(emission) = emission else {
+            connection.settle_acknowledgment(self.more_queued);
+            let Some(emission) = connection.poll_output(&env) else {
+                if connection.owes_acknowledgment() {
+                    self.held.push(slot);
+                }
                 self.watch_timers(slot);
                 continue;
             };

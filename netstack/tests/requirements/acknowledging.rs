@@ -38,6 +38,49 @@ fn several_segments_are_acknowledged_together() {
 }
 
 #[test]
+fn a_series_of_packets_is_acknowledged_at_its_end() {
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
+    //= type=test
+    //# For example, if the TCP endpoint is processing a series of queued segments, it MUST process them all before
+    //# sending any ACK segments (MUST-59).
+    for mut wire in Wire::both() {
+        let id = wire.established();
+        let mss = wire.family.mss();
+        let mut at = 1u32;
+        let mut send = |wire: &mut Wire, count: usize| {
+            let mut answers = Vec::new();
+            for _ in 0..count {
+                answers.extend(wire.send(raw(ACK, i64::from(at), 1).data(&vec![0; mss])));
+                at += mss as u32;
+                wire.read(id);
+            }
+            (at, answers)
+        };
+        send(&mut wire, 20);
+        wire.wait(SECOND / 10);
+        wire.stack.set_more_queued(true);
+        assert!(send(&mut wire, 4).1.is_empty(), "more are waiting");
+        wire.stack.set_more_queued(false);
+        let end = send(&mut wire, 0).0;
+        assert_eq!(short(&wire.take()), [(ACK, 1, end, 0)], "one for all");
+        wire.stack.set_more_queued(true);
+        let answers = send(&mut wire, 200).1;
+        assert!(
+            (1..=40).contains(&answers.len()),
+            "{} for 200 segments: when much of the window is used",
+            answers.len()
+        );
+        // One that is held leaves after a move.
+        send(&mut wire, 4);
+        let image = wire.stack.freeze(wire.now);
+        let config = wire.stack.config().clone();
+        wire.stack = netstack::Stack::thaw_silently(image, wire.now, config).expect("its own image");
+        let end = send(&mut wire, 0).0;
+        assert_eq!(short(&wire.take()), [(ACK, 1, end, 0)]);
+    }
+}
+
+#[test]
 fn acknowledgments_are_delayed_a_little() {
     //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.3
     //= type=test

@@ -454,11 +454,13 @@ impl Connection {
         //# the window but not at the left window edge (MAY-13).
         //= https://www.rfc-editor.org/rfc/rfc5681#section-4.2
         //# A segment out of order, or one that fills a gap, is acknowledged at once.
-        if unusual || !progressed || unacked > usize::from(self.size.received) {
+        if unusual || !progressed {
             self.acking.now = true;
             if unusual {
                 self.acking.quick = QUICK_ACKS;
             }
+        } else if unacked > usize::from(self.size.received) {
+            self.acking.soon = true;
         } else if self.acking.quick > 0 && !self.acking.interactive {
             self.acking.quick -= 1;
             self.acking.now = true;

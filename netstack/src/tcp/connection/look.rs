@@ -61,7 +61,7 @@ impl Connection {
 
     /// Whether the peer waits for an acknowledgment.
     pub(crate) const fn owes_acknowledgment(&self) -> bool {
-        self.acking.now
+        self.acking.now || self.acking.soon
     }
 
     /// A stretch of what is queued to be sent.

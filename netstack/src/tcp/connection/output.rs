@@ -18,6 +18,9 @@ use crate::{State, ip};
 /// Longest time a corked partial segment waits (Linux: 200 ms).
 const CORK_MAX: Duration = Duration::from_millis(200);
 
+/// While a series of packets is taken in, this part of the window that is left is acknowledged without waiting for its end.
+const UNACKED_SHARE: usize = 4;
+
 /// A packet decided on: its header, and where its payload lies in the send buffer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Emission {
@@ -40,6 +43,18 @@ impl Connection {
     /// The window this side's SYN tells; it is never scaled.
     pub(super) fn syn_window(&self, env: &Env<'_>) -> usize {
         receive_limit(env).min(INITIAL_LIMIT).min(usize::from(u16::MAX))
+    }
+
+    /// Whether to acknowledge data that came in order yet. `more` is when packets have arrived that aren't taken in.
+    //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
+    //# For example, if the TCP endpoint is processing a series of queued segments, it MUST process them all before
+    //# sending any ACK segments (MUST-59).
+    // All, unless there are so many that the peer runs out of window.
+    pub(crate) fn settle_acknowledgment(&mut self, more: bool) {
+        let unacked = self.rcv.nxt().since(self.timestamps.last_ack_sent);
+        if self.acking.soon && (!more || unacked >= self.rcv.window() / UNACKED_SHARE) {
+            self.acking.now = true;
+        }
     }
 
     /// The next packet of this connection, if there is one to send now.
@@ -144,6 +159,7 @@ impl Connection {
             if self.agreed.sack && self.rcv.has_sack() { self.rcv.sack_blocks(most) } else { Default::default() };
         self.rcv.sack_sent();
         self.acking.now = false;
+        self.acking.soon = false;
         self.acking.owed = false;
         self.timers.stop(Timer::DelayedAck);
         self.timestamps.last_ack_sent = self.rcv.nxt();
@@ -523,9 +539,6 @@ impl Connection {
         //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
         //# In general, the processing of received segments MUST be implemented to aggregate ACK segments whenever
         //# possible (MUST-58).
-        //= https://www.rfc-editor.org/rfc/rfc9293#section-3.10.7.4
-        //# For example, if the TCP endpoint is processing a series of queued segments, it MUST process them all before
-        //# sending any ACK segments (MUST-59).
         if !self.acking.now {
             return None;
         }

@@ -57,6 +57,9 @@ pub(super) struct Timestamps {
 pub(super) struct Acknowledging {
     /// Send one now.
     pub(super) now: bool,
+    /// Send one as soon as what has arrived is taken in, or so much of it that the peer may wait for window.
+    #[serde(default)]
+    pub(super) soon: bool,
     /// One is owed, soon.
     pub(super) owed: bool,
     /// Acknowledgments left to send without delay.

@@ -150,7 +150,7 @@ impl Connection {
             self.acking.now = true;
         }
         if self.acking.owed && !self.acking.interactive && self.rcv.readable() == 0 {
-            self.acking.now = true;
+            self.acking.soon = true;
         }
     }
 
