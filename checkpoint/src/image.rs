@@ -9,6 +9,7 @@ use serde_bytes::ByteBuf;
 use crate::descriptors::TreeDescriptors;
 use crate::memory::Layout;
 use crate::offer::Clocks;
+use crate::sysv::SystemV;
 
 /// Version of [`TreeImage`]'s meaning; another number is refused.
 pub const VERSION: u32 = 1;
@@ -30,6 +31,9 @@ pub struct TreeImage {
     pub processes: Vec<ProcessImage>,
     /// Open files.
     pub descriptors: TreeDescriptors,
+    /// System V IPC.
+    #[serde(default)]
+    pub system_v: SystemV,
 }
 
 /// One process.

@@ -8,6 +8,7 @@
 //! | [`image`], [`offer`] | the plain data that travels, with [`memory::Layout`] |
 //! | [`memory`] | address spaces: dirty tracking and filling |
 //! | [`descriptors`] | open files to an image and back |
+//! | [`sysv`] | System V shared memory that nobody has attached, semaphores, message queues |
 //! | [`stay`], [`external`] | what can't move, and what belongs to the caller |
 //!
 //! The crate knows no TCP, no network and no protocol: descriptors of which the caller holds the other end are named by
@@ -32,6 +33,7 @@ pub mod source;
 pub mod stay;
 mod stubs;
 mod survey;
+pub mod sysv;
 pub mod target;
 
 pub use descriptors::Preview;

@@ -20,6 +20,7 @@ use crate::offer::Offer;
 use crate::sandbox::{Inside, Sandbox};
 use crate::stay::StayReason;
 use crate::survey;
+use crate::sysv;
 
 /// Where a region goes if nothing is there: below where programs are linked to.
 pub(crate) const REGION_AT: u64 = 0x10_0000;
@@ -191,6 +192,7 @@ impl Source {
         let descriptors =
             descriptors::dump(&job, external, layout, &mut self.epolls, &mut SourceTapes(&mut by_number))?;
 
+        let system_v = sysv::dump(self.inside.init)?;
         let mut images = Vec::new();
         let mut last_pid = 1;
         for process in self.inside.processes()? {
@@ -227,6 +229,7 @@ impl Source {
             layout: Layout::default(),
             processes: images,
             descriptors,
+            system_v,
         })
     }
 

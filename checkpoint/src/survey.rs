@@ -16,6 +16,7 @@ use crate::memory::{self, TrackedProcess};
 use crate::offer::{Offer, ProcessSummary, RequiredFile};
 use crate::sandbox::Inside;
 use crate::stay::StayReason;
+use crate::sysv;
 
 impl Inside {
     /// The processes that have an address space of their own, parents first.
@@ -89,6 +90,7 @@ pub(crate) fn stay_reasons(
             reasons.push(StayReason::new(process.process, obstacle.what, obstacle.why));
         }
     }
+    reasons.extend(sysv::stay_reasons(inside.init)?);
     let listed: Vec<descriptors::Process> =
         processes.iter().map(|p| descriptors::Process { process: p.process, pid: p.pid }).collect();
     let job = descriptors::Job { init: inside.init, processes: &listed };

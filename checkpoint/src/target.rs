@@ -20,6 +20,7 @@ use crate::restore;
 use crate::sandbox::{Control, Sandbox};
 use crate::stubs::Stubs;
 use crate::survey;
+use crate::sysv;
 
 /// A tree under construction.
 ///
@@ -61,8 +62,8 @@ impl Target {
         }
         Ok(Target {
             control: sandbox.control(),
+            filler: Filler::in_namespace_of(inside.init),
             stubs: Stubs::new(inside)?,
-            filler: Filler::new(),
             sessions: offer.processes.iter().map(|summary| (summary.process, summary.session)).collect(),
             early: Early::default(),
             ready: None,
@@ -137,6 +138,7 @@ impl Target {
             return Err(Error::Image(format!("it has version {}, this program knows {VERSION}", image.version)));
         }
         self.filler.finish(&mut self.stubs).map_err(memory_error("finishing the job's memory"))?;
+        sysv::restore(self.stubs.inside.init, &image.system_v)?;
         self.make_ended(&image)?;
         self.set_sessions_and_groups(&image)?;
 

@@ -15,6 +15,7 @@ pub mod proc;
 pub mod process;
 pub mod ptrace;
 pub mod seccomp;
+pub mod sysv;
 pub mod tape;
 pub mod tun;
 pub mod uffd;

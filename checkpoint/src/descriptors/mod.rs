@@ -22,7 +22,7 @@ mod ahead;
 mod dump;
 pub mod image;
 mod kinds;
-mod namespace;
+pub(crate) mod namespace;
 mod preview;
 mod restore;
 mod scan;

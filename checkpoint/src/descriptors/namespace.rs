@@ -11,11 +11,20 @@ use sys::{Pid, libc};
 
 /// Runs something in a thread that is in the mount and network namespace of the job's init, at its root directory.
 pub(super) fn enter<T: Send>(init: Pid, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    enter_kinds(init, libc::CLONE_NEWNS | libc::CLONE_NEWNET, work)
+}
+
+/// Runs something in a thread that is in these namespaces (`CLONE_NEW*`) of a process.
+pub(crate) fn enter_kinds<T: Send>(
+    process: Pid,
+    kinds: i32,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("in the job".into()).spawn_scoped(scope, move || {
             fds::leave_shared_directory()?;
-            let process = fds::pidfd_open(init)?;
-            fds::enter_namespaces(process.as_fd(), libc::CLONE_NEWNS | libc::CLONE_NEWNET)?;
+            let process = fds::pidfd_open(process)?;
+            fds::enter_namespaces(process.as_fd(), kinds)?;
             work()
         })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread inside the job's namespaces ended early")))

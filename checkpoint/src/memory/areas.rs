@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use sys::Pid;
 use sys::vm::{self, DetailedMapping, Mapping};
 
+use super::PAGE;
 use super::layout::{Area, AreaFlags, Backing, KernelArea, ObjectKind, Protection};
 
 /// A mapping that can't move.
@@ -76,6 +77,8 @@ pub(super) struct FoundObject {
     pub kind: ObjectKind,
     pub device: (u32, u32),
     pub inode: u64,
+    /// A process that maps it.
+    pub pid: Pid,
     /// `/proc/PID/map_files/START-END`: opens the object itself.
     pub opener: PathBuf,
 }
@@ -176,7 +179,17 @@ pub(super) fn classify(detailed: &DetailedMapping, files: &mut Files) -> Result<
         return Ok(Classified { area, object: None });
     }
     let writable = mapping.shared && detailed.has(b"mw");
-    let kind = if name == b"/dev/zero (deleted)" || name.starts_with(b"[anon_shmem:") {
+    let kind = if let Some(key) = segment_key(mapping) {
+        let bytes = fs::metadata(files.opener(mapping)).map_err(|_| Unmovable::Vanished)?.len();
+        if mapping.offset != 0 || mapping.end - mapping.start != bytes.next_multiple_of(PAGE) {
+            return Err(Unmovable::Obstacle(
+                "a part of the System V shared memory was unmapped or protected otherwise",
+            ));
+        }
+        // Its inode is its identifier.
+        let id = i32::try_from(mapping.inode).map_err(|_| Unmovable::Vanished)?;
+        ObjectKind::SystemV { id, key }
+    } else if name == b"/dev/zero (deleted)" || name.starts_with(b"[anon_shmem:") {
         ObjectKind::Anonymous
     } else if let Some(rest) = name.strip_prefix(b"/memfd:") {
         ObjectKind::Memfd(rest.strip_suffix(b" (deleted)").unwrap_or(rest).to_vec())
@@ -199,7 +212,7 @@ pub(super) fn classify(detailed: &DetailedMapping, files: &mut Files) -> Result<
     // The number is the tracker's to give.
     area.backing = Backing::Object { id: 0, offset: mapping.offset, writable };
     let opener = files.opener(mapping);
-    let object = FoundObject { kind, device: mapping.device, inode: mapping.inode, opener };
+    let object = FoundObject { kind, device: mapping.device, inode: mapping.inode, pid: files.pid, opener };
     Ok(Classified { area, object: Some(object) })
 }
 
@@ -223,9 +236,6 @@ fn obstacle(detailed: &DetailedMapping) -> Option<&'static str> {
     if name.starts_with(b"/secretmem") {
         return Some("secret memory (memfd_secret) can't be read from outside the process");
     }
-    if name.starts_with(b"/SYSV") && mapping.shared {
-        return Some("System V shared memory isn't supported yet");
-    }
     if name.starts_with(b"/[aio]") {
         return Some("asynchronous I/O (io_setup) keeps requests in the kernel that can't be moved");
     }
@@ -242,6 +252,13 @@ fn obstacle(detailed: &DetailedMapping) -> Option<&'static str> {
         return Some("shared huge pages (hugetlbfs) aren't supported");
     }
     None
+}
+
+/// The key that System V shared memory was made with, when the mapping is of such.
+fn segment_key(mapping: &Mapping) -> Option<i32> {
+    let key = mapping.name.strip_prefix(b"/SYSV")?.strip_suffix(b" (deleted)").filter(|_| mapping.shared)?;
+    let key = std::str::from_utf8(key).ok().filter(|key| key.len() == 8)?;
+    u32::from_str_radix(key, 16).ok().map(u32::cast_signed)
 }
 
 fn anonymous_name(name: &[u8]) -> &[u8] {
@@ -348,7 +365,6 @@ mod tests {
             ("", "rd wr um", false),
             ("", "rd wr ss", false),
             ("/secretmem (deleted)", "rd wr sh lo", true),
-            ("/SYSV00000000 (deleted)", "rd wr sh", true),
             ("/[aio] (deleted)", "rd wr sh", true),
             ("anon_inode:[io_uring]", "rd wr sh", true),
             ("socket:[17]", "rd wr sh", true),
@@ -356,6 +372,16 @@ mod tests {
         ] {
             assert!(backing(&detailed(name, flags, shared, 9)).is_err(), "{name} {flags}");
         }
+    }
+
+    #[test]
+    fn segments_are_known_by_their_name() {
+        let key = |name, shared| segment_key(&detailed(name, "rd wr sh", shared, 9).mapping);
+        assert_eq!(key("/SYSV0098c44c (deleted)", true), Some(0x0098_c44c));
+        assert_eq!(key("/SYSVffffffff (deleted)", true), Some(-1));
+        assert_eq!(key("/SYSV0098c44c (deleted)", false), None);
+        assert_eq!(key("/SYSV0098c44c", true), None);
+        assert_eq!(key("/SYSVINIT (deleted)", true), None);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Filler {
     layout: Layout,
     stubs: BTreeMap<u32, Stub>,
     objects: BTreeMap<u32, Object>,
+    /// A process whose IPC namespace is the job's.
+    init: Option<Pid>,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,12 @@ impl Filler {
     #[must_use]
     pub fn new() -> Filler {
         Filler::default()
+    }
+
+    /// One that can make System V shared memory, in the IPC namespace of this process.
+    #[must_use]
+    pub fn in_namespace_of(init: Pid) -> Filler {
+        Filler { init: Some(init), ..Filler::default() }
     }
 
     /// Gives the stubs the mappings of this layout; content stays where the mapping stays. Every process of it has a stub by
@@ -137,7 +145,9 @@ impl Filler {
             for hole in object.description.discards.spans() {
                 memfd::punch_hole(&object.file, hole.start, hole.end)?;
             }
-            if object.description.seals != 0 {
+            // A segment says that it can't be sealed, by a seal.
+            let is_segment = matches!(object.description.kind, ObjectKind::SystemV { .. });
+            if object.description.seals != 0 && !is_segment {
                 memfd::add_seals(&object.file, object.description.seals)?;
             }
         }
@@ -161,13 +171,27 @@ impl Filler {
                 object.description = description.clone();
                 continue;
             }
-            let file = memfd::create(&object_name(&description.kind))?;
-            file.set_len(description.size)?;
+            let file = self.make(description)?;
             let read_only = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
             let object = Object { description: description.clone(), file, read_only };
             self.objects.insert(description.id, object);
         }
         Ok(())
+    }
+
+    fn make(&self, description: &SharedObject) -> io::Result<File> {
+        let name = match &description.kind {
+            ObjectKind::SystemV { id, key } => {
+                let init = self.init.ok_or_else(|| invalid(format!("System V shared memory {id} has no namespace")))?;
+                return crate::sysv::make_segment(init, *id, *key, description.size);
+            }
+            ObjectKind::Anonymous => b"shared".as_slice(),
+            ObjectKind::Memfd(name) => name,
+            ObjectKind::Deleted(path) => path.rsplit(|byte| *byte == b'/').next().unwrap_or_default(),
+        };
+        let file = memfd::create(&object_name(name))?;
+        file.set_len(description.size)?;
+        Ok(file)
     }
 
     fn write_object(&self, chunk: MemoryChunk<'_>) -> io::Result<()> {
@@ -257,6 +281,13 @@ impl ObjectFiles for BTreeMap<u32, Object> {
         let object = self.get(&id)?;
         Some(if writable { object.file.as_fd() } else { object.read_only.as_fd() })
     }
+
+    fn segment(&self, id: u32) -> Option<i32> {
+        match self.get(&id)?.description.kind {
+            ObjectKind::SystemV { id, .. } => Some(id),
+            _ => None,
+        }
+    }
 }
 
 /// The area that a chunk belongs to: all of it to one.
@@ -288,12 +319,7 @@ fn check(layout: &Layout) -> io::Result<()> {
     Ok(())
 }
 
-fn object_name(kind: &ObjectKind) -> CString {
-    let bytes = match kind {
-        ObjectKind::Anonymous => b"shared".as_slice(),
-        ObjectKind::Memfd(name) => name,
-        ObjectKind::Deleted(path) => path.rsplit(|byte| *byte == b'/').next().unwrap_or_default(),
-    };
+fn object_name(bytes: &[u8]) -> CString {
     // memfd_create takes at most 249 bytes.
     let name: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0).take(200).collect();
     CString::new(name).unwrap_or_default()

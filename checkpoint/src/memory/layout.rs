@@ -197,6 +197,13 @@ pub enum ObjectKind {
     Memfd(#[serde(with = "serde_bytes")] Vec<u8>),
     /// A file, deleted or replaced since, that had this path.
     Deleted(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// System V shared memory.
+    SystemV {
+        /// Its identifier.
+        id: i32,
+        /// Its key; 0 when it can't be found by one, or not any more.
+        key: i32,
+    },
 }
 
 impl Area {

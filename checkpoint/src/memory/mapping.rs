@@ -10,6 +10,9 @@ use super::stubs::{Argument, Argument::Value, Script};
 /// Files of shared objects at the target.
 pub(super) trait ObjectFiles {
     fn file(&self, id: u32, writable: bool) -> Option<BorrowedFd<'_>>;
+
+    /// The identifier of System V shared memory, which is attached and not mapped.
+    fn segment(&self, id: u32) -> Option<i32>;
 }
 
 /// System call numbers of x86-64: the target of the calls is a stub, not us.
@@ -19,6 +22,7 @@ mod number {
     pub const MPROTECT: i64 = 10;
     pub const MUNMAP: i64 = 11;
     pub const MADVISE: i64 = 28;
+    pub const SHMAT: i64 = 30;
     pub const PRCTL: i64 = 157;
     pub const OPENAT: i64 = 257;
     pub const MLOCK2: i64 = 325;
@@ -34,6 +38,9 @@ const MAP_NORESERVE: u64 = 0x4000;
 const MAP_HUGETLB: u64 = 0x4_0000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const MAP_HUGE_SHIFT: u32 = 26;
+
+const SHM_RDONLY: u64 = 0o10_000;
+const SHM_EXEC: u64 = 0o100_000;
 
 const O_RDWR: u64 = 2;
 const O_CLOEXEC: u64 = 0o2_000_000;
@@ -130,6 +137,7 @@ fn map(area: &Area, objects: &dyn ObjectFiles, script: &mut Script<'_>) -> io::R
     let mut descriptor = Value(u64::MAX);
     let mut file_offset = 0;
     let mut closes = false;
+    let mut segment = None;
     match &area.backing {
         Backing::Anonymous if area.flags.contains(AreaFlags::DROPPABLE) => {
             flags = flags & !MAP_PRIVATE | MAP_DROPPABLE | MAP_ANONYMOUS;
@@ -147,6 +155,9 @@ fn map(area: &Area, objects: &dyn ObjectFiles, script: &mut Script<'_>) -> io::R
             file_offset = *offset;
             closes = true;
         }
+        Backing::Object { id, writable, .. } if objects.segment(*id).is_some() => {
+            segment = objects.segment(*id).map(|segment| (segment, *writable));
+        }
         Backing::Object { id, offset, writable } => {
             let file = objects.file(*id, *writable).ok_or_else(|| {
                 io::Error::new(io::ErrorKind::InvalidData, format!("no shared memory {id} for {area}"))
@@ -161,6 +172,10 @@ fn map(area: &Area, objects: &dyn ObjectFiles, script: &mut Script<'_>) -> io::R
     // The kernel counts private memory against the overcommit limit once it is writable, and keeps counting it.
     let counts = area.flags.contains(AreaFlags::ACCOUNTED) && !area.shared;
     let first = if counts { area.protection | Protection::WRITE } else { area.protection };
+    if let Some((segment, writable)) = segment {
+        attach(area, segment, writable, script);
+        return Ok(());
+    }
     let arguments = [
         Value(area.start),
         Value(length),
@@ -185,6 +200,27 @@ fn map(area: &Area, objects: &dyn ObjectFiles, script: &mut Script<'_>) -> io::R
         }
     }
     Ok(())
+}
+
+/// Attaches System V shared memory, all of it.
+fn attach(area: &Area, segment: i32, writable: bool, script: &mut Script<'_>) {
+    let mut flags = if writable { 0 } else { SHM_RDONLY };
+    let mut given = if writable { Protection::READ | Protection::WRITE } else { Protection::READ };
+    if area.protection.contains(Protection::EXECUTE) {
+        flags |= SHM_EXEC;
+        given |= Protection::EXECUTE;
+    }
+    let segment = Value(u64::from(segment.cast_unsigned()));
+    let arguments = [segment, Value(area.start), Value(flags), Value(0), Value(0), Value(0)];
+    script.call_expecting(number::SHMAT, arguments, area.start, format!("attach {area}"));
+    if given != area.protection {
+        protect(area.span(), area.protection, area, script);
+    }
+    for (flag, set, _) in ADVICE {
+        if area.flags.contains(flag) {
+            advise_now(area.span(), set, format!("set {flag:?} of {area}"), script);
+        }
+    }
 }
 
 /// Gives a part of a mapping that stays the properties it has now.

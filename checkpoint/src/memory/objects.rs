@@ -14,7 +14,7 @@ use sys::memfd;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::areas::FoundObject;
-use super::layout::SharedObject;
+use super::layout::{ObjectKind, SharedObject};
 use super::ranges::{Span, SpanSet};
 use super::reader::is_zero;
 use super::{MemoryChunk, MemorySink, PAGE};
@@ -52,10 +52,15 @@ impl Objects {
             return Ok(object.description.id);
         }
         let file = File::open(&found.opener)?;
+        let mut kind = found.kind.clone();
+        if let ObjectKind::SystemV { id, key } = &mut kind {
+            // The mapping's name tells the first key, which may belong to another by now.
+            *key = crate::sysv::key(found.pid, *id)?.unwrap_or_default();
+        }
         let id = u32::try_from(self.objects.len()).map_err(|_| io::Error::other("too many shared objects"))?;
         let description = SharedObject {
             id,
-            kind: found.kind.clone(),
+            kind,
             device: found.device,
             inode: found.inode,
             size: file.metadata()?.len(),

@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::everything_the_kernel_keeps_is_the_same_with_precopy", || keeper(Precopy::Rounds(2))),
         trial("moves::tree_with_sessions_groups_and_zombies", tree),
         trial("moves::blocking_calls_end_as_they_would", blocking),
+        trial("moves::system_v_ipc_goes_along", system_v),
         trial("moves::stopped_job_stays_stopped", stopped),
         trial("moves::abort_leaves_the_job_running", abort),
     ]
@@ -406,6 +407,91 @@ fn blocking() -> Outcome {
         "signal_wait None fine",
     ];
     ensure!(lines == expected, "{lines:#?}");
+    Ok(())
+}
+
+/// Prints what it finds after each line of input, having been told to change it.
+const SYSTEM_V: &str = r#"
+import ctypes, os, struct, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+libc.shmdt.argtypes = [ctypes.c_void_p]
+def good(result):
+    if result in (None, -1, 2**64 - 1):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+CREATE, REMOVE, STAT = 0o1000, 0, 2
+for other in range(3):  # So that numbers aren't the first ones.
+    good(libc.shmctl(good(libc.shmget(0, 4096, 0o600)), REMOVE, None))
+kept = good(libc.shmget(0x1234, 10000, CREATE | 0o640))
+address = good(libc.shmat(kept, None, 0))
+reader = good(libc.shmat(kept, None, 0o10000))
+gone = good(libc.shmget(0, 4096, CREATE | 0o600))
+gone_address = good(libc.shmat(gone, None, 0))
+good(libc.shmctl(gone, REMOVE, None))
+idle = good(libc.shmget(0x77, 3 << 20, CREATE | 0o600))
+there = good(libc.shmat(idle, None, 0))
+ctypes.memmove(there + (2 << 20), b"idle", 4)
+good(libc.shmdt(there))
+sems = good(libc.semget(0x55, 2, CREATE | 0o600))
+good(libc.semctl(sems, 0, 16, 3))
+queue = good(libc.msgget(0x66, CREATE | 0o600))
+for kind, text in ((5, b"five"), (3, b"three")):
+    good(libc.msgsnd(queue, struct.pack("l", kind) + text, len(text), 0))
+child = os.fork()
+if child == 0:
+    # Waits until the second semaphore is raised, across hops, and tells in shared memory.
+    good(libc.semop(sems, struct.pack("Hhh", 1, -1, 0), 1))
+    ctypes.memmove(address + 9990, b"child", 5)
+    os._exit(0)
+print("ready", flush=True)
+for turn in (line.strip() for line in sys.stdin):
+    there = good(libc.shmat(good(libc.shmget(0x77, 0, 0)), None, 0))
+    facts = [
+        libc.shmget(0x1234, 0, 0) == kept,
+        libc.shmget(0x77, 0, 0) == idle,
+        ctypes.string_at(there + (2 << 20), 4),
+        ctypes.string_at(reader, 8),
+        ctypes.string_at(gone_address, 8),
+        libc.semctl(sems, 0, 12),
+    ]
+    good(libc.shmdt(there))
+    buffer = ctypes.create_string_buffer(64)
+    length = libc.msgrcv(queue, buffer, 50, 0, 0o4000)
+    facts.append(buffer.raw[8:8 + length] if length >= 0 else None)
+    print(facts, flush=True)
+    ctypes.memmove(address, b"turn " + turn.encode(), 5 + len(turn))
+    ctypes.memmove(gone_address, b"gone " + turn.encode(), 5 + len(turn))
+    if turn == "2":
+        good(libc.semop(sems, struct.pack("Hhh", 1, 1, 0), 1))
+        os.waitpid(child, 0)
+        print(ctypes.string_at(reader + 9990, 5), flush=True)
+        with open("/proc/sysvipc/shm") as table:
+            print(sorted(line.split()[2] for line in table.readlines()[1:]), flush=True)
+"#;
+
+fn system_v() -> Outcome {
+    for precopy in [Precopy::None, Precopy::Rounds(2)] {
+        let mut job = Job::start(&["python3", "-c", SYSTEM_V])?;
+        ensure!(job.line()? == "ready", "it doesn't start");
+        let zeros = r"b'\x00\x00\x00\x00\x00\x00\x00\x00'";
+        let expected = [
+            format!("[True, True, b'idle', {zeros}, {zeros}, 3, b'five']"),
+            r"[True, True, b'idle', b'turn 0\x00\x00', b'gone 0\x00\x00', 3, b'three']".to_owned(),
+            r"[True, True, b'idle', b'turn 1\x00\x00', b'gone 1\x00\x00', 3, None]".to_owned(),
+        ];
+        for (turn, expected) in expected.iter().enumerate() {
+            job.hop(precopy)?;
+            job.say(&turn.to_string())?;
+            let line = job.line()?;
+            ensure!(line == *expected, "after hop {turn}: {line}");
+        }
+        let child = job.line()?;
+        ensure!(child == "b'child'", "the child that waited for a semaphore wrote {child}");
+        let rights = job.line()?;
+        ensure!(rights == "['1600', '600', '640']", "rights: {rights}");
+    }
     Ok(())
 }
 
