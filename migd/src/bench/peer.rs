@@ -2,7 +2,8 @@
 //!
 //! A client says in one byte what it wants: [`SEND`], and the peer sends until the client hangs up; [`RECEIVE`], and the
 //! peer receives and tells now and then, in eight bytes big-endian, how many bytes it has received (so every rate is
-//! taken at the receiving end); or [`ECHO`], and the peer sends back what it receives.
+//! taken at the receiving end); [`RECEIVE_CLOSELY`], and it tells more often; or [`ECHO`], and the peer sends back what it
+//! receives.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -15,12 +16,16 @@ use anyhow::Context;
 pub(super) const SEND: u8 = b's';
 /// Asks the peer to receive.
 pub(super) const RECEIVE: u8 = b'r';
+/// Asks the peer to receive, for a rate that is taken in steps of a few milliseconds.
+pub(super) const RECEIVE_CLOSELY: u8 = b'c';
 /// Asks the peer to send back what it receives.
 pub(super) const ECHO: u8 = b'e';
 /// Size of each read and write.
 pub(super) const CHUNK: usize = 256 << 10;
-/// How often the peer tells how much it received.
+/// How often the peer tells how much it received: so seldom that it costs nothing beside the stream.
 pub(super) const TELL: Duration = Duration::from_millis(10);
+/// The same where it is asked for [`RECEIVE_CLOSELY`].
+const TELL_CLOSELY: Duration = Duration::from_millis(1);
 
 /// Serves until it is killed.
 ///
@@ -58,6 +63,7 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
             stream.write_all(&chunk[..count])?;
         }
     }
+    let tell = if wish[0] == RECEIVE_CLOSELY { TELL_CLOSELY } else { TELL };
     let mut received: u64 = 0;
     let mut told = Instant::now();
     loop {
@@ -66,7 +72,7 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
             return Ok(());
         }
         received += count as u64;
-        if told.elapsed() >= TELL {
+        if told.elapsed() >= tell {
             told = Instant::now();
             stream.write_all(&received.to_be_bytes())?;
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sys::netns::NetNamespace;
 
-use super::peer::{CHUNK, RECEIVE, SEND};
+use super::peer::{CHUNK, RECEIVE, RECEIVE_CLOSELY, SEND};
 
 /// Which way the bytes go, seen from the server that migd runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -39,7 +39,17 @@ impl Bulk {
         direction: Direction,
         streams: u32,
     ) -> io::Result<Bulk> {
-        (0..streams).map(|_| Stream::start(namespace, server, direction)).collect::<io::Result<_>>().map(Bulk)
+        let start = |_| Stream::start(namespace, server, direction, RECEIVE);
+        (0..streams).map(start).collect::<io::Result<_>>().map(Bulk)
+    }
+
+    /// The same with one stream whose rate can be looked at in steps of a few milliseconds.
+    pub(super) fn start_closely(
+        namespace: &NetNamespace,
+        server: SocketAddr,
+        direction: Direction,
+    ) -> io::Result<Bulk> {
+        Stream::start(namespace, server, direction, RECEIVE_CLOSELY).map(|stream| Bulk(vec![stream]))
     }
 
     /// The rate of all together over the time to come, in Gbit/s, by the clocks of the samples themselves.
@@ -102,8 +112,8 @@ struct Stream {
 }
 
 impl Stream {
-    /// Connects and starts the flow.
-    fn start(namespace: &NetNamespace, server: SocketAddr, direction: Direction) -> io::Result<Stream> {
+    /// Connects and starts the flow; `receive` is how to ask the peer to receive.
+    fn start(namespace: &NetNamespace, server: SocketAddr, direction: Direction, receive: u8) -> io::Result<Stream> {
         let mut socket = namespace.run(|| connect(server))?;
         let latest = Arc::new(Mutex::new(Sample { time: Instant::now(), bytes: 0 }));
         let seen = Arc::clone(&latest);
@@ -126,7 +136,7 @@ impl Stream {
                 }));
             }
             Direction::Receive => {
-                socket.write_all(&[RECEIVE])?;
+                socket.write_all(&[receive])?;
                 let mut writer = socket.try_clone()?;
                 threads.push(std::thread::spawn(move || {
                     let chunk = vec![0xa5; CHUNK];

@@ -147,7 +147,7 @@ fn requests(site: &Site, engine: Engine, margin: Duration, resident_mb: u32) -> 
 fn bulk(site: &Site, engine: Engine, direction: Direction, margin: Duration) -> anyhow::Result<BulkLine> {
     let name = format!("timeline-{direction:?}").to_lowercase();
     let mut server = site.start(engine.stack(), &name, Program::Peer)?;
-    let bulk = Bulk::start(&site.client()?, server.address(), direction, 1)?;
+    let bulk = Bulk::start_closely(&site.client()?, server.address(), direction)?;
     site.sleep(WARM_UP)?;
     let origin = Instant::now();
     let done = std::sync::atomic::AtomicBool::new(false);
