@@ -14,8 +14,10 @@ mod stats;
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -32,6 +34,9 @@ const VARIABLE: &str = "MIGD_CRIU";
 const UPLINK: &str = "eth0";
 /// A device whose packets nobody reads.
 const NOWHERE: &str = "nowhere0";
+/// Last bytes of the addresses that servers have on the lab's subnet, one after the other: more than start in the minutes for which
+/// one must not be used again.
+const HOSTS: RangeInclusive<u8> = 150..=249;
 /// How long a dump or restore may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -215,7 +220,12 @@ impl Ward {
             return Ok(());
         }
         let log = std::fs::read_to_string(self.images.join(format!("{verb}.log"))).unwrap_or_default();
-        let error = log.lines().rfind(|line| line.contains("Error") && !line.contains("FAILED")).unwrap_or("no reason");
+        // The last says what could not be done, and the one before it why.
+        let errors: Vec<_> = log.lines().filter(|line| line.contains("Error") && !line.contains("FAILED")).collect();
+        let error = match &errors[errors.len().saturating_sub(2)..] {
+            [] => "no reason".to_owned(),
+            last => last.join("; "),
+        };
         bail!("criu {verb} failed ({status}): {error}")
     }
 }
@@ -272,8 +282,12 @@ fn announce(address: Ipv4Addr) -> io::Result<()> {
     Ok(())
 }
 
-/// The address of CRIU's server: on the lab's subnet, where no member is.
+/// An address for a server that CRIU moves: on the lab's subnet, where no member is, and another one each time. Connections of an
+/// earlier server that were open when it was killed stay in its node's kernel for minutes, since the address that their last segments
+/// would leave from is gone; a connection of the next one with the same four numbers could not be restored beside it.
 pub(super) fn address(node: Ipv4Addr) -> Ipv4Addr {
+    static STARTED: AtomicU8 = AtomicU8::new(0);
     let [a, b, c, _] = node.octets();
-    Ipv4Addr::new(a, b, c, 251)
+    let number = STARTED.fetch_add(1, Ordering::Relaxed) % (HOSTS.end() - HOSTS.start() + 1);
+    Ipv4Addr::new(a, b, c, HOSTS.start() + number)
 }
