@@ -7,16 +7,19 @@ use crate::bench::figures::Spread;
 use crate::bench::report::{Section, Table};
 use crate::bench::stack::Stack;
 
+/// The tests of bulk streams, in the order of the panels.
+const BULK: [(Test, u32); 4] =
+    [(Test::BulkSend, 1), (Test::BulkReceive, 1), (Test::BulkSend, 8), (Test::BulkReceive, 8)];
+
 impl Compare {
     /// As a section.
     pub(in crate::bench) fn section(&self) -> Section {
-        let bulk = [(Test::BulkSend, 1), (Test::BulkReceive, 1), (Test::BulkSend, 8), (Test::BulkReceive, 8)];
         let small =
             TESTS.iter().copied().filter(|(test, _)| matches!(test, Test::Rr | Test::RedisBenchmark | Test::Connect));
-        let throughput: Vec<Panel> = bulk.iter().filter_map(|&(test, n)| self.panel(test, n)).collect();
+        let throughput: Vec<Panel> = BULK.iter().filter_map(|&(test, n)| self.panel(test, n)).collect();
         let mut requests: Vec<Panel> = small.filter_map(|(test, n)| self.panel(test, n)).collect();
         requests.extend(self.p99_panel());
-        let cost: Vec<Panel> = bulk.iter().filter_map(|&(test, n)| self.cost_panel(test, n)).collect();
+        let cost: Vec<Panel> = BULK.iter().filter_map(|&(test, n)| self.cost_panel(test, n)).collect();
         let chart = |name, caption: &str, title: &str, of: &[Panel]| Chart {
             name,
             caption: caption.to_owned(),
@@ -27,8 +30,9 @@ impl Compare {
             intro: "The same programs on every stack, in one lab of network namespaces, in rounds that go over all stacks one right \
                     after the other. migd: a job before any move. migd-moved: after a direct move that the connections lived \
                     through. home-routed: after a move that left the sockets on the first node. smoltcp: its own TCP over a \
-                    TUN device. criu: a plain process after dump and restore, which is the kernel's TCP on the other node. Whiskers \
-                    are the least and the most of the rounds."
+                    TUN device. criu: a plain process after dump and restore, which is the kernel's TCP on the other node. Bulk streams of migd \
+                    are measured before and after the move of the same job, two jobs a round. Whiskers are the least and the most of \
+                    the measurements."
                 .to_owned(),
             charts: vec![
                 chart("throughput", "Bulk streams in both directions.", "Bulk throughput", &throughput),
@@ -143,12 +147,36 @@ impl Compare {
             "criu: images in memory seen by both nodes, the address moved by the benchmark, no packet filter while it is between."
                 .to_owned(),
         ];
+        notes.extend(self.note_on_relaying());
         for Unavailable { stack, test, reason } in &self.unavailable {
             let test = test.map_or(String::new(), |test| format!(", {}", test.name()));
             notes.push(format!("Not available: {}{test}: {reason}.", stack.name()));
         }
         notes.extend(self.failed.iter().map(|failure| format!("Failed: {failure}.")));
         notes
+    }
+
+    /// Why relaying costs what it costs here.
+    fn note_on_relaying(&self) -> Option<String> {
+        let ratios = |(test, streams): (Test, u32)| {
+            let moved = self.run(Stack::MigdMoved, test, streams)?;
+            let relayed = self.run(Stack::HomeRouted, test, streams)?;
+            let cost = relayed.cpu_s_per_gb?.median / moved.cpu_s_per_gb?.median;
+            let (rate, cost) = (figure(moved.spread.median / relayed.spread.median), figure(cost));
+            Some(format!(
+                "{} {rate} times the rate at 1/{cost} of the processor time",
+                title(test, streams).to_lowercase()
+            ))
+        };
+        let ratios: Vec<_> = BULK.into_iter().filter_map(ratios).collect();
+        (!ratios.is_empty()).then(|| {
+            format!(
+                "A direct move against home-routed: {}. All nodes share one machine's processors, and the link between the \
+                 nodes that relayed bytes take besides is a copy in its memory: it has no limit of its own, so that relaying shows as the \
+                 processor time that it takes, and as nothing else.",
+                ratios.join("; ")
+            )
+        })
     }
 }
 
