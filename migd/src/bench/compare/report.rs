@@ -43,6 +43,7 @@ pub(in crate::bench) struct Run {
     pub(in crate::bench) unit: String,
     #[serde(flatten)]
     pub(in crate::bench) spread: Spread,
+    /// How many times it was measured: once a round, or twice.
     pub(in crate::bench) rounds: usize,
     /// Of `rr`: the median of the rounds' 99th percentiles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -190,8 +191,8 @@ impl Results for Compare {
         for failure in &self.failed {
             let _ = writeln!(out, "FAILED: {failure}");
         }
-        let rounds = self.runs.iter().map(|run| run.rounds).max().unwrap_or(0);
-        let _ = writeln!(out, "{rounds} rounds in {:.0} s on {}", self.seconds, self.machine.line());
+        let most = self.runs.iter().map(|run| run.rounds).max().unwrap_or(0);
+        let _ = writeln!(out, "up to {most} measurements of each in {:.0} s on {}", self.seconds, self.machine.line());
         out
     }
 

@@ -108,7 +108,7 @@ impl Compare {
                 run.rounds.to_string(),
             ]
         };
-        let header = ["test", "stack", "unit", "median", "spread", "of the kernel's", "p99, us", "CPU s/GB", "rounds"];
+        let header = ["test", "stack", "unit", "median", "spread", "of the kernel's", "p99, us", "CPU s/GB", "times"];
         Table {
             title: "All figures".to_owned(),
             header: header.map(str::to_owned).into(),
@@ -164,14 +164,14 @@ impl Compare {
             let cost = relayed.cpu_s_per_gb?.median / moved.cpu_s_per_gb?.median;
             let (rate, cost) = (figure(moved.spread.median / relayed.spread.median), figure(cost));
             Some(format!(
-                "{} {rate} times the rate at 1/{cost} of the processor time",
+                "{}: {rate} times the rate, and relaying takes {cost} times the processor time",
                 title(test, streams).to_lowercase()
             ))
         };
         let ratios: Vec<_> = BULK.into_iter().filter_map(ratios).collect();
         (!ratios.is_empty()).then(|| {
             format!(
-                "A direct move against home-routed: {}. All nodes share one machine's processors, and the link between the \
+                "A direct move against home-routed. {}. All nodes share one machine's processors, and the link between the \
                  nodes that relayed bytes take besides is a copy in its memory: it has no limit of its own, so that relaying shows as the \
                  processor time that it takes, and as nothing else.",
                 ratios.join("; ")
