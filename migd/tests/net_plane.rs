@@ -219,6 +219,72 @@ fn every_byte_comes_back() {
     assert!(driven.status.success(), "{}", String::from_utf8_lossy(&driven.stdout));
 }
 
+/// Who is connected is served on in a flood of segments from nowhere, and who comes anew gets in.
+#[test]
+fn a_flood_keeps_nobody_out() {
+    const ECHO: &str = "
+import socket, threading
+def serve(connection):
+    while data := connection.recv(100):
+        connection.sendall(data)
+listener = socket.create_server(('', 7200))
+print('serving', flush=True)
+while True:
+    threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+";
+    let lab = Lab::new("flood");
+    ip(&["-n", &lab.node, "route", "add", "198.18.0.0/15", "via", "10.99.0.2"]);
+    let mut child =
+        lab.job(&["python3", "-c", ECHO]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
+    let mut line = String::new();
+    let output = child.stdout.take().expect("piped");
+    let _server = Running(child);
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a line");
+    assert_eq!(line.trim(), "serving");
+
+    let client = sys::netns::NetNamespace::open_named(&lab.client).expect("the client's namespace");
+    let connect = || client.run(|| connect_patiently("10.77.0.5:7200".parse().expect("an address")));
+    let mut before = connect().expect("connect without a flood");
+    echo(&mut before);
+    let script = program("flood.py");
+    let flood = lab.command(&lab.client, Path::new("python3"), &[&script, "10.77.0.5", "7200"]).spawn().expect("spawn");
+    let flood = Running(flood);
+    let until = Instant::now() + Duration::from_secs(60);
+    while packets_to_job(&lab) < 20_000 {
+        assert!(Instant::now() < until, "the flood doesn't reach the job");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for _ in 0..5 {
+        echo(&mut before);
+        echo(&mut connect().expect("connect in a flood"));
+    }
+    drop(flood);
+    echo(&mut before);
+    echo(&mut connect().expect("connect after the flood"));
+}
+
+fn connect_patiently(address: std::net::SocketAddr) -> std::io::Result<std::net::TcpStream> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let stream = std::net::TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn echo(stream: &mut std::net::TcpStream) {
+    use std::io::{Read, Write};
+    let mut answer = [0; 5];
+    stream.write_all(b"hello").expect("send");
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"hello");
+}
+
+/// Packets that went into the job's device or were kept out of it.
+fn packets_to_job(lab: &Lab) -> u64 {
+    let script = "cat /sys/class/net/mig5/statistics/tx_packets /sys/class/net/mig5/statistics/tx_dropped";
+    let output = lab.command(&lab.node, Path::new("sh"), &["-c", script]).output().expect("run sh");
+    String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| line.parse::<u64>().ok()).sum()
+}
+
 fn lab_has_device(lab: &Lab) -> bool {
     let shown = Command::new("ip").args(["-n", &lab.node, "link", "show", "mig5"]).output().expect("run ip");
     shown.status.success()

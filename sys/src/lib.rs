@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod clone;
+pub mod ebpf;
 pub mod epoll;
 pub mod fds;
 pub mod lend;

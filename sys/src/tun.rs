@@ -11,6 +11,8 @@ use std::ffi::CStr;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use crate::ebpf::Filter;
+
 /// Length of the header before each packet, `struct virtio_net_hdr`.
 pub const HEADER_LEN: usize = 10;
 
@@ -18,6 +20,7 @@ pub const HEADER_LEN: usize = 10;
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
+const TUNSETFILTEREBPF: libc::Ioctl = 0x8004_54e1;
 const IFF_TUN: i16 = 0x0001;
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
@@ -156,6 +159,16 @@ impl Tun {
         // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
         let count = unsafe { libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Has `filter` decide which packets wait to be received, or all do. It stays with the device.
+    ///
+    /// # Errors
+    /// EINVAL from kernels before Linux 4.16.
+    pub fn set_filter(&self, filter: Option<&Filter>) -> io::Result<()> {
+        let fd: i32 = filter.map_or(-1, |filter| filter.as_fd().as_raw_fd());
+        // SAFETY: the kernel reads one int.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETFILTEREBPF, &raw const fd) })
     }
 
     /// Hands the kernel one packet, the first slice of which is its [`Header`].

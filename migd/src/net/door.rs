@@ -5,6 +5,9 @@
 //! device's full queue. So only so many SYNs a second are handed to the stack. A client whose SYN was dropped sends it
 //! again, as after any loss, and a SYN that comes again goes first: forged ones don't come twice.
 //!
+//! The first SYN that is turned away is also how a flood is noticed: [`super::siege`] then has the kernel drop most of it before
+//! it is read, and lets through fewer than are turned away here.
+//!
 //! Nothing of this moves with a job: a target that is flooded learns it anew.
 
 use std::time::Duration;

@@ -27,6 +27,7 @@ mod lending;
 mod plane;
 mod preview;
 mod pump;
+mod siege;
 mod spin;
 mod stack;
 mod stock;

@@ -22,6 +22,7 @@ use super::door::Door;
 use super::home::{Away, Deputy, Guest};
 use super::lending::Slots;
 use super::plane::{Command, Mailbox, NetError, NetImage};
+use super::siege::Siege;
 use super::spin::{Spin, WINDOW};
 use super::stack::Stack;
 use super::stock::Stock;
@@ -68,6 +69,9 @@ pub(super) struct Pump {
     recorder: Recorder,
     spin: Spin,
     door: Door,
+    siege: Siege,
+    /// A flood was noticed in this round.
+    besieged: bool,
     parked: bool,
     tun_readable: bool,
     calls_waiting: bool,
@@ -137,7 +141,7 @@ impl Pump {
         let mut recorder = Recorder::default();
         let (bridge, programs_ends) = match start {
             None => {
-                let stack = netstack::Stack::new(stack_config, secrets()?, clock.now());
+                let stack = netstack::Stack::new(stack_config, Secrets(random()?), clock.now());
                 (Bridge::new(Stack::here(stack), listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
             }
             Some((image, home)) => {
@@ -156,6 +160,7 @@ impl Pump {
             }
         };
         let door = Door::new(clock.now());
+        let siege = Siege::new(u64::from_ne_bytes(random()?), clock.now(), &tun);
         let pump = Pump {
             bridge,
             home: None,
@@ -168,6 +173,8 @@ impl Pump {
             recorder,
             spin: Spin::new(),
             door,
+            siege,
+            besieged: false,
             parked,
             tun_readable: true,
             calls_waiting: false,
@@ -313,6 +320,29 @@ impl Pump {
         if let Some(away) = self.bridge.stack.as_away() {
             away.transmit();
         }
+        self.mind_siege(now);
+    }
+
+    /// Has the kernel keep a flood out, or looks whether it still has to.
+    fn mind_siege(&mut self, now: Instant) {
+        let Pump { bridge, siege, besieged, tun, .. } = self;
+        let due = siege.due().is_some_and(|due| due <= now);
+        if !due && !*besieged {
+            return;
+        }
+        let stack = bridge.stack.as_here();
+        let flows = stack.as_deref().into_iter().flat_map(|stack| {
+            stack.sockets().filter_map(|id| {
+                let (local, remote) = stack.tcp_endpoints(id);
+                local.zip(remote)
+            })
+        });
+        *besieged = false;
+        if due {
+            siege.turn(now, tun, flows);
+        } else {
+            siege.begin(now, tun, flows);
+        }
     }
 
     /// Passes on what the job's kernel has sent, out of the TUN device or to the job's home.
@@ -354,7 +384,7 @@ impl Pump {
     }
 
     fn receive_packets(&mut self) {
-        let Pump { bridge, home, tun, wire, slots, recorder, spin, door, clock, tun_readable, .. } = self;
+        let Pump { bridge, home, tun, wire, slots, recorder, spin, door, besieged, clock, tun_readable, .. } = self;
         if slots.is_short() {
             bridge.settle_loans();
         }
@@ -388,6 +418,7 @@ impl Pump {
                 recorder.packet(Direction::In, &[data]);
             }
             if !door.admits(data, || clock.now()) {
+                *besieged = true;
                 continue;
             }
             let handled = bridge.handle_packet(RxPacket { data, checksum, gso_size }, desk);
@@ -426,6 +457,7 @@ impl Pump {
             if packet.payload[0].len() >= BULK_LEN {
                 self.spin.note_bulk();
             }
+            self.besieged |= self.siege.note_sent(now, packet.header);
             let header = tun::Header {
                 checksum: packet.checksum.map_or(tun::Checksum::Full, |checksum| tun::Checksum::Partial {
                     start: checksum.start,
@@ -469,7 +501,8 @@ impl Pump {
         if self.tun_readable || from_job || self.bridge.has_work() || home_works {
             return Some(Duration::ZERO);
         }
-        let due = [self.bridge.stack.poll_timeout(), self.bridge.next_deadline()].into_iter().flatten().min()?;
+        let due = [self.bridge.stack.poll_timeout(), self.bridge.next_deadline(), self.siege.due()];
+        let due = due.into_iter().flatten().min()?;
         Some(due.since(self.clock.now()))
     }
 
@@ -601,12 +634,10 @@ impl Pump {
     }
 }
 
-fn secrets() -> Result<Secrets, NetError> {
-    let mut seed = [0u8; 32];
-    let fill = |seed: &mut [u8]| -> io::Result<()> {
-        use std::io::Read;
-        std::fs::File::open("/dev/urandom")?.read_exact(seed)
-    };
-    fill(&mut seed).map_err(NetError::io("read /dev/urandom"))?;
-    Ok(Secrets(seed))
+fn random<const LEN: usize>() -> Result<[u8; LEN], NetError> {
+    use std::io::Read;
+    let mut bytes = [0; LEN];
+    let fill = |bytes: &mut [u8]| std::fs::File::open("/dev/urandom")?.read_exact(bytes);
+    fill(&mut bytes).map_err(NetError::io("read /dev/urandom"))?;
+    Ok(bytes)
 }
