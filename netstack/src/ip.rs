@@ -56,6 +56,17 @@ pub(crate) fn parse(data: &[u8], verify: bool) -> Option<Datagram<'_>> {
     }
 }
 
+/// Whether these bytes are one packet with nothing behind it.
+pub(crate) fn is_whole(data: &[u8]) -> bool {
+    let word = |at: usize| data.get(at..at + 2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])));
+    let told = match data.first().map(|first| first >> 4) {
+        Some(4) => word(2),
+        Some(6) => word(4).map(|len| HEADER_LEN_V6 + len),
+        _ => None,
+    };
+    told == Some(data.len()) && parse(data, false).is_some()
+}
+
 fn parse_v4(data: &[u8], verify: bool) -> Option<Datagram<'_>> {
     let packet = Ipv4Packet::new_checked(data).ok()?;
     //= https://www.rfc-editor.org/rfc/rfc9293#section-3.9.2

@@ -2,10 +2,11 @@
 
 mod harness;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use harness::{ACK, FIN, Link, Pair, RST, SYN, Seen, Side, stream};
-use netstack::{Instant, Shutdown, State};
+use netstack::{Instant, Reuse, Shutdown, SocketError, State, TcpOption};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -261,4 +262,19 @@ fn sockets_that_were_told_before_are_left_out_until_something_touches_them() {
     let mut image = pair.b.freeze_untold(pair.now);
     image.complete(gathered(&[])).expect("nothing is left out");
     assert_eq!(codec::to_vec(&image).expect("encodes"), whole);
+}
+
+/// What can't be thawed elsewhere doesn't come about: a connection from an address that isn't this host's.
+#[test]
+fn nobody_speaks_for_another_host() {
+    let mut pair = Pair::new(7, Link::default());
+    let id = pair.a.tcp_open();
+    pair.a.tcp_set(pair.now, id, TcpOption::FreeBind(true)).expect("it can be set");
+    let elsewhere = "192.0.2.7:4000".parse().expect("an address");
+    pair.a.tcp_bind(id, elsewhere, Reuse::default()).expect("it may be bound there");
+    // As Linux has it.
+    let server = SocketAddr::new(pair.b.config().addresses[0], 80);
+    assert_eq!(pair.a.tcp_connect(pair.now, id, server), Err(SocketError::NetworkUnreachable));
+    let image = pair.a.freeze(pair.now);
+    netstack::Stack::thaw(image, pair.now, pair.a.config().clone()).expect("it can move");
 }

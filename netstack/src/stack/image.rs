@@ -6,6 +6,7 @@
 //! forgotten.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use super::socket::{Kind, Socket};
 use super::{Flow, Stack};
 use crate::fragments::{Fragments, Partial};
 use crate::hash::Keys;
+use crate::ip;
 use crate::tcp::Tuple;
 use crate::tcp::connection::AfterThaw;
 use crate::tcp::half_open::HalfOpen;
@@ -321,6 +323,16 @@ impl StackImage {
                     }
                 }
             }
+        }
+        let own = |address: IpAddr| address.is_loopback() || config.addresses.contains(&address);
+        let to_itself = |packet: &[u8]| {
+            ip::parse(packet, false).is_some_and(|datagram| own(datagram.source) && own(datagram.destination))
+        };
+        if !self.looped.iter().all(|packet| to_itself(packet)) || !self.replies.looped().all(to_itself) {
+            return corrupt("a packet of this host to itself has an address of another".into());
+        }
+        if !self.replies.is_consistent() || !self.foreign.iter().all(|packet| ip::is_whole(packet)) {
+            return corrupt("what waits to be sent or handed on is no packet".into());
         }
         for (_, datagram) in self.fragments.iter() {
             if !datagram.is_consistent() || !config.addresses.contains(&datagram.destination()) {

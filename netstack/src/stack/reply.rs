@@ -39,6 +39,16 @@ impl Replies {
         }
     }
 
+    /// Whether each is a packet that can be sent.
+    pub(crate) fn is_consistent(&self) -> bool {
+        self.waiting.iter().all(|reply| ip::is_whole(&reply.packet))
+    }
+
+    /// Those for this host itself.
+    pub(crate) fn looped(&self) -> impl Iterator<Item = &[u8]> {
+        self.waiting.iter().filter(|reply| reply.looped).map(|reply| reply.packet.as_slice())
+    }
+
     pub(crate) fn pop(&mut self) -> Option<Reply> {
         self.waiting.pop_front()
     }

@@ -245,6 +245,10 @@ impl Stack {
                 if local.is_loopback() && !self.is_looped(target) {
                     return Err(SocketError::InvalidArgument);
                 }
+                // Linux: IP_FREEBIND lets a socket listen where nobody is yet, but not speak for somebody else.
+                if !self.is_looped(local) {
+                    return Err(SocketError::NetworkUnreachable);
+                }
                 Ok(local)
             }
             Some(IpAddr::V4(_)) if target.is_ipv6() => Err(SocketError::AddressFamily),
