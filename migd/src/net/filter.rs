@@ -4,8 +4,8 @@
 //! control path only what concerns stream sockets of the internet families, as far as that can be
 //! told from the arguments; the bridge lets through what turns out to belong to another descriptor. Calls that would give
 //! a job a socket nothing here can move, or a way around this filter, fail with the errno of a kernel that lacks
-//! the feature, so that programs take their fallback: io_uring, MPTCP, SCTP, raw and packet sockets, the x32 ABI, and the
-//! socket calls of 32-bit programs.
+//! the feature, so that programs take their fallback: io_uring, native asynchronous I/O, MPTCP, SCTP, raw and packet sockets, the
+//! x32 ABI, and the socket calls of 32-bit programs.
 //!
 //! Datagram sockets are native sockets of the job's own network namespace, whose `eth0` the plane joins to the job's TUN device: see
 //! [`datagram`].
@@ -22,9 +22,7 @@ pub fn filter() -> Program {
         program.finish(Action::Allow);
     });
     program.if_number_has_bits(X32_BIT, |program| program.finish(Action::Errno(libc::ENOSYS)));
-    program.if_number(&[libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register], |program| {
-        program.finish(Action::Errno(libc::ENOSYS));
-    });
+    program.if_number(&KEEPING_REQUESTS, |program| program.finish(Action::Errno(libc::ENOSYS)));
     for (numbers, flags, wanted) in abi::FLAGS_NOTIFIED {
         program.if_number(&numbers, |program| {
             program.if_argument(flags, wanted.cast_unsigned(), &[wanted], |program| program.finish(Action::Notify));
@@ -59,6 +57,10 @@ pub fn filter() -> Program {
     });
     program.build()
 }
+
+/// Ways to have the kernel hold requests, which nobody could take out of it again. Databases use threads where they are missing.
+const KEEPING_REQUESTS: [i64; 4] =
+    [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register, libc::SYS_io_setup];
 
 /// `socketcall`, `socket`, `bind`, `connect`, `listen`, `accept4` and `io_uring_setup` of the i386 table, and `splice`, `sendfile` and
 /// `sendfile64`, which could be used on a socket inherited from a 64-bit program.
@@ -204,8 +206,9 @@ mod tests {
 
     #[test]
     fn ways_around_are_closed() {
-        let io_uring = action(libc::SYS_io_uring_setup, &[8]);
-        assert_eq!(io_uring, errno(libc::ENOSYS));
+        for number in KEEPING_REQUESTS {
+            assert_eq!(action(number, &[8]), errno(libc::ENOSYS), "{number}");
+        }
         let x32_socket = filter().evaluate(ARCH_X86_64, libc::SYS_socket | i64::from(X32_BIT), [2, 1, 0, 0, 0, 0]);
         assert_eq!(x32_socket, errno(libc::ENOSYS));
         assert_eq!(filter().evaluate(ARCH_I386, 102, [1, 0, 0, 0, 0, 0]), errno(libc::ENOSYS));
