@@ -267,6 +267,9 @@ impl Stack {
     }
 }
 
+/// A stack's clock begins near zero with the stack. Far later times have no times after them: what would be due then is due forever.
+const LATEST: Instant = Instant::from_nanos(1 << 62);
+
 impl StackImage {
     /// Whether the image can be trusted not to lead a stack astray. It comes from a peer that was authenticated, but a
     /// bug there must not become a panic here.
@@ -277,6 +280,9 @@ impl StackImage {
         let corrupt = |what: String| Err(ImageError::Corrupt(what));
         if self.rest.is_some() {
             return corrupt("the sockets are missing that were told before".into());
+        }
+        if self.frozen_at > LATEST {
+            return corrupt("its clock is at the end of time".into());
         }
         if !self.sockets.is_consistent()
             || !self.half_open.is_consistent()

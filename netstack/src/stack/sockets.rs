@@ -114,6 +114,10 @@ impl Stack {
         self.clock.enter(now);
         let has_v6 = self.config.addresses.iter().any(IpAddr::is_ipv6);
         let socket = self.socket_mut(id).ok_or(SocketError::NoSuchSocket)?;
+        if socket.waits_at.is_some() {
+            // It is nobody's before it is accepted, even if it has been reset meanwhile.
+            return Err(SocketError::InvalidArgument);
+        }
         match &mut socket.kind {
             Kind::Listener(listener) => {
                 listener.set_backlog(backlog);
@@ -168,6 +172,9 @@ impl Stack {
     pub fn tcp_connect(&mut self, now: Instant, id: SocketId, remote: SocketAddr) -> Result<()> {
         let now = self.clock.enter(now);
         let socket = self.socket(id).ok_or(SocketError::NoSuchSocket)?;
+        if socket.waits_at.is_some() {
+            return Err(SocketError::InvalidArgument);
+        }
         match &socket.kind {
             Kind::Listener(_) => return Err(SocketError::IsConnected),
             Kind::Connection(connection) => match connection.state {
