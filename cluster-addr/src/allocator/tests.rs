@@ -99,7 +99,7 @@ fn swept_addresses_have_no_record_any_more() {
     assert_eq!(allocator.allocate(Family::V6, REST).map(|pick| pick.leftover), Some(None));
 }
 
-/// Issue 4, acceptance 4. The figure is far below; the bound is that of the issue, for whatever machine this runs on.
+/// The figure is far below; the bound is the one that was promised, for whatever machine this runs on.
 #[test]
 fn allocation_takes_no_time() {
     let mut allocator = Allocator::default();

@@ -72,7 +72,7 @@ fn of_three_members_one_may_go_at_any_time() {
     run(async { promises::members_may_go(&mut EtcdHost::new(3)).await });
 }
 
-/// Issue 4, acceptance 4: not run by `make test`, since a loaded machine would decide; see `make measure-allocation`.
+/// Not run by `make test`, since a loaded machine would decide; see `make measure-allocation`.
 #[test]
 #[ignore = "a measurement"]
 fn how_long_an_allocation_takes_that_needs_a_new_block() {

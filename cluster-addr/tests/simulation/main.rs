@@ -3,7 +3,7 @@
 //! one seed makes one run. What the nodes were told and what the directory recorded are both held against the rules
 //! (`cluster_addr::history`), and at the end the records against each other.
 //!
-//! `make soak-addresses` runs issue 4's 200 nodes and 60,000 addresses over 1,000 seeds; here it is less.
+//! `make soak-addresses` runs 200 nodes and 60,000 addresses over 1,000 seeds; here it is less.
 
 mod node;
 mod world;
