@@ -1,15 +1,12 @@
 //! A running tree that is to move: pre-copy, freeze, dump.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
 
 use sys::libc;
 use sys::proc::Place;
-use sys::process::SchedulingAttributes;
-use sys::ptrace::Stopped;
 use sys::tape::{Region, Results, Tape};
 
 use crate::descriptors::{self, Preview, Tapes};
@@ -51,11 +48,6 @@ pub struct DumpedMemory {
     layout: Layout,
     living: Vec<TrackedProcess>,
 }
-
-/// How long the memory of what runs elsewhere is given back in idle time only.
-const IDLE_ONLY: Duration = Duration::from_secs(1);
-/// How often is looked whether that is done.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 /// A frozen process, with the region that has to go before it runs on.
 #[derive(Debug)]
@@ -259,44 +251,24 @@ impl Source {
 
     /// Kills the tree without a trace, after it runs elsewhere.
     pub fn discard(mut self) {
-        let mut ending = VecDeque::new();
-        for mut held in std::mem::take(&mut self.frozen) {
-            held.region = None;
-            let process = held.frozen.process;
-            let first = held.frozen.threads.remove(&process);
-            for thread in std::mem::take(&mut held.frozen.threads).into_values().chain(first) {
-                schedule(&thread, libc::SCHED_IDLE);
-                // The first thread can be collected only after the others.
-                ending.push_back(thread);
-            }
+        let frozen = std::mem::take(&mut self.frozen);
+        for held in &frozen {
             // It can only be that it is dead already.
             let _ = sys::process::kill(held.frozen.pid, libc::SIGKILL);
         }
-        bury(ending);
-    }
-}
-
-/// Sets how a thread that is about to end is scheduled. It ends either way, so nothing depends on it.
-fn schedule(thread: &Stopped, policy: libc::c_int) {
-    let attributes = SchedulingAttributes { policy: policy.unsigned_abs(), ..SchedulingAttributes::default() };
-    let _ = sys::process::set_scheduling(thread.thread(), &attributes);
-}
-
-/// Waits for the end of threads that were killed, in this order. Giving much memory back takes the kernel a while, which everybody
-/// else is to find the processors free in; but a machine without idle time must not keep the memory for ever.
-fn bury(mut ending: VecDeque<Stopped>) {
-    let deadline = Instant::now() + IDLE_ONLY;
-    while let Some(thread) = ending.pop_front() {
-        if let Some(thread) = thread.try_bury() {
-            ending.push_front(thread);
-            if Instant::now() >= deadline {
-                break;
+        for mut held in frozen {
+            held.region = None;
+            // The first thread can be collected only after the others.
+            let process = held.frozen.process;
+            let first = held.frozen.threads.remove(&process);
+            for (_, thread) in std::mem::take(&mut held.frozen.threads) {
+                thread.bury();
             }
-            std::thread::sleep(BETWEEN_LOOKS);
+            if let Some(first) = first {
+                first.bury();
+            }
         }
     }
-    ending.iter().for_each(|thread| schedule(thread, libc::SCHED_OTHER));
-    ending.into_iter().for_each(Stopped::bury);
 }
 
 /// Runs tapes for the dump of descriptors.

@@ -678,23 +678,6 @@ impl Stopped {
         self.over = true;
     }
 
-    /// Collects it after it was killed, if it is gone by now, or gives it back.
-    #[must_use]
-    pub fn try_bury(mut self) -> Option<Stopped> {
-        match wait(self.thread, libc::WNOHANG) {
-            Ok(None) => Some(self),
-            Ok(Some(Report::Stopped { .. })) => {
-                // As in `bury`.
-                let _ = resume(libc::PTRACE_CONT, self.thread, 0);
-                Some(self)
-            }
-            Ok(Some(Report::Ended)) | Err(_) => {
-                self.over = true;
-                None
-            }
-        }
-    }
-
     /// Collects it after it was killed; waits until it is gone.
     pub fn bury(mut self) {
         self.over = true;
