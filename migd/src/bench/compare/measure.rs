@@ -27,7 +27,7 @@ pub(super) struct Effort {
 
 impl Effort {
     pub(super) const FULL: Effort = Effort {
-        warm_up: Duration::from_millis(500),
+        warm_up: Duration::from_millis(300),
         interval: Duration::from_millis(1000),
         requests: 40_000,
         connect_seconds: 1,

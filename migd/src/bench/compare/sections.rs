@@ -172,8 +172,8 @@ impl Compare {
         (!ratios.is_empty()).then(|| {
             format!(
                 "A direct move against home-routed. {}. All nodes share one machine's processors, and the link between the \
-                 nodes that relayed bytes take besides is a copy in its memory: it has no limit of its own, so that relaying shows as the \
-                 processor time that it takes, and as nothing else.",
+                 nodes that relayed bytes take besides is a copy in its memory: it has no limit of its own, so that relaying shows mostly \
+                 as the processor time that it takes.",
                 ratios.join("; ")
             )
         })
