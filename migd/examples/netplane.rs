@@ -10,6 +10,8 @@
 //! With `NETPLANE_HOME` set as well, the freezes go in turn through the ways of a home-routed job: the sockets stay with the first
 //! plane, which becomes their home; the process goes on to another plane; the process comes back to the home; the
 //! sockets stay again; they follow the process.
+//!
+//! With `NETPLANE_PREVIEW` set the sockets are told to nobody again and again while the program runs, as a move does before its freeze.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -102,7 +104,8 @@ fn run() -> Result<u8, Failure> {
         // Ends with the program, which holds the other end alone.
         plane = swap_on_demand(plane, &mut net, control, pid.as_raw())?;
     }
-    let code = wait(&mut sandbox)?;
+    let tells = std::env::var_os("NETPLANE_PREVIEW").is_some();
+    let code = wait(&mut sandbox, || if tells { tell_all(&plane) } else { Ok(None) })?;
     let deadline = Instant::now() + Duration::from_secs(5);
     let is_quiet = |plane: &NetPlane| plane.is_quiet();
     while !(is_quiet(&plane) && net.home.as_ref().is_none_or(is_quiet)) && Instant::now() < deadline {
@@ -251,12 +254,20 @@ fn swap_on_demand(mut plane: NetPlane, net: &mut Net, control: &mut UnixStream, 
     Ok(plane)
 }
 
-fn wait(sandbox: &mut Sandbox) -> Result<u8, Failure> {
+/// Returns how long to wait before it is done again.
+fn tell_all(plane: &NetPlane) -> Result<Option<Duration>, Failure> {
+    let keys = plane.describe().into_iter().filter_map(|socket| socket.key).collect();
+    plane.preview(keys, true)?;
+    Ok(Some(Duration::from_millis(1)))
+}
+
+/// Waits for the program's end; does something `meanwhile`, which says when it is to be done again.
+fn wait(sandbox: &mut Sandbox, meanwhile: impl Fn() -> Result<Option<Duration>, Failure>) -> Result<u8, Failure> {
     let epoll = Epoll::new()?;
     epoll.add(sandbox.events(), 0, Interest::IN)?;
     let mut events = Events::with_capacity(1);
     loop {
-        epoll.wait(&mut events, None)?;
+        epoll.wait(&mut events, meanwhile()?)?;
         while let Some(event) = sandbox.next_event()? {
             match event {
                 Event::RootExited { status: ExitStatus::Code(code) } => return Ok(u8::try_from(code & 0xff)?),

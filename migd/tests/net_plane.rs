@@ -192,24 +192,17 @@ fn read_in_all_ways(test: &str, kinds: &[&str]) {
 fn every_byte_comes_back() {
     let lab = Lab::new("stress");
     let script = program("stress.py");
-    let server = |mut command: Command| {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
-        let mut line = String::new();
-        let output = child.stdout.take().expect("piped");
-        let running = Running(child);
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a line");
-        assert_eq!(line.trim(), "serving");
-        running
-    };
     let patience = Duration::from_secs(120);
     {
-        let _server = server(lab.job(&["python3", &script, "serve", "7777"]));
+        let mut job = lab.job(&["python3", &script, "serve", "7777"]);
+        job.env("NETPLANE_PREVIEW", "1");
+        let _server = serving(job);
         let drive = [script.as_str(), "drive", "10.77.0.5", "7777", "1", "200"];
         let driven = finish(lab.command(&lab.client, Path::new("python3"), &drive), patience);
         assert!(driven.status.success(), "{}", String::from_utf8_lossy(&driven.stdout));
     }
     let serve = [script.as_str(), "serve", "7777"];
-    let _server = server(lab.command(&lab.client, Path::new("python3"), &serve));
+    let _server = serving(lab.command(&lab.client, Path::new("python3"), &serve));
     // The first job's device goes with its process, a moment later.
     let until = Instant::now() + Duration::from_secs(10);
     while lab_has_device(&lab) && Instant::now() < until {
@@ -217,6 +210,32 @@ fn every_byte_comes_back() {
     }
     let driven = finish(lab.job(&["python3", &script, "drive", "10.99.0.2", "7777", "2", "200"]), patience);
     assert!(driven.status.success(), "{}", String::from_utf8_lossy(&driven.stdout));
+}
+
+/// What a move tells of the sockets before its freeze doesn't depend on their programs' ends, which the programs go on using: with
+/// unread bytes in it, one may be read the next moment, or be on its way from process to process as here.
+#[test]
+fn sockets_in_use_are_told() {
+    const PASS_ON: &str = "
+import select, socket, time
+listener = socket.create_server(('', 7300))
+print('serving', flush=True)
+connection = listener.accept()[0]
+select.select([connection], [], [])
+here, there = socket.socketpair()
+socket.send_fds(here, [b'-'], [connection.fileno()])
+connection.close()
+time.sleep(0.3)
+connection = socket.socket(fileno=socket.recv_fds(there, 1, 1)[1][0])
+connection.sendall(connection.recv(100))
+";
+    let lab = Lab::new("told");
+    let mut job = lab.job(&["python3", "-c", PASS_ON]);
+    job.env("NETPLANE_PREVIEW", "1");
+    let _server = serving(job);
+    let client = sys::netns::NetNamespace::open_named(&lab.client).expect("the client's namespace");
+    let connect = || connect_patiently("10.77.0.5:7300".parse().expect("an address"));
+    echo(&mut client.run(connect).expect("connect"));
 }
 
 /// Who is connected is served on in a flood of segments from nowhere, and who comes anew gets in.
@@ -234,13 +253,7 @@ while True:
 ";
     let lab = Lab::new("flood");
     ip(&["-n", &lab.node, "route", "add", "198.18.0.0/15", "via", "10.99.0.2"]);
-    let mut child =
-        lab.job(&["python3", "-c", ECHO]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
-    let mut line = String::new();
-    let output = child.stdout.take().expect("piped");
-    let _server = Running(child);
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a line");
-    assert_eq!(line.trim(), "serving");
+    let _server = serving(lab.job(&["python3", "-c", ECHO]));
 
     let client = sys::netns::NetNamespace::open_named(&lab.client).expect("the client's namespace");
     let connect = || client.run(|| connect_patiently("10.77.0.5:7200".parse().expect("an address")));
@@ -261,6 +274,17 @@ while True:
     drop(flood);
     echo(&mut before);
     echo(&mut connect().expect("connect after the flood"));
+}
+
+/// Starts a server and waits until it says that it serves.
+fn serving(mut command: Command) -> Running {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
+    let output = child.stdout.take().expect("piped");
+    let running = Running(child);
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).expect("a line");
+    assert_eq!(line.trim(), "serving");
+    running
 }
 
 fn connect_patiently(address: std::net::SocketAddr) -> std::io::Result<std::net::TcpStream> {

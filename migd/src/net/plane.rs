@@ -88,7 +88,7 @@ pub(super) enum Command {
     Tell {
         keys: Vec<SocketKey>,
         anew: bool,
-        answer: Sender<Result<NetPreview, NetError>>,
+        answer: Sender<NetPreview>,
     },
     /// With `stays` a stack that is here is to become the job's home. With `untold` the sockets are left out that are as they
     /// were told.
@@ -224,9 +224,9 @@ impl NetPlane {
     /// The net thread does nothing else meanwhile, so it should be asked for few at a time.
     ///
     /// # Errors
-    /// [`NetError::Stopped`], or the kernel can't be asked for a socket's queues.
+    /// [`NetError::Stopped`].
     pub fn preview(&self, keys: Vec<SocketKey>, anew: bool) -> Result<NetPreview, NetError> {
-        self.ask(|answer| Command::Tell { keys, anew, answer })?
+        self.ask(|answer| Command::Tell { keys, anew, answer })
     }
 
     /// Parks the plane and begins to take its image, so that the caller can do something else meanwhile: when this returns

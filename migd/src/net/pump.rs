@@ -518,7 +518,7 @@ impl Pump {
                     if anew {
                         self.bridge.forget_told();
                     }
-                    drop(answer.send(self.bridge.tell(&keys)));
+                    let _ = answer.send(self.bridge.tell(&keys));
                 }
                 Command::Freeze { stays, untold, answer } => {
                     self.park();

@@ -116,23 +116,18 @@ impl Bridge {
     }
 
     /// Images of those among these sockets that hold nothing, in the stack and in the bridge; remembered as told.
-    pub(in crate::net) fn tell(&mut self, keys: &[SocketKey]) -> Result<NetPreview, NetError> {
+    pub(in crate::net) fn tell(&mut self, keys: &[SocketKey]) -> NetPreview {
         let mut preview = NetPreview::default();
-        let places = Places::default();
         for &key in keys {
-            let Some(id) = self.sockets.get(&key).filter(|socket| is_calm(socket)).and_then(Socket::id) else {
-                continue;
-            };
-            let Some(copy) = (!self.queued.contains(&key)).then(|| self.stack.tell(id)).flatten() else { continue };
-            // The stack leaves out what it told, whatever the bridge thinks of it.
+            let Some(socket) = self.sockets.get(&key).filter(|socket| is_empty(socket)) else { continue };
+            let Some(id) = socket.id().filter(|_| !self.queued.contains(&key)) else { continue };
+            let Some(copy) = self.stack.tell(id) else { continue };
+            let image = socket_image(key, socket, false, Waiting::default(), Waiting::default());
             preview.stack.push(copy);
-            let Some(image) = self.image(key, &places)? else { continue };
-            if image.unread.is_empty() && image.written.is_empty() {
-                self.told.insert(key, image.clone());
-                preview.sockets.push(image);
-            }
+            self.told.insert(key, image.clone());
+            preview.sockets.push(image);
         }
-        Ok(preview)
+        preview
     }
 
     /// What was told before doesn't count any more.
@@ -401,6 +396,15 @@ impl SocketImage {
 pub(super) fn is_calm(socket: &Socket) -> bool {
     let Phase::Connected { end, .. } = &socket.phase else { return false };
     end.writable && !end.readable && !end.read_hung_up && !end.hung_up
+}
+
+/// Whether moreover nothing waits in its pair. Only our end is asked: the program may be using its own.
+fn is_empty(socket: &Socket) -> bool {
+    is_calm(socket)
+        && socket.end().is_some_and(|end| {
+            let fd = end.fd.as_fd();
+            matches!(unix::memory_unread_by_peer(fd), Ok(0)) && matches!(unix::bytes_readable(fd), Ok(0))
+        })
 }
 
 fn socket_image(
