@@ -103,11 +103,11 @@ impl Socket {
     }
 
     fn update(&mut self, image: SocketImage) {
-        let SocketImage { id: _, state, local, remote, options, acceptable } = image;
+        // How many wait is the home's to tell by looks, which it gives when they differ from the last.
+        let SocketImage { id: _, state, local, remote, options, acceptable: _ } = image;
         self.local = local;
         self.remote = remote;
         self.options = options;
-        self.look.acceptable = acceptable;
         // A connection's further states follow its bytes; until there is one, a call's answer is what counts.
         if self.look.state == State::Closed && self.look.error.is_none() {
             self.look.state = state;
@@ -472,14 +472,11 @@ impl Away {
     }
 
     pub(in crate::net) fn tcp_accept(&mut self, id: SocketId) -> Option<SocketId> {
-        let listener = self.sockets.get_mut(&id)?;
         // What was told is never more than what there is: only this end takes connections out.
-        listener.look.acceptable = listener.look.acceptable.checked_sub(1)?;
-        let answer = self.call(Call::Accept { id }).ok()?;
-        if let (Some(look), Some(listener)) = (answer.look, self.sockets.get_mut(&id)) {
-            listener.look.acceptable = look.acceptable;
+        if self.sockets.get(&id)?.look.acceptable == 0 {
+            return None;
         }
-        let accepted = answer.socket?;
+        let accepted = self.call(Call::Accept { id }).ok()?.socket?;
         self.note_change(accepted.id);
         Some(accepted.id)
     }

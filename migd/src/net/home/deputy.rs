@@ -197,6 +197,10 @@ impl Deputy {
                     reports.chunks(PAYLOAD_MAX).for_each(|bytes| line.outgoing.push(&Frame::Piece { bytes }));
                     line.outgoing.push(&Frame::Answer { number, answer: Box::new(Answer::of(Ok(()))) });
                 }
+                Frame::Call { number, call: Call::Accept { id } } if active => {
+                    let answer = self.accept(id, stack, now, line);
+                    line.outgoing.push(&Frame::Answer { number, answer: Box::new(answer) });
+                }
                 // A line that isn't active any more says nothing that counts.
                 _ if !active => {}
                 Frame::Call { number, call } => {
@@ -351,29 +355,26 @@ impl Deputy {
             Call::Listen { id, backlog } => about(id, stack.tcp_listen(now, id, backlog), stack),
             Call::Connect { id, remote } => about(id, stack.tcp_connect(now, id, remote), stack),
             Call::Set { id, option } => about(id, stack.tcp_set(now, id, option), stack),
-            Call::Accept { id } => {
-                let accepted = stack.tcp_accept(now, id);
-                if let Some(accepted) = accepted {
-                    self.seats.insert(accepted, Seat::default());
-                    self.note_change(accepted);
-                }
-                let look = Look::of(&stack.status(id));
-                if let Some(seat) = self.seats.get_mut(&id) {
-                    seat.told = Some(look);
-                }
-                Answer {
-                    socket: accepted.map(|accepted| socket_image(stack, accepted)),
-                    look: Some(look),
-                    ..Answer::of(Ok(()))
-                }
-            }
             Call::Inform { id } => Answer {
                 look: Some(Look::of(&stack.status(id))),
                 info: Some(stack.tcp_info(now, id)),
                 ..Answer::of(Ok(()))
             },
-            Call::Settle | Call::Report | Call::Finish | Call::Image { .. } => Answer::of(Ok(())),
+            Call::Accept { .. } | Call::Settle | Call::Report | Call::Finish | Call::Image { .. } => Answer::of(Ok(())),
         }
+    }
+
+    /// How many more wait is told ahead of the answer and not in it: the line's order then says which of two such words is the later.
+    fn accept(&mut self, id: SocketId, stack: &mut Stack, now: Instant, line: &mut Line) -> Answer {
+        let accepted = stack.tcp_accept(now, id);
+        if let Some(accepted) = accepted {
+            self.seats.insert(accepted, Seat::default());
+            self.note_change(accepted);
+        }
+        if let Some(seat) = self.seats.get_mut(&id) {
+            seat.look(id, Look::of(&stack.status(id)), line);
+        }
+        Answer { socket: accepted.map(|accepted| socket_image(stack, accepted)), ..Answer::of(Ok(())) }
     }
 
     fn take_data(&mut self, id: SocketId, bytes: &[u8], stack: &mut Stack, now: Instant) {
@@ -500,11 +501,7 @@ impl Seat {
             self.given += count;
             *relayed += count as u64;
         }
-        let look = Look::of(&status);
-        if self.told.is_none_or(|told| !told.same_to_program(&look)) {
-            self.told = Some(look);
-            line.outgoing.push(&Frame::Look { id, look });
-        }
+        self.look(id, Look::of(&status), line);
         if matches!(status.state, State::Established | State::CloseWait) {
             let upto = self.received + status.send_space as u64;
             let left = self.upto.saturating_sub(self.received);
@@ -516,5 +513,13 @@ impl Seat {
             }
         }
         true
+    }
+
+    /// Tells how the socket stands, unless that was told.
+    fn look(&mut self, id: SocketId, look: Look, line: &mut Line) {
+        if self.told.is_none_or(|told| !told.same_to_program(&look)) {
+            self.told = Some(look);
+            line.outgoing.push(&Frame::Look { id, look });
+        }
     }
 }

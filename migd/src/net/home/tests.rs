@@ -1,8 +1,12 @@
-use netstack::{Shutdown, SocketError, SocketId, State};
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use netstack::{Config, Instant, Secrets, Shutdown, SocketError, SocketId, Stack, State};
 use proptest::prelude::*;
 
 use super::frame::{Answer, Call, Frame, HEADER_LEN, Header, Look, PAYLOAD_MAX};
 use super::line::Line;
+use super::{Away, AwayImage, Board, Deputy, Guest, Visitor};
 
 fn look() -> Look {
     Look { state: State::CloseWait, peer_closed: true, acceptable: 3, error: None, unsent: 1, unacked: 2 }
@@ -89,6 +93,62 @@ fn what_a_program_can_tell_apart_is_told() {
     assert!(look().same_to_program(&Look { unsent: 9, unacked: 9, ..look() }));
     assert!(!look().same_to_program(&Look { acceptable: 4, ..look() }));
     assert!(!look().same_to_program(&Look { error: Some(SocketError::TimedOut), ..look() }));
+}
+
+const NOW: Instant = Instant::from_millis(1000);
+
+/// Connects to a port of the same stack.
+fn connect(stack: &mut Stack, address: SocketAddr) {
+    let client = stack.tcp_open();
+    stack.tcp_connect(NOW, client, address).expect("can connect");
+    while stack.poll_transmit(NOW).is_some() {}
+}
+
+#[test]
+fn a_connection_that_comes_during_an_accept_is_known_to_wait() {
+    let address: SocketAddr = ([127, 0, 0, 1], 80).into();
+    let mut stack = Stack::new(Config::default(), Secrets([7; 32]), NOW);
+    let listener = stack.tcp_open();
+    stack.tcp_bind(listener, address, Default::default()).expect("free");
+    stack.tcp_listen(NOW, listener, 5).expect("can listen");
+    let (ours, theirs) = sys::unix::pair(true).expect("a pair");
+    let epoll = Rc::new(sys::epoll::Epoll::new().expect("an epoll"));
+    let mut deputy = Deputy::new(1, [listener].into_iter(), epoll, Board::new().expect("a board"));
+    let node = crate::api::NodeAddress { name: "B".into(), peer: ([127, 0, 0, 1], 1).into(), hops: Vec::new() };
+    deputy.add_line(ours, Visitor { node, epoch: 1 }, |line| line);
+    let mut away = Away::new(Guest::new(theirs), 2, AwayImage::of_stack(&stack, [listener].into_iter()));
+    away.activate();
+    away.transmit();
+    connect(&mut stack, address);
+    deputy.receive(&mut stack, NOW);
+    deputy.serve(&mut stack, NOW);
+    away.note_ready();
+    away.receive();
+    assert_eq!(away.status(listener).acceptable, 1);
+
+    let accepting = std::thread::spawn(move || (away.tcp_accept(listener), away));
+    while stack.status(listener).acceptable == 1 {
+        deputy.note_ready(1);
+        deputy.receive(&mut stack, NOW);
+        std::thread::yield_now();
+    }
+    // Its news leave with the answer.
+    connect(&mut stack, address);
+    deputy.serve(&mut stack, NOW);
+    let (accepted, mut away) = accepting.join().expect("accepted");
+    assert!(accepted.is_some());
+    assert_eq!(away.status(listener).acceptable, 1);
+
+    let accepting = std::thread::spawn(move || (away.tcp_accept(listener), away));
+    while stack.status(listener).acceptable == 1 {
+        deputy.note_ready(1);
+        deputy.receive(&mut stack, NOW);
+        std::thread::yield_now();
+    }
+    deputy.serve(&mut stack, NOW);
+    let (accepted, mut away) = accepting.join().expect("accepted");
+    assert!(accepted.is_some());
+    assert_eq!((away.status(listener).acceptable, away.tcp_accept(listener)), (0, None));
 }
 
 proptest! {
