@@ -502,15 +502,18 @@ impl Sender {
             (Some(first), Some(last)) => first.start == self.una && last.end == self.nxt && last.start < last.end,
             _ => self.una == self.nxt || self.nxt == self.iss + 1,
         };
+        // Of chunks in order, whose lengths add up to what is between the first and the last.
         let sum =
             |judge: fn(&Chunk) -> bool| self.chunks.iter().filter(|chunk| judge(chunk)).map(Chunk::len).sum::<usize>();
-        let counted = self.sacked == sum(|chunk| chunk.sacked)
-            && self.lost == sum(|chunk| chunk.lost)
-            && self.retransmitted == sum(|chunk| chunk.retransmitted);
+        let counted = || {
+            self.sacked == sum(|chunk| chunk.sacked)
+                && self.lost == sum(|chunk| chunk.lost)
+                && self.retransmitted == sum(|chunk| chunk.retransmitted)
+        };
         let exclusive = self.chunks.iter().all(|chunk| !(chunk.sacked && (chunk.lost || chunk.retransmitted)));
         adjacent
             && covering
-            && counted
+            && counted()
             && exclusive
             && self.iss <= self.una
             && self.una <= self.nxt
