@@ -7,22 +7,30 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::descriptors::TreeDescriptors;
+use crate::error::{Error, Result};
+use crate::init::protocol::Root;
 use crate::memory::Layout;
 use crate::offer::Clocks;
+use crate::sandbox::ExitStatus;
 use crate::sysv::SystemV;
 
-/// Version of [`TreeImage`]'s meaning; another number is refused.
-pub const VERSION: u32 = 1;
+/// Version of [`TreeImage`]'s meaning; a higher one is refused.
+pub const VERSION: u32 = 2;
+/// The version of an image whose job has its first process still: all that the first version knew of.
+pub const VERSION_WITH_ROOT: u32 = 1;
 
 /// A whole tree.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TreeImage {
-    /// [`VERSION`].
+    /// [`VERSION`] or [`VERSION_WITH_ROOT`].
     pub version: u32,
     /// The job's clocks when the dump was complete.
     pub clocks: Clocks,
-    /// The process whose end is the job's end.
+    /// The job's first process, whose end is what the job's exit status tells; 0 when it has ended while others go on.
     pub root: u32,
+    /// How it ended, if it has.
+    #[serde(default)]
+    pub root_exit: Option<ExitStatus>,
     /// The number most recently given to a process, so that numbers aren't reused early.
     pub last_pid: u32,
     /// Address spaces at the freeze.
@@ -34,6 +42,18 @@ pub struct TreeImage {
     /// System V IPC.
     #[serde(default)]
     pub system_v: SystemV,
+}
+
+impl TreeImage {
+    /// The job's first process, or how it ended.
+    pub(crate) fn first(&self) -> Result<Root> {
+        if let Some(status) = self.root_exit {
+            return Ok(Root::Ended(status));
+        }
+        let known = self.processes.iter().any(|process| process.process == self.root);
+        let root = i32::try_from(self.root).ok().filter(|_| known);
+        root.map(Root::Runs).ok_or_else(|| Error::Image(format!("its first process, {}, isn't in it", self.root)))
+    }
 }
 
 /// One process.

@@ -23,7 +23,7 @@ use sys::namespaces::{self, Namespaces};
 use sys::process;
 use sys::seccomp::Listener;
 
-use self::protocol::{Begin, Notice, Reply, Request, Setup, Spawn, receive, send};
+use self::protocol::{Begin, Notice, Reply, Request, Root, Setup, Spawn, receive, send};
 use crate::sandbox::ExitStatus;
 
 /// What `/proc/self/exe init` does. Must be called before the process has a second thread. Returns when the sandbox is over.
@@ -132,6 +132,8 @@ fn run(channels: &Channels) -> Result<(), Failure> {
 
 const REQUESTS: u64 = 0;
 const ENDED: u64 = 1;
+/// For kill(2): every process of the namespace but init.
+const EVERYBODY: Pid = Pid::from_raw(-1);
 
 struct Init<'a> {
     channels: &'a Channels,
@@ -140,7 +142,8 @@ struct Init<'a> {
     ended: File,
     /// Kept until the owner has fetched it, which it has when it makes its first request.
     listener: Option<Listener>,
-    root: Option<Pid>,
+    /// `None` while there is no job, and when nothing of it is left.
+    root: Option<Root>,
 }
 
 impl Init<'_> {
@@ -148,14 +151,12 @@ impl Init<'_> {
         let mut events = Events::with_capacity(2);
         loop {
             epoll.wait(&mut events, None).map_err(during("waiting"))?;
-            for event in events.iter() {
-                if event.token == ENDED {
-                    self.collect()?;
-                } else if !self.handle_request()? {
-                    // The owner is gone. With PID 1 the kernel ends everything in the namespace.
-                    return Ok(());
-                }
+            // Requests first: one of them may say whose end is to be told of.
+            if events.iter().any(|event| event.token == REQUESTS) && !self.handle_request()? {
+                // The owner is gone. With PID 1 the kernel ends everything in the namespace.
+                return Ok(());
             }
+            self.collect()?;
         }
     }
 
@@ -172,18 +173,29 @@ impl Init<'_> {
         let reply = match request {
             Request::Spawn(spawn) => match start(self.owner.as_fd(), *spawn) {
                 Ok(pid) => {
-                    self.root = Some(pid);
+                    self.root = Some(Root::Runs(pid.as_raw()));
                     Reply::Spawned { pid: pid.as_raw() }
                 }
                 Err(source) => Reply::Failed { what: "starting the program".into(), errno: source.raw_os_error() },
             },
-            Request::Adopt { root } => {
-                self.root = Some(Pid::from_raw(root));
+            Request::Adopt(root) => {
+                self.root = Some(root);
+                if let Root::Ended(status) = root {
+                    self.notify(Notice::RootExited { status })?;
+                }
                 Reply::Adopted
             }
+            Request::Root => {
+                // Who asks knows that it has ended, and wants to know how.
+                self.collect()?;
+                Reply::Root(self.root)
+            }
+            Request::Kill => match process::kill(EVERYBODY, sys::libc::SIGKILL) {
+                Ok(()) => Reply::Killed,
+                Err(source) => Reply::Failed { what: "killing the job".into(), errno: source.raw_os_error() },
+            },
         };
         send(&self.channels.requests, &reply).map_err(during("answering"))?;
-        self.collect()?;
         Ok(true)
     }
 
@@ -193,10 +205,12 @@ impl Init<'_> {
         while (&self.ended).read(&mut discarded).is_ok_and(|length| length > 0) {}
         loop {
             let notice = match process::reap_any() {
-                Ok(Some((pid, status))) if Some(pid) == self.root => {
+                Ok(Some((pid, status))) if self.root == Some(Root::Runs(pid.as_raw())) => {
                     let status = status
                         .signal()
                         .map_or_else(|| ExitStatus::Code(status.code().unwrap_or_default()), ExitStatus::Signal);
+                    // Its number may be given to another.
+                    self.root = Some(Root::Ended(status));
                     Notice::RootExited { status }
                 }
                 Ok(Some(_)) => continue,

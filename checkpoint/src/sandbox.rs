@@ -17,8 +17,11 @@ use sys::process::PidNamespace;
 
 use crate::calls::Calls;
 use crate::error::{Error, Result};
-use crate::init::protocol::{Begin, Notice, Reply, Request, Setup, Spawn, receive, send};
+use crate::init::protocol::{Begin, Notice, Reply, Request, Root, Setup, Spawn, receive, send};
 use crate::offer::Clocks;
+
+/// Init's number in the job.
+const INIT: u32 = 1;
 
 /// What is added to this machine's clocks inside the job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +116,7 @@ pub struct Sandbox {
     over: bool,
 }
 
-/// What a sandbox and a tree under construction in it both need.
+/// What a sandbox and a tree in it both need.
 #[derive(Debug)]
 pub(crate) struct Control {
     requests: File,
@@ -239,19 +242,58 @@ impl Sandbox {
         self.net.as_fd()
     }
 
-    /// Number of the job's first process as the caller sees it: started by [`Sandbox::spawn`] or restored.
+    /// Number of the job's first process as the caller sees it: started by [`Sandbox::spawn`] or restored. `None` when it has
+    /// ended; others of the job may go on.
     pub fn root_pid(&self) -> Option<Pid> {
-        self.control.root().as_ref().map(|(pid, _)| *pid)
+        self.control.living_root()
     }
 
     /// Sends a signal to the job's first process.
     pub fn signal_root(&self, signal: i32) -> Result<()> {
         let root = self.control.root();
         let (_, handle) = root.as_ref().ok_or(Error::Gone)?;
-        sys::process::pidfd_send_signal(handle.as_fd(), signal).map_err(|error| match error.raw_os_error() {
-            Some(sys::libc::ESRCH) => Error::Gone,
-            _ => Error::system("sending a signal", error),
-        })
+        sys::process::pidfd_send_signal(handle.as_fd(), signal).map_err(signal_error)
+    }
+
+    /// Sends a signal to the job: to its first process, or when that has ended to those that nobody of the job is the parent
+    /// of, which is what became of a program that made itself a daemon. They pass it on as they see fit. Nobody can pass a
+    /// SIGKILL on, so that goes to all.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        if signal == sys::libc::SIGKILL {
+            return self.kill();
+        }
+        match self.signal_root(signal) {
+            Err(Error::Gone) => self.signal_orphans(signal),
+            result => result,
+        }
+    }
+
+    fn signal_orphans(&self, signal: i32) -> Result<()> {
+        let inside = self.inside();
+        let mut result = Err(Error::Gone);
+        for process in inside.processes()? {
+            let Ok(stat) = inside.proc.stat(Place::Process(process)) else { continue };
+            if stat.parent != INIT || stat.is_zombie() {
+                continue;
+            }
+            let Ok(pid) = inside.pids.outside(process) else { continue };
+            match sys::process::kill(pid, signal).map_err(signal_error) {
+                // It has just ended.
+                Err(Error::Gone) => {}
+                other => result = other,
+            }
+        }
+        result
+    }
+
+    /// Kills all processes of the job; init stays, and tells.
+    fn kill(&self) -> Result<()> {
+        // By init, since its kill(2) of everybody spares none that is being made.
+        match self.control.ask(&Request::Kill)? {
+            Reply::Killed => Ok(()),
+            Reply::Failed { errno: Some(sys::libc::ESRCH), .. } => Err(Error::Gone),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Starts a program as the job's first process. Returns its number as the caller sees it.
@@ -313,17 +355,55 @@ impl Sandbox {
     pub fn destroy(self) {}
 }
 
+fn signal_error(error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(sys::libc::ESRCH) => Error::Gone,
+        _ => Error::system("sending a signal", error),
+    }
+}
+
 impl Control {
+    /// The job's first process, unless it has ended and init has collected it.
+    pub(crate) fn living_root(&self) -> Option<Pid> {
+        let root = self.root();
+        let (pid, handle) = root.as_ref()?;
+        // The number may be another's by now, which the handle never is.
+        sys::process::pidfd_send_signal(handle.as_fd(), 0).is_ok().then_some(*pid)
+    }
+
     fn root(&self) -> MutexGuard<'_, Option<(Pid, OwnedFd)>> {
         // Nothing that holds it can fail half-way.
         self.root.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells init that a restored process is the job's first.
-    pub(crate) fn adopt(&self, root: u32) -> Result<Pid> {
-        let root = i32::try_from(root).map_err(|_| Error::Image("a process number is out of range".into()))?;
-        match self.ask(&Request::Adopt { root })? {
-            Reply::Adopted => self.know_root(root),
+    /// Tells init, which need not run yet, that a restored job is there. Its processes stand still: the end of the first
+    /// may be the first thing that init sees. To be followed by [`Control::adopted`].
+    pub(crate) fn adopt(&self, root: Root) -> Result<()> {
+        if let Root::Runs(root) = root {
+            self.know_root(root)?;
+        }
+        send(&self.requests, &Request::Adopt(root)).map_err(|_| Error::Gone)
+    }
+
+    /// Hears that init knows the restored job.
+    pub(crate) fn adopted(&self) -> Result<()> {
+        match receive(&self.requests).map_err(|_| Error::Gone)? {
+            Reply::Adopted => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The job's first process by the job's number, or how it ended.
+    pub(crate) fn first(&self) -> Result<Root> {
+        if let Some(root) = self.living_root().and_then(|root| self.inside.pids.inside(root).ok())
+            && let Ok(root) = i32::try_from(root)
+        {
+            return Ok(Root::Runs(root));
+        }
+        match self.ask(&Request::Root)? {
+            Reply::Root(Some(root)) => Ok(root),
+            // Nothing is left.
+            Reply::Root(None) => Err(Error::Gone),
             other => Err(unexpected(&other)),
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use sys::libc;
 use sys::proc::Place;
@@ -14,10 +15,11 @@ use crate::dump;
 use crate::error::{Error, Result};
 use crate::external::External;
 use crate::freeze::{self, Frozen};
-use crate::image::{ProcessState, TreeImage, VERSION};
+use crate::image::{ProcessState, TreeImage, VERSION, VERSION_WITH_ROOT};
+use crate::init::protocol::Root;
 use crate::memory::{Layout, MemorySink, RoundStats, TrackedProcess, Tracker};
 use crate::offer::Offer;
-use crate::sandbox::{Inside, Sandbox};
+use crate::sandbox::{Control, Inside, Sandbox};
 use crate::stay::StayReason;
 use crate::survey;
 use crate::sysv;
@@ -32,7 +34,7 @@ pub(crate) const REGION_AT: u64 = 0x10_0000;
 #[derive(Debug)]
 pub struct Source {
     inside: Inside,
-    root: u32,
+    control: Arc<Control>,
     // Declared before the tracker: the tree runs on before the protection of its memory is lifted.
     frozen: Vec<Held>,
     tracker: Option<Tracker>,
@@ -72,9 +74,8 @@ impl Source {
     /// Takes hold of the tree in a sandbox; stops nothing.
     pub fn attach(sandbox: &Sandbox) -> Result<Source> {
         let inside = sandbox.inside().clone();
-        let root = sandbox.root_pid().ok_or(Error::Gone)?;
-        let root = inside.pids.inside(root).map_err(|_| Error::Gone)?;
-        Ok(Source { inside, root, frozen: Vec::new(), tracker: None, epolls: Vec::new(), thread_bound: PhantomData })
+        let control = sandbox.control();
+        Ok(Source { inside, control, frozen: Vec::new(), tracker: None, epolls: Vec::new(), thread_bound: PhantomData })
     }
 
     /// What keeps the tree here. Freezes nothing.
@@ -202,11 +203,12 @@ impl Source {
                     dump::process(&self.inside, &mut held.frozen, region)?
                 }
                 None => {
-                    let stat = self
-                        .inside
-                        .proc
-                        .stat(Place::Process(process))
-                        .map_err(|error| Error::process(process, "reading its stat", error))?;
+                    let stat = match self.inside.proc.stat(Place::Process(process)) {
+                        Ok(stat) => stat,
+                        // Init isn't frozen, and has just collected it.
+                        Err(error) if has_gone(&error) => continue,
+                        Err(error) => return Err(Error::process(process, "reading its stat", error)),
+                    };
                     if !stat.is_zombie() {
                         return Err(Error::Image(format!("process {process} appeared during the freeze")));
                     }
@@ -220,11 +222,17 @@ impl Source {
             images.push(image);
         }
         survey::sort_by_descent(&mut images, |image| (image.process, image.parent));
+        // Asked last: what hasn't been collected by now is in the list for sure.
+        let (root, root_exit) = match self.control.first()? {
+            Root::Runs(root) => (u32::try_from(root).map_err(|_| Error::Gone)?, None),
+            Root::Ended(status) => (0, Some(status)),
+        };
         // Read last: time that is counted twice makes a timer late, which is allowed, and never early.
         Ok(TreeImage {
-            version: VERSION,
+            version: if root_exit.is_none() { VERSION_WITH_ROOT } else { VERSION },
             clocks: self.inside.clocks(),
-            root: self.root,
+            root,
+            root_exit,
             last_pid,
             layout: Layout::default(),
             processes: images,
@@ -286,6 +294,11 @@ impl Tapes for SourceTapes<'_, '_> {
     fn import(&mut self, _: u32, _: BorrowedFd<'_>) -> io::Result<RawFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
+}
+
+/// Whether the process whose file was read isn't there any more.
+fn has_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 /// Makes a userfaultfd in a process and fetches it, with the process standing still meanwhile.

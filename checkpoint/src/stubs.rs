@@ -94,11 +94,15 @@ impl Stubs {
                 let what = format!("process {process} is in a session of neither its parent nor its own");
                 return Err(Error::Image(what));
             }
-            if !self.contains(session) {
-                self.create(session, INIT, session, 0)?;
-            }
+            let member = match self.member_of(session) {
+                Some(member) => member,
+                None => {
+                    self.create(session, INIT, session, 0)?;
+                    session
+                }
+            };
             let number = self.unused();
-            self.create(number, session, session, 0)?;
+            self.create(number, member, session, 0)?;
             helper = Some(number);
             creator = number;
         }
@@ -123,6 +127,11 @@ impl Stubs {
     /// A number for a process that is there for a moment only.
     fn unused(&self) -> u32 {
         (2..30_000).rev().find(|number| !self.contains(*number)).unwrap_or(30_000)
+    }
+
+    /// Any process of a session. As long as there is one, the number of a leader that has gone can't be given to another.
+    pub fn member_of(&self, session: u32) -> Option<u32> {
+        self.stubs.values().find(|stub| stub.session == session).map(|stub| stub.process)
     }
 
     fn session_of(&self, process: u32) -> Option<u32> {
@@ -153,12 +162,13 @@ impl Stubs {
         let Some(stub) = self.stubs.remove(&process) else { return };
         let parent = self.inside.proc.stat(Place::Process(process)).map(|stat| stat.parent).unwrap_or(INIT);
         stub.kill();
-        // Init collects its children by itself, once it runs again.
-        if let Some(parent) = self.stubs.get_mut(&parent) {
-            let mut tape = Tape::new();
-            let options = libc::WNOHANG | libc::__WALL;
-            tape.syscall(libc::SYS_wait4, &[process.into(), 0.into(), options.into()]);
-            let _ = tape.run(&mut parent.leader, parent.region);
+        // At once, also if it is init's, which stands still: its number may be wanted again.
+        let mut tape = Tape::new();
+        let options = libc::WNOHANG | libc::__WALL;
+        tape.syscall(libc::SYS_wait4, &[process.into(), 0.into(), options.into()]);
+        match self.stubs.get_mut(&parent) {
+            Some(parent) => drop(tape.run(&mut parent.leader, parent.region)),
+            None => drop(self.run_on_init(&tape)),
         }
     }
 

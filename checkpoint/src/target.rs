@@ -13,7 +13,8 @@ use sys::tape::Tape;
 use crate::descriptors::{self, Early, Preview, Restorer};
 use crate::error::{Error, Result};
 use crate::external::ExternalKey;
-use crate::image::{ProcessImage, ProcessState, TreeImage, VERSION};
+use crate::image::{ProcessImage, ProcessState, TreeImage, VERSION, VERSION_WITH_ROOT};
+use crate::init::protocol::Root;
 use crate::memory::{Filler, Layout, ProcessLayout};
 use crate::offer::Offer;
 use crate::restore;
@@ -45,6 +46,7 @@ pub struct Target {
 #[derive(Debug)]
 struct Ready {
     image: TreeImage,
+    first: Root,
     restorer: Restorer,
 }
 
@@ -134,9 +136,10 @@ impl Target {
         mut image: TreeImage,
         externals: &mut dyn FnMut(ExternalKey) -> io::Result<OwnedFd>,
     ) -> Result<()> {
-        if image.version != VERSION {
+        if !(VERSION_WITH_ROOT..=VERSION).contains(&image.version) {
             return Err(Error::Image(format!("it has version {}, this program knows {VERSION}", image.version)));
         }
+        let first = image.first()?;
         self.filler.finish(&mut self.stubs).map_err(memory_error("finishing the job's memory"))?;
         sysv::restore(self.stubs.inside.init, &image.system_v)?;
         self.make_ended(&image)?;
@@ -161,7 +164,7 @@ impl Target {
         }
         self.end_ended(&image)?;
         self.set_last_pid(image.last_pid)?;
-        self.ready = Some(Ready { image, restorer });
+        self.ready = Some(Ready { image, first, restorer });
         Ok(())
     }
 
@@ -176,9 +179,10 @@ impl Target {
             }
             self.stubs.create(process.process, process.parent, process.session, process.exit_signal)?;
         }
-        // A group outlives its leader; it is made anew by somebody with the leader's number.
+        // A group outlives its leader; it is made anew by somebody with the leader's number. That of a session's leader, in
+        // which everybody is born, need not be.
         for process in &image.processes {
-            if !self.stubs.contains(process.group) {
+            if !self.stubs.contains(process.group) && self.stubs.member_of(process.group).is_none() {
                 self.stubs.create(process.group, 1, process.session, 0)?;
             }
         }
@@ -259,7 +263,7 @@ impl Target {
 
     /// Lets the tree run. From here on its instructions execute.
     pub fn run(mut self) -> Result<()> {
-        let Some(Ready { image, mut restorer }) = self.ready.take() else {
+        let Some(Ready { image, first, mut restorer }) = self.ready.take() else {
             return Err(Error::Image("it wasn't restored".into()));
         };
         restorer.finish(&mut self.stubs)?;
@@ -275,6 +279,7 @@ impl Target {
                     .map_err(|error| Error::process(process.process, "stopping it again", error))?;
             }
         }
+        self.control.adopt(first)?;
         for (process, _) in alive(&image) {
             let Some(stub) = self.stubs.remove(process.process) else { continue };
             let failed = |error| Error::process(process.process, "letting it run", error);
@@ -284,8 +289,7 @@ impl Target {
             stub.leader.release().map_err(failed)?;
         }
         self.stubs.release_init()?;
-        self.control.adopt(image.root)?;
-        Ok(())
+        self.control.adopted()
     }
 }
 

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use migd::api::{JobView, SocketPlace};
+use migd::api::{Exit, JobView, SocketPlace};
 use migd::lab::{Lab, Moved, Spec, own_name, remove_abandoned};
 use sys::netns::NetNamespace;
 
+/// How long a job may take to end.
+const ENDING: Duration = Duration::from_secs(40);
 /// How long a server may take until it accepts connections.
 const SERVING: Duration = Duration::from_secs(20);
 const PURPOSE: &str = "test";
@@ -238,6 +240,24 @@ impl Fixture {
             }
             assert!(Instant::now() < deadline, "{job} did not write {words:?}: {logs}");
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a job has ended, wherever it is, and says how.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    #[must_use]
+    pub fn wait_for_end(&self, name: &str) -> Exit {
+        let deadline = Instant::now() + ENDING;
+        loop {
+            let jobs = self.lab.jobs("A").unwrap_or_else(|error| panic!("{error:#}"));
+            let job = jobs.into_iter().find(|job| job.name == name).unwrap_or_else(|| panic!("{name} is not listed"));
+            if let Some(exit) = job.exit {
+                return exit;
+            }
+            assert!(Instant::now() < deadline, "{name} does not end: {job:?}\n{}", self.state_logs());
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

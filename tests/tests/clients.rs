@@ -2,30 +2,16 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use migd::api::{Exit, JobState, JobView};
+use migd::api::Exit;
 use sha2::{Digest, Sha256};
 use tests::Fixture;
 use tests::pattern::Pattern;
 
-/// Waits until a job has ended.
-fn wait_for_end(fixture: &Fixture, name: &str) -> JobView {
-    let deadline = Instant::now() + Duration::from_secs(40);
-    loop {
-        let jobs = fixture.lab.jobs("A").unwrap_or_else(|error| panic!("{error:#}"));
-        let job = jobs.into_iter().find(|job| job.name == name).unwrap_or_else(|| panic!("{name} is not listed"));
-        if job.state == JobState::Exited {
-            return job;
-        }
-        assert!(Instant::now() < deadline, "{name} does not end: {job:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 fn must_have_ended_well(fixture: &Fixture, name: &str, node: &str) {
-    let job = wait_for_end(fixture, name);
-    assert_eq!(job.exit, Some(Exit::Code(0)), "{}\n{}", fixture.logs(node, name), fixture.state_logs());
+    let exit = fixture.wait_for_end(name);
+    assert_eq!(exit, Exit::Code(0), "{}\n{}", fixture.logs(node, name), fixture.state_logs());
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //! must be right.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use migd::api::Exit;
 use tests::iperf::must_have_flowed;
 use tests::load::{echo, http, memcached, redis};
 use tests::programs::{nginx_configuration, python_echo, static_go_echo, static_rust_echo, write_pattern};
@@ -106,6 +107,47 @@ fn nginx_in_a_single_process() {
     let server = fixture.serve("nginx", &argv, PORT);
     let load = http_load(&fixture, server);
     survives(&fixture, "nginx", load);
+}
+
+#[test]
+fn nginx_that_made_itself_a_daemon_and_is_told_to_end() {
+    let fixture = Fixture::new();
+    write_pattern(fixture.path("file"), 9, 3 << 20);
+    let configuration = nginx_configuration(&fixture, PORT);
+    let server = fixture.serve("nginx", &["nginx", "-c", &configuration], PORT);
+    let load = http_load(&fixture, server);
+    survives(&fixture, "nginx", load);
+    let _ = fixture.migd_output("B", &["kill", "nginx"]);
+    assert_eq!(fixture.wait_for_end("nginx"), Exit::Code(0));
+}
+
+#[test]
+fn server_in_the_background_of_a_shell_that_ends_while_it_moves() {
+    let fixture = Fixture::new();
+    let script = python_echo(&fixture);
+    let command = format!("python3 {script} {PORT} & read line < {}; exit 7", fixture.path("end"));
+    let fifo = std::process::Command::new("mkfifo").arg(fixture.path("end")).status().expect("mkfifo");
+    assert!(fifo.success());
+    let server = fixture.serve("echo", &["sh", "-c", &command], PORT);
+    let load = Load::start(|| fixture.client(), 4, move |number, shared| echo(server, number + 1, shared));
+    let told = std::thread::spawn({
+        let end = fixture.path("end");
+        move || {
+            // Somewhere among the moves.
+            std::thread::sleep(Duration::from_millis(500));
+            std::fs::write(end, "now")
+        }
+    });
+    survives(&fixture, "echo", load);
+    told.join().expect("no panic").expect("the shell reads");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !fixture.migd_output("A", &["inspect", "echo"]).contains("its first process has ended") {
+        assert!(Instant::now() < deadline, "the shell does not end\n{}", fixture.state_logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // All that is left is killed, wherever it is.
+    let _ = fixture.migd_output("B", &["kill", "-s", "KILL", "echo"]);
+    assert_eq!(fixture.wait_for_end("echo"), Exit::Code(7));
 }
 
 #[test]

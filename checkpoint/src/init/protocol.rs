@@ -31,8 +31,21 @@ pub(crate) struct Begin {
 pub(crate) enum Request {
     /// Start the job's first process.
     Spawn(Box<Spawn>),
-    /// The job's first process is there already, restored as a child of init.
-    Adopt { root: i32 },
+    /// The job is there already, restored, with its processes standing still.
+    Adopt(Root),
+    /// Tell what became of the first process.
+    Root,
+    /// Kill all processes of the job.
+    Kill,
+}
+
+/// The job's first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Root {
+    /// It is a child of init.
+    Runs(i32),
+    /// It has ended; others may go on.
+    Ended(ExitStatus),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +79,9 @@ pub(crate) enum Reply {
         pid: i32,
     },
     Adopted,
+    /// What became of the first process; `None` when there is no job, or nothing of it is left.
+    Root(Option<Root>),
+    Killed,
     /// Something failed.
     Failed {
         what: String,

@@ -52,7 +52,7 @@ pub fn command(argv: &[&str]) -> io::Result<(CommandSpec, File)> {
 
 /// Waits for an event that is wanted; others are passed over.
 pub fn wait_event(sandbox: &mut Sandbox, wanted: impl Fn(&Event) -> bool) -> Result<Event, String> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while Instant::now() < deadline {
         match sandbox.next_event().map_err(|error| error.to_string())? {
             Some(event) if wanted(&event) => return Ok(event),
@@ -129,6 +129,15 @@ impl MemorySink for Wire<'_> {
     }
 }
 
+/// Where on its way a hop is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A round of pre-copy is done.
+    Round,
+    /// The job stands still.
+    Frozen,
+}
+
 /// How long a hop stopped the job.
 #[derive(Clone, Copy, Debug)]
 #[allow(dead_code, reason = "it is printed")]
@@ -189,6 +198,15 @@ impl Job {
 
     /// Moves the job into a new sandbox; the old one is gone afterwards.
     pub fn hop(&mut self, precopy: Precopy) -> Result<Hop, Box<dyn std::error::Error>> {
+        self.hop_while(precopy, |_, _| Ok(()))
+    }
+
+    /// The same, with something that happens on the way, after each round and when all stands still.
+    pub fn hop_while(
+        &mut self,
+        precopy: Precopy,
+        mut happens: impl FnMut(Moment, &Sandbox) -> Outcome,
+    ) -> Result<Hop, Box<dyn std::error::Error>> {
         let mut source = Source::attach(&self.sandbox)?;
         let reasons = source.stay_reasons(&self.streams)?;
         if !reasons.is_empty() {
@@ -202,11 +220,13 @@ impl Job {
             source.start_tracking()?;
             for _ in 0..rounds {
                 source.copy_round(&mut Wire(&mut target))?;
+                happens(Moment::Round, &self.sandbox)?;
             }
         }
         let start = Instant::now();
         source.freeze()?;
         let freeze = start.elapsed();
+        happens(Moment::Frozen, &self.sandbox)?;
         let image = source.dump(&self.streams, &mut Wire(&mut target))?;
         let dump = start.elapsed() - freeze;
         let streams = &self.streams;

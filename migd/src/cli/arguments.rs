@@ -51,6 +51,10 @@ pub enum Command {
     /// Print what a job wrote, wherever it ran
     Logs(LogsArgs),
     /// Send a signal to a job
+    #[command(
+        after_help = "The signal goes to the job's first process; when that has ended while others run on, as when a \
+        program made itself a daemon, to those that it left without a parent. KILL goes to all of the job."
+    )]
     Kill(KillArgs),
     /// Forget jobs that ended, and their logs
     Rm(RmArgs),

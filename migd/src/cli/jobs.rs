@@ -9,7 +9,7 @@ use super::Target;
 use super::arguments::{InspectArgs, KillArgs, RmArgs};
 use super::failure;
 use super::listing::{age, print, print_json, state};
-use crate::api::{Client, DaemonRequest, JobInspection, unix_ms};
+use crate::api::{Client, DaemonRequest, JobInspection, JobState, unix_ms};
 
 /// `migd inspect`.
 pub async fn inspect(target: &Target, args: InspectArgs) -> anyhow::Result<ExitCode> {
@@ -40,8 +40,10 @@ fn describe(inspection: &JobInspection) -> String {
     line("state", &state(job, now));
     line("epoch", &job.epoch.to_string());
     line("started", &format!("{} ago", age(now.saturating_sub(job.created_ms))));
-    if let Some(pid) = job.pid {
-        line("pid", &pid.to_string());
+    match job.pid {
+        Some(pid) => line("pid", &pid.to_string()),
+        None if job.state == JobState::Running => line("pid", "none: its first process has ended, others run on"),
+        None => {}
     }
     if let Some(spec) = spec {
         line("workdir", &spec.cwd);

@@ -27,6 +27,13 @@ pub enum Command {
         /// Gets the packets, and the name of the device where they are recorded.
         reply: oneshot::Sender<Result<(PacketStream, String), NetError>>,
     },
+    /// Send the job a signal.
+    Signal {
+        /// Its number.
+        signal: i32,
+        /// Gets what became of it.
+        reply: oneshot::Sender<checkpoint::Result<()>>,
+    },
     /// Take the job to `target` over this connection.
     MoveOut {
         /// Where to.

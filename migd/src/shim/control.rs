@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -273,30 +272,36 @@ impl Server {
 
     async fn kill(&self, signal: i32) -> Result<(), ApiError> {
         let name = &self.shared.file.spec.name;
-        let signal = Signal::from_named_raw(signal)
-            .ok_or_else(|| ApiError::new(ErrorKind::Invalid, format!("there is no signal {signal}")))?;
+        if !(0..=nix::libc::SIGRTMAX()).contains(&signal) {
+            return Err(ApiError::new(ErrorKind::Invalid, format!("there is no signal {signal}")));
+        }
         let mut event = self.shared.event.subscribe();
-        let root = tokio::time::timeout(KILL_WAIT, async {
+        let here = tokio::time::timeout(KILL_WAIT, async {
             loop {
                 let status = self.shared.status();
                 match status.state {
                     // A signal to a job whose image was taken would be lost with it.
                     ShimState::Moving { .. } | ShimState::Receiving | ShimState::Starting => {}
-                    _ => return status.root,
+                    _ => return,
                 }
                 if event.changed().await.is_err() {
-                    return None;
+                    return;
                 }
             }
         });
-        let root = root.await.map_err(|_| {
+        here.await.map_err(|_| {
             ApiError::new(ErrorKind::Unavailable, format!("job {name} is on its way to another node"))
                 .hint("try again when the move has ended")
         })?;
         let gone = || ApiError::new(ErrorKind::Conflict, format!("job {name} does not run here"));
-        let root = root.and_then(|root| Pid::from_raw(root.as_raw())).ok_or_else(gone)?;
-        let process = pidfd_open(root, PidfdFlags::empty()).map_err(|_| gone())?;
-        pidfd_send_signal(&process, signal).map_err(|error| ApiError::internal(io::Error::from(error)))
+        let (reply, answer) = oneshot::channel();
+        self.asker.ask(Command::Signal { signal, reply });
+        match answer.await {
+            Ok(Ok(())) => Ok(()),
+            // It has just ended, or left.
+            Ok(Err(checkpoint::Error::Gone)) | Err(_) => Err(gone()),
+            Ok(Err(error)) => Err(ApiError::internal(io::Error::other(error))),
+        }
     }
 
     async fn watch(&self, mut connection: Connection) -> io::Result<()> {
@@ -333,7 +338,7 @@ impl Server {
         let (receiver, sender) = connection.split();
         let offset = offset.min(*stdio.output_offset().borrow());
         let attachment = Attachment {
-            shared: Arc::clone(&self.shared),
+            asker: self.asker.clone(),
             reader: Reader::new(stdio.log_path(), offset),
             hold: input.then(|| stdio.hold(offset)),
             stdio,
@@ -356,7 +361,7 @@ async fn forward(mut events: mpsc::UnboundedReceiver<MoveEvent>, mut connection:
 
 /// One who is attached.
 struct Attachment {
-    shared: Arc<Shared>,
+    asker: Asker,
     stdio: Arc<Stdio>,
     reader: Reader,
     hold: Option<Hold>,
@@ -430,14 +435,8 @@ impl Attachment {
             }
             Some(AttachInput::StdinEof) if !self.stdio.end_input() => self.input = Some(AttachInput::StdinEof),
             Some(AttachInput::Signal { signal }) => {
-                let server = self.shared.status();
-                if let Some(root) = server.root.and_then(|root| Pid::from_raw(root.as_raw()))
-                    && let Some(signal) = Signal::from_named_raw(signal)
-                    && let Ok(process) = pidfd_open(root, PidfdFlags::empty())
-                {
-                    // It may have ended just now.
-                    let _ = pidfd_send_signal(&process, signal);
-                }
+                // The job may have ended just now; nobody waits for an answer.
+                self.asker.ask(Command::Signal { signal, reply: oneshot::channel().0 });
             }
             Some(AttachInput::StdinEof) | None => {}
         }

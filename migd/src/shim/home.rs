@@ -138,7 +138,7 @@ impl Home {
                         return Ok(None);
                     }
                     // There is no process here; dropping the request tells its asker.
-                    Command::Sockets(_) | Command::Record { .. } | Command::Cancel => {}
+                    Command::Sockets(_) | Command::Record { .. } | Command::Signal { .. } | Command::Cancel => {}
                 }
             }
             wait_for(&[queue.as_fd(), self.board.changed()], wake_at)?;

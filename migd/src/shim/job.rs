@@ -38,7 +38,6 @@ pub struct Job {
     pub(super) plane: NetPlane,
     pub(super) stdio: Arc<Stdio>,
     pub(super) epoch: u64,
-    pub(super) root: sys::Pid,
     pub(super) announced: Announced,
     /// The node with its sockets, when they are not here.
     pub(super) home: Option<String>,
@@ -126,21 +125,10 @@ pub fn launch(shared: &Arc<Shared>) -> anyhow::Result<Job> {
         }
     };
     let epoch = shared.file.epoch;
-    shared.tell_running(epoch, root);
+    shared.tell_running(epoch, sandbox.root_pid());
     tracing::info!(root = root.as_raw(), device = links.device(), "the job runs");
     let shared = Arc::clone(shared);
-    Ok(Job {
-        shared,
-        sandbox,
-        links,
-        plane,
-        stdio,
-        epoch,
-        root,
-        announced: Announced::now(),
-        home: None,
-        lines: Vec::new(),
-    })
+    Ok(Job { shared, sandbox, links, plane, stdio, epoch, announced: Announced::now(), home: None, lines: Vec::new() })
 }
 
 fn command(shared: &Shared, stdio: ProgramEnds) -> CommandSpec {
@@ -166,7 +154,11 @@ impl Job {
         loop {
             while let Some(event) = self.sandbox.next_event()? {
                 match event {
-                    Event::RootExited { status: how } => status = Some(how),
+                    Event::RootExited { status: how } => {
+                        status = Some(how);
+                        // Its number may be given to another.
+                        self.shared.set_status(|status| status.root = None);
+                    }
                     Event::JobEmpty => return self.end(status).map(|()| Left::Gone),
                     // Somebody killed init.
                     Event::Gone => {
@@ -205,7 +197,10 @@ impl Job {
                         tracing::info!("the shim was told to end");
                         kill_at = Some(Instant::now() + TERMINATION);
                         // It may be gone already; then its end is about to be heard of.
-                        let _ = nix::sys::signal::kill(self.root, nix::sys::signal::Signal::SIGTERM);
+                        let _ = self.sandbox.signal(nix::libc::SIGTERM);
+                    }
+                    Command::Signal { signal, reply } => {
+                        let _ = reply.send(self.sandbox.signal(signal));
                     }
                     // For a shim that receives; here they come too late.
                     Command::Line { .. } | Command::Receive { .. } | Command::Cancel => {}

@@ -67,7 +67,7 @@ struct Shared {
 struct Status {
     state: ShimState,
     epoch: u64,
-    /// The job's first process; none when it does not run here.
+    /// The job's first process; none when that has ended, or the job does not run here.
     root: Option<sys::Pid>,
 }
 
@@ -104,8 +104,8 @@ impl Shared {
     }
 
     /// The job runs here under this epoch.
-    fn tell_running(&self, epoch: u64, root: sys::Pid) {
-        self.set_status(|status| *status = Status { state: ShimState::Running, epoch, root: Some(root) });
+    fn tell_running(&self, epoch: u64, root: Option<sys::Pid>) {
+        self.set_status(|status| *status = Status { state: ShimState::Running, epoch, root });
         self.tell(ShimEvent::Running { epoch });
     }
 }

@@ -53,6 +53,7 @@ pub fn receive(shared: &std::sync::Arc<Shared>, queue: &mut Commands) -> anyhow:
                 | Command::Inspect(_)
                 | Command::Sockets(_)
                 | Command::Record { .. }
+                | Command::Signal { .. }
                 | Command::MoveOut { .. } => {}
             }
         }

@@ -525,7 +525,7 @@ impl Driver {
             }
         };
         tracing::warn!(?done, "the job stays");
-        self.job.shared.tell_running(self.job.epoch, self.job.root);
+        self.job.shared.tell_running(self.job.epoch, self.job.sandbox.root_pid());
         self.job.announced = Announced::now();
         // Whoever asked may be gone.
         let _ = self.progress.send(MoveEvent::Done(done));

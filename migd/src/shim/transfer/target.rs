@@ -499,7 +499,7 @@ impl Driver<'_> {
                 let prepared = self.prepared.take();
                 let Prepared { sandbox, links, plane, stdio } =
                     prepared.ok_or_else(|| anyhow::anyhow!("the job runs without its surroundings"))?;
-                let root = sandbox.root_pid().ok_or_else(|| anyhow::anyhow!("the job came without a first process"))?;
+                let root = sandbox.root_pid();
                 let shared = self.shared;
                 shared.stdio.send_replace(Some(Arc::clone(&stdio)));
                 shared.set_home(self.home.clone());
@@ -511,7 +511,6 @@ impl Driver<'_> {
                     plane,
                     stdio,
                     epoch,
-                    root,
                     announced: Announced::now(),
                     home: self.home.map(|(home, _)| home),
                     lines: Vec::new(),
