@@ -12,17 +12,19 @@ use crate::init::protocol::Root;
 use crate::memory::Layout;
 use crate::offer::Clocks;
 use crate::sandbox::ExitStatus;
+use crate::shm;
 use crate::sysv::SystemV;
 
 /// Version of [`TreeImage`]'s meaning; a higher one is refused.
 pub const VERSION: u32 = 2;
-/// The version of an image whose job has its first process still: all that the first version knew of.
-pub const VERSION_WITH_ROOT: u32 = 1;
+/// The version of an image with nothing that the first version didn't know: the job has its first process still, and nothing in
+/// `/dev/shm`.
+pub const VERSION_FIRST: u32 = 1;
 
 /// A whole tree.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TreeImage {
-    /// [`VERSION`] or [`VERSION_WITH_ROOT`].
+    /// [`VERSION`] or [`VERSION_FIRST`].
     pub version: u32,
     /// The job's clocks when the dump was complete.
     pub clocks: Clocks,
@@ -42,6 +44,9 @@ pub struct TreeImage {
     /// System V IPC.
     #[serde(default)]
     pub system_v: SystemV,
+    /// What is in `/dev/shm`.
+    #[serde(default)]
+    pub shm: Vec<shm::Entry>,
 }
 
 impl TreeImage {

@@ -25,6 +25,7 @@ use sys::seccomp::Listener;
 
 use self::protocol::{Begin, Notice, Reply, Request, Root, Setup, Spawn, receive, send};
 use crate::sandbox::ExitStatus;
+use crate::shm;
 
 /// What `/proc/self/exe init` does. Must be called before the process has a second thread. Returns when the sandbox is over.
 pub fn main() -> ExitCode {
@@ -109,6 +110,9 @@ fn run(channels: &Channels) -> Result<(), Failure> {
 
     namespaces::detach_mounts().map_err(during("detaching mounts"))?;
     namespaces::mount_virtual("proc", Path::new("/proc"), "").map_err(during("mounting /proc"))?;
+    if Path::new(shm::PLACE).is_dir() {
+        namespaces::mount_memory(Path::new(shm::PLACE)).map_err(during("mounting /dev/shm"))?;
+    }
     if !begin.hostname.is_empty() {
         namespaces::set_hostname(&begin.hostname).map_err(during("setting the host name"))?;
     }

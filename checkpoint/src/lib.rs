@@ -8,6 +8,7 @@
 //! | [`image`], [`offer`] | the plain data that travels, with [`memory::Layout`] |
 //! | [`memory`] | address spaces: dirty tracking and filling |
 //! | [`descriptors`] | open files to an image and back |
+//! | [`shm`] | the job's `/dev/shm`: what is not mapped of it, and its names |
 //! | [`sysv`] | System V shared memory that nobody has attached, semaphores, message queues |
 //! | [`stay`], [`external`] | what can't move, and what belongs to the caller |
 //!
@@ -29,6 +30,7 @@ pub mod memory;
 pub mod offer;
 mod restore;
 pub mod sandbox;
+pub mod shm;
 pub mod source;
 pub mod stay;
 mod stubs;

@@ -15,11 +15,12 @@ use crate::dump;
 use crate::error::{Error, Result};
 use crate::external::External;
 use crate::freeze::{self, Frozen};
-use crate::image::{ProcessState, TreeImage, VERSION, VERSION_WITH_ROOT};
+use crate::image::{ProcessState, TreeImage, VERSION, VERSION_FIRST};
 use crate::init::protocol::Root;
 use crate::memory::{Layout, MemorySink, RoundStats, TrackedProcess, Tracker};
 use crate::offer::Offer;
 use crate::sandbox::{Control, Inside, Sandbox};
+use crate::shm;
 use crate::stay::StayReason;
 use crate::survey;
 use crate::sysv;
@@ -95,7 +96,8 @@ impl Source {
 
     /// Starts to track which memory is written to. Each process stops for a moment, at its first round.
     pub fn start_tracking(&mut self) -> Result<()> {
-        self.tracker.get_or_insert_with(Tracker::new);
+        let init = self.inside.init;
+        self.tracker.get_or_insert_with(|| Tracker::in_namespace_of(init));
         Ok(())
     }
 
@@ -106,7 +108,7 @@ impl Source {
             return Err(Error::Gone);
         }
         let inside = &self.inside;
-        let tracker = self.tracker.get_or_insert_with(Tracker::new);
+        let tracker = self.tracker.get_or_insert_with(|| Tracker::in_namespace_of(inside.init));
         let mut inject = |process: TrackedProcess| inject(inside, process).map_err(io::Error::other);
         tracker
             .round(&processes, &mut inject, sink)
@@ -153,9 +155,10 @@ impl Source {
         }
         let living = self.inside.living()?;
         // Memory first: the pages that tapes run in aren't the job's.
+        let init = self.inside.init;
         let (layout, _) = self
             .tracker
-            .get_or_insert_with(Tracker::new)
+            .get_or_insert_with(|| Tracker::in_namespace_of(init))
             .finish(&living, sink)
             .map_err(|error| Error::system("copying the rest of the memory", error))?;
         Ok(DumpedMemory { layout, living })
@@ -194,6 +197,7 @@ impl Source {
             descriptors::dump(&job, external, layout, &mut self.epolls, &mut SourceTapes(&mut by_number))?;
 
         let system_v = sysv::dump(self.inside.init)?;
+        let shm = shm::dump(self.inside.init, layout)?;
         let mut images = Vec::new();
         let mut last_pid = 1;
         for process in self.inside.processes()? {
@@ -229,7 +233,7 @@ impl Source {
         };
         // Read last: time that is counted twice makes a timer late, which is allowed, and never early.
         Ok(TreeImage {
-            version: if root_exit.is_none() { VERSION_WITH_ROOT } else { VERSION },
+            version: if root_exit.is_none() && shm.is_empty() { VERSION_FIRST } else { VERSION },
             clocks: self.inside.clocks(),
             root,
             root_exit,
@@ -238,6 +242,7 @@ impl Source {
             processes: images,
             descriptors,
             system_v,
+            shm,
         })
     }
 

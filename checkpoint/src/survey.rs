@@ -15,6 +15,7 @@ use crate::external::External;
 use crate::memory::{self, TrackedProcess};
 use crate::offer::{Offer, ProcessSummary, RequiredFile};
 use crate::sandbox::Inside;
+use crate::shm;
 use crate::stay::StayReason;
 use crate::sysv;
 
@@ -91,6 +92,7 @@ pub(crate) fn stay_reasons(
         }
     }
     reasons.extend(sysv::stay_reasons(inside.init)?);
+    reasons.extend(shm::stay_reasons(inside.init, processes)?);
     let listed: Vec<descriptors::Process> =
         processes.iter().map(|p| descriptors::Process { process: p.process, pid: p.pid }).collect();
     let job = descriptors::Job { init: inside.init, processes: &listed };
@@ -274,6 +276,7 @@ pub(crate) fn vdso_hash() -> u64 {
 pub(crate) fn offer(inside: &Inside, processes: &[TrackedProcess]) -> Result<Offer> {
     let mut summaries = Vec::new();
     let mut files: BTreeSet<RequiredFile> = BTreeSet::new();
+    let shm = shm::device(inside.init);
     for process in processes {
         let here = Place::Process(process.process);
         // One that ends meanwhile isn't part of the offer.
@@ -291,7 +294,9 @@ pub(crate) fn offer(inside: &Inside, processes: &[TrackedProcess]) -> Result<Off
                 continue;
             }
             let Ok(path) = String::from_utf8(mapping.name) else { continue };
-            if let Ok(metadata) = std::fs::metadata(inside.proc.path(here, &format!("root{path}"))) {
+            if let Ok(metadata) = std::fs::metadata(inside.proc.path(here, &format!("root{path}")))
+                && Some(metadata.dev()) != shm
+            {
                 files.insert(RequiredFile {
                     path,
                     size: metadata.size(),

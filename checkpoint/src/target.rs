@@ -13,12 +13,13 @@ use sys::tape::Tape;
 use crate::descriptors::{self, Early, Preview, Restorer};
 use crate::error::{Error, Result};
 use crate::external::ExternalKey;
-use crate::image::{ProcessImage, ProcessState, TreeImage, VERSION, VERSION_WITH_ROOT};
+use crate::image::{ProcessImage, ProcessState, TreeImage, VERSION, VERSION_FIRST};
 use crate::init::protocol::Root;
 use crate::memory::{Filler, Layout, ProcessLayout};
 use crate::offer::Offer;
 use crate::restore;
 use crate::sandbox::{Control, Sandbox};
+use crate::shm;
 use crate::stubs::Stubs;
 use crate::survey;
 use crate::sysv;
@@ -136,12 +137,13 @@ impl Target {
         mut image: TreeImage,
         externals: &mut dyn FnMut(ExternalKey) -> io::Result<OwnedFd>,
     ) -> Result<()> {
-        if !(VERSION_WITH_ROOT..=VERSION).contains(&image.version) {
+        if !(VERSION_FIRST..=VERSION).contains(&image.version) {
             return Err(Error::Image(format!("it has version {}, this program knows {VERSION}", image.version)));
         }
         let first = image.first()?;
         self.filler.finish(&mut self.stubs).map_err(memory_error("finishing the job's memory"))?;
         sysv::restore(self.stubs.inside.init, &image.system_v)?;
+        shm::restore(self.stubs.inside.init, &image.shm, &self.filler.shm())?;
         self.make_ended(&image)?;
         self.set_sessions_and_groups(&image)?;
 

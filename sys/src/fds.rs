@@ -20,6 +20,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::Pid;
 
@@ -380,6 +381,12 @@ pub fn rename_at(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Res
     let (from, to, directory) = (c_string(from)?, c_string(to)?, directory.as_raw_fd());
     // SAFETY: both paths end in a zero byte.
     checked(unsafe { libc::renameat(directory, from.as_ptr(), directory, to.as_ptr()) }.into()).map(drop)
+}
+
+/// `mkfifo(3)`: a named pipe, for its owner only.
+pub fn make_fifo(path: &Path) -> io::Result<()> {
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
+    Ok(())
 }
 
 /// `unlinkat(2)`: removes a file or an empty directory.

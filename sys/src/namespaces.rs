@@ -56,6 +56,13 @@ pub fn mount_virtual(kind: &str, place: &Path, options: &str) -> io::Result<()> 
     Ok(())
 }
 
+/// Mounts an empty tmpfs, for all to write to.
+pub fn mount_memory(place: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    nix::mount::mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some("mode=1777"))?;
+    Ok(())
+}
+
 /// Sets the host name of this namespace.
 pub fn set_hostname(name: &str) -> io::Result<()> {
     nix::unistd::sethostname(name)?;

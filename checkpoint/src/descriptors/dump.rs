@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::external::{External, ExternalKey};
 use crate::memory::Layout;
 use crate::offer::RequiredFile;
+use crate::shm;
 use crate::stay::StayReason;
 
 fn stay_reason(seen: &Seen, why: impl Into<String>) -> StayReason {
@@ -59,11 +60,12 @@ fn failure(seen: &Seen, error: io::Error) -> Error {
 /// /proc can't be read.
 pub fn required_files(job: &Job<'_>) -> Result<Vec<RequiredFile>> {
     let scan = look(job)?;
+    let shm = shm::device(job.init);
     let mut files = BTreeSet::new();
     for seen in &scan.files {
         let Some(status) = seen.status.filter(|status| status.file_type() == libc::S_IFREG) else { continue };
         let is_generated = seen.link.starts_with(b"/proc/") || seen.link.starts_with(b"/sys/");
-        if status.links == 0 || is_generated || !seen.link.starts_with(b"/") {
+        if status.links == 0 || is_generated || !seen.link.starts_with(b"/") || Some(status.device) == shm {
             continue;
         }
         let flags = match seen.info() {

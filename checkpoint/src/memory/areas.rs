@@ -35,7 +35,7 @@ impl fmt::Display for Obstacle {
 /// # Errors
 /// `/proc/PID/smaps` can't be read.
 pub fn obstacles(pid: Pid) -> io::Result<Vec<Obstacle>> {
-    let mut files = Files::new(pid);
+    let mut files = Files::new(pid, None);
     let mut obstacles = Vec::new();
     for detailed in vm::detailed_maps(pid)? {
         if let Err(Unmovable::Obstacle(why)) = classify(&detailed, &mut files) {
@@ -86,6 +86,8 @@ pub(super) struct FoundObject {
 /// Looks files up, each once.
 pub(super) struct Files {
     pid: Pid,
+    /// The device of the job's own `/dev/shm`.
+    shm: Option<u64>,
     known: HashMap<FileIdentity, FileState>,
 }
 
@@ -100,11 +102,13 @@ enum FileState {
     Deleted,
     /// Not a regular file.
     Device,
+    /// It is in the job's own `/dev/shm`, or was.
+    Shm,
 }
 
 impl Files {
-    pub fn new(pid: Pid) -> Files {
-        Files { pid, known: HashMap::new() }
+    pub fn new(pid: Pid, shm: Option<u64>) -> Files {
+        Files { pid, shm, known: HashMap::new() }
     }
 
     fn state(&mut self, mapping: &Mapping) -> io::Result<FileState> {
@@ -117,6 +121,8 @@ impl Files {
         let mapped = fs::metadata(self.opener(mapping))?;
         let state = if mapped.file_type().is_char_device() || mapped.file_type().is_block_device() {
             FileState::Device
+        } else if self.shm == Some(mapped.dev()) {
+            FileState::Shm
         } else if mapped.nlink() > 0 && self.at_path(&mapping.name).is_ok_and(|found| is_same(&found, &mapped)) {
             FileState::Present
         } else {
@@ -196,6 +202,7 @@ pub(super) fn classify(detailed: &DetailedMapping, files: &mut Files) -> Result<
     } else {
         match files.state(mapping).map_err(|_| Unmovable::Vanished)? {
             FileState::Device => return Err(Unmovable::Obstacle("a device's memory exists on this machine only")),
+            FileState::Shm => ObjectKind::Shm,
             FileState::Deleted => ObjectKind::Deleted(name.strip_suffix(b" (deleted)").unwrap_or(name).to_vec()),
             FileState::Present => {
                 area.backing = Backing::File {
@@ -336,7 +343,7 @@ mod tests {
     }
 
     fn backing(detailed: &DetailedMapping) -> Result<Backing, &'static str> {
-        match classify(detailed, &mut Files::new(own())) {
+        match classify(detailed, &mut Files::new(own(), None)) {
             Ok(classified) => Ok(classified.area.backing),
             Err(Unmovable::Obstacle(why)) => Err(why),
             Err(other) => panic!("{other:?}"),

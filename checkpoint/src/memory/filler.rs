@@ -27,7 +27,7 @@ pub struct Filler {
     layout: Layout,
     stubs: BTreeMap<u32, Stub>,
     objects: BTreeMap<u32, Object>,
-    /// A process whose IPC namespace is the job's.
+    /// A process whose IPC and mount namespaces are the job's.
     init: Option<Pid>,
 }
 
@@ -56,7 +56,7 @@ impl Filler {
         Filler::default()
     }
 
-    /// One that can make System V shared memory, in the IPC namespace of this process.
+    /// One that can make System V shared memory and files in `/dev/shm`, in the namespaces of this process.
     #[must_use]
     pub fn in_namespace_of(init: Pid) -> Filler {
         Filler { init: Some(init), ..Filler::default() }
@@ -128,6 +128,13 @@ impl Filler {
         self.objects.values().find(known).map(|object| object.file.as_fd())
     }
 
+    /// The files that were made in the job's `/dev/shm`: their objects' numbers, and device and inode at the source.
+    #[must_use]
+    pub fn shm(&self) -> Vec<(u32, (u32, u32), u64)> {
+        let own = self.objects.values().map(|object| &object.description);
+        own.filter(|own| own.kind == ObjectKind::Shm).map(|own| (own.id, own.device, own.inode)).collect()
+    }
+
     /// Does what comes after the last page: drops what the source dropped, installs guard pages, locks and seals.
     ///
     /// # Errors
@@ -145,9 +152,9 @@ impl Filler {
             for hole in object.description.discards.spans() {
                 memfd::punch_hole(&object.file, hole.start, hole.end)?;
             }
-            // A segment says that it can't be sealed, by a seal.
-            let is_segment = matches!(object.description.kind, ObjectKind::SystemV { .. });
-            if object.description.seals != 0 && !is_segment {
+            // These say that they can't be sealed, by a seal.
+            let is_unsealable = matches!(object.description.kind, ObjectKind::SystemV { .. } | ObjectKind::Shm);
+            if object.description.seals != 0 && !is_unsealable {
                 memfd::add_seals(&object.file, object.description.seals)?;
             }
         }
@@ -179,11 +186,19 @@ impl Filler {
         Ok(())
     }
 
+    fn init(&self) -> io::Result<Pid> {
+        self.init.ok_or_else(|| invalid("shared memory of a namespace that nobody told of".to_owned()))
+    }
+
     fn make(&self, description: &SharedObject) -> io::Result<File> {
         let name = match &description.kind {
             ObjectKind::SystemV { id, key } => {
-                let init = self.init.ok_or_else(|| invalid(format!("System V shared memory {id} has no namespace")))?;
-                return crate::sysv::make_segment(init, *id, *key, description.size);
+                return crate::sysv::make_segment(self.init()?, *id, *key, description.size);
+            }
+            ObjectKind::Shm => {
+                let file = crate::shm::make(self.init()?, description.id)?;
+                file.set_len(description.size)?;
+                return Ok(file);
             }
             ObjectKind::Anonymous => b"shared".as_slice(),
             ObjectKind::Memfd(name) => name,

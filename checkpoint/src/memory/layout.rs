@@ -158,7 +158,7 @@ impl AreaFlags {
 }
 
 /// Memory that several mappings or descriptors share and that is no file the target has: shared anonymous memory, memfd,
-/// files that were deleted.
+/// files that were deleted, files of the job's own `/dev/shm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedObject {
     /// Its number in the image. Its pages are sent as those of the "process" [`SharedObject::sink_process`].
@@ -197,6 +197,8 @@ pub enum ObjectKind {
     Memfd(#[serde(with = "serde_bytes")] Vec<u8>),
     /// A file, deleted or replaced since, that had this path.
     Deleted(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// A file in the job's own `/dev/shm`, with a name or without.
+    Shm,
     /// System V shared memory.
     SystemV {
         /// Its identifier.

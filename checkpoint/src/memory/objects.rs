@@ -28,6 +28,8 @@ const BLOCK_PAGES: u64 = 512;
 pub(super) struct Objects {
     objects: Vec<Object>,
     buffer: Vec<u8>,
+    /// The device of the job's own `/dev/shm`.
+    pub shm: Option<u64>,
 }
 
 #[derive(Debug)]

@@ -161,7 +161,7 @@ impl Space {
     /// Makes areas of the mappings. What the target loses by the change is no longer counted as sent; returns whether there
     /// was any.
     fn take_mappings(&mut self, mappings: Vec<Mapping>, objects: &mut Objects, frozen: bool) -> io::Result<bool> {
-        let mut files = Files::new(self.process.pid);
+        let mut files = Files::new(self.process.pid, objects.shm);
         let mut areas = Vec::with_capacity(mappings.len());
         let mut merged: Vec<Area> = Vec::with_capacity(mappings.len());
         for mapping in mappings {

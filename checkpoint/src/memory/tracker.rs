@@ -15,6 +15,7 @@ use super::ranges::SpanSet;
 use super::reader::Reader;
 use super::space::{EXACT_DETAILS_BYTES, Space};
 use super::{MemorySink, PAGE, RoundStats};
+use crate::shm;
 
 /// A round waits at most this long for a pause in writing.
 const SETTLE_TIME: Duration = Duration::from_millis(40);
@@ -57,6 +58,14 @@ impl Tracker {
     #[must_use]
     pub fn new() -> Tracker {
         Tracker::default()
+    }
+
+    /// One that knows the job's own `/dev/shm`: that of this process.
+    #[must_use]
+    pub fn in_namespace_of(init: Pid) -> Tracker {
+        let mut tracker = Tracker::default();
+        tracker.objects.shm = shm::device(init);
+        tracker
     }
 
     /// Sends what was written since the last round: in the first one, everything. New processes and new programs (execve) are

@@ -25,6 +25,8 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::tree_with_sessions_groups_and_zombies", tree),
         trial("moves::blocking_calls_end_as_they_would", blocking),
         trial("moves::system_v_ipc_goes_along", system_v),
+        trial("moves::files_in_dev_shm_go_along", shm),
+        trial("moves::much_that_nobody_maps_keeps_the_job", hoard),
         trial("moves::daemon_goes_on_without_its_first_process", daemon),
         trial("moves::kill_ends_all_of_a_job", killed),
         trial("moves::stopped_job_stays_stopped", stopped),
@@ -494,6 +496,117 @@ fn system_v() -> Outcome {
         let rights = job.line()?;
         ensure!(rights == "['1600', '600', '640']", "rights: {rights}");
     }
+    Ok(())
+}
+
+/// Files in /dev/shm: mapped, mapped for oneself, mapped without a name, open, and there only; POSIX semaphores and shared memory.
+const SHM: &str = r#"
+import mmap, multiprocessing, os, stat, sys
+from multiprocessing import shared_memory
+os.chdir("/dev/shm")
+there = os.listdir(".")
+def mapped(name, text, flags=mmap.MAP_SHARED):
+    with open(name, "w+b") as file:
+        file.write(text.ljust(3 << 20, b"\0"))
+        file.flush()
+        return mmap.mmap(file.fileno(), 3 << 20, flags)
+named = mapped("named", b"named")
+own = mapped("own", b"own", mmap.MAP_PRIVATE)
+own[0:3] = b"OWN"
+nameless = mapped("nameless", b"nameless")
+os.unlink("nameless")
+os.link("named", "also named")
+os.mkdir("queue", 0o750)
+with open("queue/message", "w") as file:
+    file.write("unmapped")
+os.truncate("queue/message", 200000)
+os.chmod("queue/message", 0o604)
+os.utime("queue/message", ns=(1, 1234567891))
+os.symlink("queue/message", "link")
+os.mkfifo("pipe", 0o622)
+opened = open("log", "a+")
+opened.write("start ")
+opened.flush()
+segment = shared_memory.SharedMemory("segment", create=True, size=100)
+lock = multiprocessing.Semaphore(0)
+turn = 0
+if os.fork() == 0:
+    while lock.acquire():
+        segment.buf[0] += 1
+        named[100:105] = b"child"
+        os.write(1, f"child {segment.buf[0]}\n".encode())
+print("ready", there, flush=True)
+for line in sys.stdin:
+    turn += 1
+    opened.write(f"{turn} ")
+    opened.flush()
+    with open("also named", "r+b") as file:
+        file.seek(5)
+        file.write(f" {turn}".encode())
+    status = os.stat("link")
+    print(named[:7], own[:3], nameless[:8], open("own", "rb").read(3), open("log").read(), open("link").read(8), status.st_size,
+        oct(status.st_mode), status.st_mtime_ns, oct(os.stat("queue").st_mode), stat.S_ISFIFO(os.stat("pipe").st_mode),
+        os.stat("named").st_nlink, sorted(os.listdir(".")), flush=True)
+    nameless[:8] = b"NAMELESS"
+    mapped("new", b"new").close()
+    lock.release()
+"#;
+
+fn shm() -> Outcome {
+    for precopy in [Precopy::None, Precopy::Rounds(2)] {
+        let mut job = Job::start(&["python3", "-c", SHM])?;
+        let line = job.line()?;
+        ensure!(line == "ready []", "it sees what isn't its own: {line}");
+        for turn in 1..4 {
+            job.hop(precopy)?;
+            job.say("go")?;
+            let (name, new) = if turn == 1 { ("nameless", "") } else { ("NAMELESS", "'new', ") };
+            let turns: String = (1..=turn).map(|turn| format!("{turn} ")).collect();
+            let expected = format!(
+                "b'named {turn}' b'OWN' b'{name}' b'own' start {turns} unmapped 200000 0o100604 1234567891 0o40750 True 2 \
+                 ['also named', 'link', 'log', 'named', {new}'own', 'pipe', 'queue', 'segment']"
+            );
+            let line = job.line()?;
+            ensure!(
+                line == expected,
+                "after hop {turn}:
+{line}
+{expected}"
+            );
+            let line = job.line()?;
+            ensure!(line == format!("child {turn}"), "after hop {turn}: {line}");
+        }
+    }
+    Ok(())
+}
+
+/// What is in /dev/shm and mapped by nobody moves in the freeze, so there must not be much of it.
+const HOARD: &str = r#"
+import mmap, sys
+file = open("/dev/shm/hoard", "w+b")
+file.write(b"x" * (70 << 20))
+file.flush()
+print("ready", flush=True)
+sys.stdin.readline()
+memory = mmap.mmap(file.fileno(), 70 << 20)
+print("mapped", flush=True)
+sys.stdin.readline()
+print(memory[-5:], flush=True)
+"#;
+
+fn hoard() -> Outcome {
+    let mut job = Job::start(&["python3", "-c", HOARD])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    let reasons = job.reasons()?;
+    ensure!(reasons.len() == 1 && reasons[0].what == "/dev/shm", "{reasons:?}");
+    job.say("")?;
+    ensure!(job.line()? == "mapped", "it doesn't go on");
+    let reasons = job.reasons()?;
+    ensure!(reasons.is_empty(), "{reasons:?}");
+    job.hop(Precopy::Rounds(1))?;
+    job.say("")?;
+    let line = job.line()?;
+    ensure!(line == "b'xxxxx'", "{line}");
     Ok(())
 }
 

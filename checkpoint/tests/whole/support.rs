@@ -174,6 +174,11 @@ impl Job {
         self.input.write_all(format!("{line}\n").as_bytes())
     }
 
+    /// What keeps it here.
+    pub fn reasons(&self) -> Result<Vec<checkpoint::StayReason>, Box<dyn std::error::Error>> {
+        Ok(Source::attach(&self.sandbox)?.stay_reasons(&self.streams)?)
+    }
+
     /// Everything up to the commit, and then the source goes on after all.
     pub fn hop_in_vain(&mut self, precopy: Precopy) -> Result<(), Box<dyn std::error::Error>> {
         let mut source = Source::attach(&self.sandbox)?;
@@ -207,8 +212,8 @@ impl Job {
         precopy: Precopy,
         mut happens: impl FnMut(Moment, &Sandbox) -> Outcome,
     ) -> Result<Hop, Box<dyn std::error::Error>> {
+        let reasons = self.reasons()?;
         let mut source = Source::attach(&self.sandbox)?;
-        let reasons = source.stay_reasons(&self.streams)?;
         if !reasons.is_empty() {
             return Err(checkpoint::Error::Stays(reasons).into());
         }
