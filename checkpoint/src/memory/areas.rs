@@ -91,6 +91,8 @@ pub(super) struct Files {
     known: HashMap<FileIdentity, FileState>,
 }
 
+const NO_DEVICE: (u32, u32) = (0, 0);
+
 /// Device, inode, name.
 type FileIdentity = ((u32, u32), u64, Vec<u8>);
 
@@ -181,19 +183,23 @@ pub(super) fn classify(detailed: &DetailedMapping, files: &mut Files) -> Result<
         area.backing = Backing::HugePages { page_size: detailed.page_size };
         return Ok(Classified { area, object: None });
     }
-    if mapping.inode == 0 || (!mapping.shared && name == b"/dev/zero") {
+    // The inode of System V shared memory is its identifier, and the first one is 0.
+    let segment_key = segment_key(mapping);
+    if segment_key.is_none() && (mapping.inode == 0 || (!mapping.shared && name == b"/dev/zero")) {
         return Ok(Classified { area, object: None });
     }
     let writable = mapping.shared && detailed.has(b"mw");
-    let kind = if let Some(key) = segment_key(mapping) {
+    let mut device = mapping.device;
+    let kind = if let Some(key) = segment_key {
         let bytes = fs::metadata(files.opener(mapping)).map_err(|_| Unmovable::Vanished)?.len();
         if mapping.offset != 0 || mapping.end - mapping.start != bytes.next_multiple_of(PAGE) {
             return Err(Unmovable::Obstacle(
                 "a part of the System V shared memory was unmapped or protected otherwise",
             ));
         }
-        // Its inode is its identifier.
         let id = i32::try_from(mapping.inode).map_err(|_| Unmovable::Vanished)?;
+        // Its device has files as well, whose inodes are counted apart. No descriptor can be of a segment.
+        device = NO_DEVICE;
         ObjectKind::SystemV { id, key }
     } else if name == b"/dev/zero (deleted)" || name.starts_with(b"[anon_shmem:") {
         ObjectKind::Anonymous
@@ -219,7 +225,7 @@ pub(super) fn classify(detailed: &DetailedMapping, files: &mut Files) -> Result<
     // The number is the tracker's to give.
     area.backing = Backing::Object { id: 0, offset: mapping.offset, writable };
     let opener = files.opener(mapping);
-    let object = FoundObject { kind, device: mapping.device, inode: mapping.inode, pid: files.pid, opener };
+    let object = FoundObject { kind, device, inode: mapping.inode, pid: files.pid, opener };
     Ok(Classified { area, object: Some(object) })
 }
 

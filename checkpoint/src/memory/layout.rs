@@ -165,9 +165,9 @@ pub struct SharedObject {
     pub id: u32,
     /// What it was at the source.
     pub kind: ObjectKind,
-    /// `(major, minor)` of its device at the source: with the inode its identity there.
+    /// `(major, minor)` of its device at the source: with the inode its identity there. System V shared memory has none.
     pub device: (u32, u32),
-    /// Inode at the source.
+    /// Inode at the source; the identifier of System V shared memory.
     pub inode: u64,
     /// Size in bytes.
     pub size: u64,

@@ -426,7 +426,7 @@ def good(result):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
 CREATE, REMOVE, STAT = 0o1000, 0, 2
-for other in range(3):  # So that numbers aren't the first ones.
+for other in range(int(sys.argv[1])):  # So that numbers aren't the first ones.
     good(libc.shmctl(good(libc.shmget(0, 4096, 0o600)), REMOVE, None))
 kept = good(libc.shmget(0x1234, 10000, CREATE | 0o640))
 address = good(libc.shmat(kept, None, 0))
@@ -476,8 +476,8 @@ for turn in (line.strip() for line in sys.stdin):
 "#;
 
 fn system_v() -> Outcome {
-    for precopy in [Precopy::None, Precopy::Rounds(2)] {
-        let mut job = Job::start(&["python3", "-c", SYSTEM_V])?;
+    for (precopy, others) in [(Precopy::None, "3"), (Precopy::Rounds(2), "3"), (Precopy::Rounds(1), "0")] {
+        let mut job = Job::start(&["python3", "-c", SYSTEM_V, others])?;
         ensure!(job.line()? == "ready", "it doesn't start");
         let zeros = r"b'\x00\x00\x00\x00\x00\x00\x00\x00'";
         let expected = [
