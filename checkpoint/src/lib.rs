@@ -10,6 +10,7 @@
 //! | [`descriptors`] | open files to an image and back |
 //! | [`shm`] | the job's `/dev/shm`: what is not mapped of it, and its names |
 //! | [`sysv`] | System V shared memory that nobody has attached, semaphores, message queues |
+//! | [`sparse`] | content of files, without their holes |
 //! | [`stay`], [`external`] | what can't move, and what belongs to the caller |
 //!
 //! The crate knows no TCP, no network and no protocol: descriptors of which the caller holds the other end are named by
@@ -32,6 +33,7 @@ mod restore;
 pub mod sandbox;
 pub mod shm;
 pub mod source;
+pub mod sparse;
 pub mod stay;
 mod stubs;
 mod survey;

@@ -10,17 +10,18 @@ use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use sys::{Pid, fds, libc, memfd, vm};
+use sys::{Pid, fds, libc, vm};
 
 use crate::descriptors::namespace::enter_kinds;
 use crate::error::{Error, Result};
 use crate::memory::{Layout, TrackedProcess};
+use crate::sparse::{self, Pieces};
 use crate::stay::StayReason;
 
 /// Where it is.
@@ -29,8 +30,6 @@ pub(crate) const PLACE: &str = "/dev/shm";
 const MODE: u32 = 0o1777;
 /// The most that nobody has mapped, in bytes: it is read while the job stands still, and is held in memory.
 const UNMAPPED_BYTES: u64 = 64 << 20;
-/// How much of a file is read at once.
-const PIECE_BYTES: u64 = 1 << 20;
 
 /// Something in `/dev/shm`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +63,8 @@ pub enum What {
         inode: u64,
         /// Size in bytes.
         size: u64,
-        /// Content by offset; what isn't there is zeros. `None` when it travels with the memory, or an earlier entry has it.
-        content: Option<Vec<(u64, ByteBuf)>>,
+        /// `None` when it travels with the memory, or an earlier entry has it.
+        content: Option<Pieces>,
     },
 }
 
@@ -173,7 +172,11 @@ fn dump_directory(init: Pid, layout: &Layout) -> io::Result<Vec<Entry>> {
             What::Fifo
         } else if kind.is_file() {
             let (device, inode) = identity(metadata);
-            let content = if known.insert((device, inode)) { Some(read(full)?) } else { None };
+            let content = if known.insert((device, inode)) {
+                Some(sparse::read(&File::open(full)?, metadata.len())?)
+            } else {
+                None
+            };
             What::File { device, inode, size: metadata.len(), content }
         } else if kind.is_socket() {
             // Made by whoever binds it.
@@ -195,21 +198,6 @@ fn entry(path: &Path, metadata: &Metadata, what: What) -> Entry {
         modified_ns: metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
         what,
     }
-}
-
-fn read(path: &Path) -> io::Result<Vec<(u64, ByteBuf)>> {
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let mut content = Vec::new();
-    let mut at = 0;
-    while let Some((start, end)) = memfd::next_data(&file, at)? {
-        let last = end.min(start + PIECE_BYTES).min(length);
-        let mut piece = vec![0; usize::try_from(last.saturating_sub(start)).map_err(io::Error::other)?];
-        file.read_exact_at(&mut piece, start)?;
-        content.push((start, ByteBuf::from(piece)));
-        at = end.min(start + PIECE_BYTES);
-    }
-    Ok(content)
 }
 
 /// Names what [`make`] made, makes the rest, and removes what was made for files that are gone. `objects` are the shared objects
@@ -252,7 +240,9 @@ fn restore_here(top: &Path, entries: &[Entry], objects: &[(u32, (u32, u32), u64)
                     files.insert((*device, *inode), full.clone());
                 }
                 (Some(content), _) => {
-                    write(&full, *size, content)?;
+                    let file = File::options().write(true).create_new(true).open(&full)?;
+                    fds::set_size(file.as_fd(), *size)?;
+                    sparse::write(&file, content)?;
                     files.insert((*device, *inode), full.clone());
                 }
             },
@@ -269,15 +259,6 @@ fn restore_here(top: &Path, entries: &[Entry], objects: &[(u32, (u32, u32), u64)
     for entry in entries.iter().filter(|entry| matches!(entry.what, What::Directory | What::File { .. })) {
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(entry.modified_ns).unwrap_or(0));
         File::open(top.join(OsStr::from_bytes(&entry.path)))?.set_modified(modified)?;
-    }
-    Ok(())
-}
-
-fn write(path: &Path, size: u64, content: &[(u64, ByteBuf)]) -> io::Result<()> {
-    let file = File::options().write(true).create_new(true).open(path)?;
-    fds::set_size(file.as_fd(), size)?;
-    for (offset, piece) in content {
-        file.write_all_at(piece, *offset)?;
     }
     Ok(())
 }

@@ -9,21 +9,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use sys::sysv::{self, Permissions};
-use sys::{Pid, libc, memfd};
+use sys::{Pid, libc};
 
 use crate::descriptors::namespace::enter_kinds;
 use crate::error::{Error, Result};
+use crate::sparse::{self, Pieces};
 use crate::stay::StayReason;
 
 /// The most of a segment that nobody has attached, in bytes: it is read while the job stands still, and is held in memory.
 const UNATTACHED_BYTES: u64 = 64 << 20;
-/// How much of a segment is read at once.
-const PIECE_BYTES: u64 = 1 << 20;
 
 /// What the kernel keeps for the job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,8 +56,8 @@ pub struct Segment {
     pub rights: Rights,
     /// Its size.
     pub bytes: u64,
-    /// Content by offset, when nobody has it attached; what isn't there is zeros.
-    pub content: Option<Vec<(u64, ByteBuf)>>,
+    /// Content, when nobody has it attached.
+    pub content: Option<Pieces>,
 }
 
 /// A set of semaphores.
@@ -139,7 +137,11 @@ pub(crate) fn dump(init: Pid) -> Result<SystemV> {
 
 fn dump_here() -> io::Result<SystemV> {
     let segment = |segment: sysv::Segment| {
-        let content = if segment.attached == 0 { Some(read(&segment)?) } else { None };
+        let content = if segment.attached == 0 {
+            Some(sparse::read(&sysv::open_segment(segment.id, segment.bytes)?, segment.bytes)?)
+        } else {
+            None
+        };
         Ok(Segment { rights: Rights::new(segment.id, segment.permissions), bytes: segment.bytes, content })
     };
     let semaphores = |set: sysv::SemaphoreSet| {
@@ -158,20 +160,6 @@ fn dump_here() -> io::Result<SystemV> {
         semaphores: sysv::semaphore_sets()?.into_iter().map(semaphores).collect::<io::Result<_>>()?,
         queues: sysv::queues()?.into_iter().map(queue).collect::<io::Result<_>>()?,
     })
-}
-
-fn read(segment: &sysv::Segment) -> io::Result<Vec<(u64, ByteBuf)>> {
-    let file = sysv::open_segment(segment.id, segment.bytes)?;
-    let mut content = Vec::new();
-    let mut at = 0;
-    while let Some((start, end)) = memfd::next_data(&file, at)? {
-        let end = end.min(start + PIECE_BYTES);
-        let mut piece = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
-        file.read_exact_at(&mut piece, start)?;
-        content.push((start, ByteBuf::from(piece)));
-        at = end;
-    }
-    Ok(content)
 }
 
 /// Completes what [`make_segment`] began, when all that attach segments have done so, and makes the rest.
@@ -196,10 +184,7 @@ fn restore_here(image: &SystemV) -> io::Result<()> {
                 sysv::remove_segment(rights.id)?;
             }
             sysv::make_segment(rights.id, rights.permissions(), *bytes)?;
-            let file = sysv::open_segment(rights.id, *bytes)?;
-            for (offset, piece) in content {
-                file.write_all_at(piece, *offset)?;
-            }
+            sparse::write(&sysv::open_segment(rights.id, *bytes)?, content)?;
         }
         sysv::set_segment(rights.id, rights.permissions())?;
     }

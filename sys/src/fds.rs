@@ -430,20 +430,6 @@ pub fn seek(fd: BorrowedFd<'_>, offset: i64) -> io::Result<()> {
     checked(unsafe { libc::lseek(fd.as_raw_fd(), offset, libc::SEEK_SET) }).map(drop)
 }
 
-/// The next range with data at or after `offset`: (start, end); `None` when there is only a hole left. Moves the offset
-/// of the open file description, so it must be one that nobody else uses.
-pub fn next_data(fd: BorrowedFd<'_>, offset: i64) -> io::Result<Option<(i64, i64)>> {
-    // SAFETY: lseek takes three integers.
-    let start = match checked(unsafe { libc::lseek(fd.as_raw_fd(), offset, libc::SEEK_DATA) }) {
-        Ok(start) => start,
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    // SAFETY: lseek takes three integers.
-    let end = checked(unsafe { libc::lseek(fd.as_raw_fd(), start, libc::SEEK_HOLE) })?;
-    Ok(Some((start, end)))
-}
-
 /// `memfd_create(2)`; `MFD_CLOEXEC` is added.
 pub fn memfd(name: &OsStr, flags: u32) -> io::Result<OwnedFd> {
     let name = c_string(name)?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::external::ExternalKey;
+use crate::sparse::Pieces;
 
 /// All open files of a tree.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -237,8 +238,8 @@ pub struct ContentImage {
     pub owner: (u32, u32),
     /// Size in bytes.
     pub size: u64,
-    /// Its data by offset; holes are left out. Empty when it travels as shared memory.
-    pub data: Vec<(u64, ByteBuf)>,
+    /// Its data. Empty when it travels as shared memory.
+    pub data: Pieces,
     /// It travels as shared memory of the layout.
     pub in_memory_image: bool,
     /// F_GET_SEALS.

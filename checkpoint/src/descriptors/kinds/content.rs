@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 
 use serde_bytes::ByteBuf;
 use sys::fds;
@@ -16,6 +15,7 @@ use sys::libc;
 use super::super::image::{ContentFile, ContentImage, Kind, Origin};
 use super::super::scan::Seen;
 use super::{Dumping, Handler, Problem, View, index32, locks};
+use crate::sparse::{self, Pieces};
 
 /// A file without a name.
 pub(in super::super) struct Nameless;
@@ -115,19 +115,8 @@ fn content(seen: &Seen, dump: &Dumping<'_>) -> Result<ContentImage, Problem> {
 }
 
 /// The data of a file, through an open file of our own.
-fn read(seen: &Seen, size: u64) -> io::Result<Vec<(u64, ByteBuf)>> {
-    let own = fds::reopen(seen.file()?.as_fd(), libc::O_RDONLY)?;
-    let mut pieces = Vec::new();
-    let mut at = 0;
-    let file = File::from(own);
-    while let Some((start, end)) = fds::next_data(file.as_fd(), at)? {
-        let (first, last) = (u64::try_from(start).unwrap_or(0), u64::try_from(end).unwrap_or(0).min(size));
-        let mut data = vec![0; usize::try_from(last.saturating_sub(first)).unwrap_or(0)];
-        file.read_exact_at(&mut data, first)?;
-        pieces.push((first, ByteBuf::from(data)));
-        at = end;
-    }
-    Ok(pieces)
+fn read(seen: &Seen, size: u64) -> io::Result<Pieces> {
+    sparse::read(&fds::reopen(seen.file()?.as_fd(), libc::O_RDONLY)?.into(), size)
 }
 
 /// Makes the file anew, with its content; to be called inside the job's mount namespace. Seals come later: they would keep
@@ -145,9 +134,7 @@ pub(in super::super) fn make(image: &ContentImage) -> io::Result<OwnedFd> {
     };
     let file = File::from(fd);
     fds::set_size(file.as_fd(), image.size)?;
-    for (offset, data) in &image.data {
-        file.write_all_at(data, *offset)?;
-    }
+    sparse::write(&file, &image.data)?;
     fds::set_owner(file.as_fd(), image.owner.0, image.owner.1)?;
     fds::set_mode(file.as_fd(), image.mode)?;
     Ok(file.into())
