@@ -2,7 +2,7 @@
 # has and says how that went.
 #
 # usage: datagrams.py open|stub DIRECTORY
-import ctypes, os, signal, socket, struct, subprocess, sys
+import ctypes, os, signal, socket, struct, subprocess, sys, time
 
 os.closerange(3, 1024)
 role, directory = sys.argv[1:]
@@ -23,6 +23,9 @@ def furnish():
         "route add default dev eth0",
     ):
         subprocess.run(["ip"] + line.split(), check=True)
+    # The kernel takes an IPv6 address into use when it gets round to it.
+    while b"fd77::5" not in subprocess.run(["ip", "-6", "route", "show", "table", "local"], stdout=-1, check=True).stdout:
+        time.sleep(0.01)
 
 
 def checksum(data):
