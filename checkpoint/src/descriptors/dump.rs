@@ -126,7 +126,7 @@ pub fn dump(
                 Err(Problem::System(error)) => return Err(failure(seen, error)),
             },
         };
-        let flags = flags.get(index).copied().unwrap_or_default();
+        let flags = to_open_again(flags.get(index).copied().unwrap_or_default());
         let owner = owner(seen, key, flags, job).map_err(|error| failure(seen, error))?;
         files.push(OpenFile { flags, kind, owner });
     }
@@ -147,6 +147,11 @@ pub fn dump(
     image.process_locks = process_locks(&scan)?;
     drop_foreign_names(&mut image);
     Ok(image)
+}
+
+/// An open file's flags without what the kernel keeps of how it was made: O_TMPFILE, which contains O_DIRECTORY.
+fn to_open_again(flags: i32) -> i32 {
+    if flags & libc::O_TMPFILE == libc::O_TMPFILE { flags & !libc::O_TMPFILE } else { flags }
 }
 
 /// Looks at a frozen job: what there is, and the flags of each open file.

@@ -40,6 +40,9 @@ def open_everything():
     os.write(28, b"memfd content")
     os.truncate(28, 1 << 20)
     fcntl.fcntl(28, 1033, 0x0002)  # F_ADD_SEALS, F_SEAL_SHRINK
+    # A file that was made without a name.
+    at(82, os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600))
+    os.write(82, b"temporary")
     # Pipes: with data; in packets; with the reader gone.
     r, w = os.pipe()
     at(30, r), at(31, w)
@@ -134,6 +137,7 @@ def check():
     assert os.pread(27, 1, 0) == b"D"
     assert os.pread(28, 13, 0) == b"memfd content" and os.fstat(28).st_size == 1 << 20
     assert fcntl.fcntl(28, 1034) == 2
+    assert os.pread(82, 100, 0) == b"temporary" and os.lseek(82, 0, os.SEEK_CUR) == 9
     assert os.read(30, 4096) == b"in the pipe" * 100
     assert fcntl.fcntl(30, 1032) == 1 << 17
     assert os.read(32, 100) == b"one" and os.read(32, 100) == b"two"
