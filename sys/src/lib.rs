@@ -16,6 +16,7 @@ pub mod proc;
 pub mod process;
 pub mod ptrace;
 pub mod seccomp;
+pub mod steering;
 pub mod sysv;
 pub mod tape;
 pub mod tun;

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -106,6 +106,12 @@ impl NetNamespace {
             self.enter()?;
             work()
         })
+    }
+}
+
+impl From<OwnedFd> for NetNamespace {
+    fn from(fd: OwnedFd) -> NetNamespace {
+        NetNamespace { file: fd.into() }
     }
 }
 

@@ -9,9 +9,10 @@
 
 use std::ffi::CStr;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::ebpf::Filter;
+use crate::netns::NetNamespace;
 
 /// Length of the header before each packet, `struct virtio_net_hdr`.
 pub const HEADER_LEN: usize = 10;
@@ -21,6 +22,8 @@ const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 const TUNSETFILTEREBPF: libc::Ioctl = 0x8004_54e1;
+const TUNGETIFF: libc::Ioctl = 0x8004_54d2;
+const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 const IFF_TUN: i16 = 0x0001;
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
@@ -169,6 +172,27 @@ impl Tun {
         let fd: i32 = filter.map_or(-1, |filter| filter.as_fd().as_raw_fd());
         // SAFETY: the kernel reads one int.
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETFILTEREBPF, &raw const fd) })
+    }
+
+    /// The device's name in its network namespace.
+    pub fn name(&self) -> io::Result<String> {
+        let mut request = ifreq_named("")?;
+        // SAFETY: the kernel writes one `ifreq`.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), TUNGETIFF, &raw mut request) })?;
+        let name = request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| byte.cast_unsigned());
+        Ok(String::from_utf8_lossy(&name.collect::<Vec<u8>>()).into_owned())
+    }
+
+    /// The device's network namespace.
+    ///
+    /// # Errors
+    /// EINVAL from kernels before Linux 5.7.
+    pub fn namespace(&self) -> io::Result<NetNamespace> {
+        // SAFETY: the request takes no argument.
+        let fd = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNGETDEVNETNS) };
+        check(fd.min(0))?;
+        // SAFETY: the kernel just made the descriptor for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
     }
 
     /// Hands the kernel one packet, the first slice of which is its [`Header`].

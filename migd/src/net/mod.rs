@@ -29,6 +29,7 @@ mod preview;
 mod pump;
 mod siege;
 mod spin;
+mod spread;
 mod stack;
 mod stock;
 mod wire;

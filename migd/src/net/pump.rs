@@ -24,6 +24,7 @@ use super::lending::Slots;
 use super::plane::{Command, Mailbox, NetError, NetImage};
 use super::siege::Siege;
 use super::spin::{Spin, WINDOW};
+use super::spread::Spread;
 use super::stack::Stack;
 use super::stock::Stock;
 use super::wire::{Amount, WHOLE, Wire};
@@ -68,6 +69,7 @@ pub(super) struct Pump {
     slots: Slots,
     recorder: Recorder,
     spin: Spin,
+    spread: Spread,
     door: Door,
     siege: Siege,
     /// A flood was noticed in this round.
@@ -161,6 +163,7 @@ impl Pump {
         };
         let door = Door::new(clock.now());
         let siege = Siege::new(u64::from_ne_bytes(random()?), clock.now(), &tun);
+        let spread = Spread::new(clock.now(), bridge.sockets_made());
         let pump = Pump {
             bridge,
             home: None,
@@ -172,6 +175,7 @@ impl Pump {
             slots,
             recorder,
             spin: Spin::new(),
+            spread,
             door,
             siege,
             besieged: false,
@@ -321,6 +325,8 @@ impl Pump {
             away.transmit();
         }
         self.mind_siege(now);
+        self.spread.note_sockets(self.bridge.sockets_made());
+        self.spread.turn(now, &self.tun);
     }
 
     /// Has the kernel keep a flood out, or looks whether it still has to.
@@ -456,6 +462,7 @@ impl Pump {
             }
             if packet.payload[0].len() >= BULK_LEN {
                 self.spin.note_bulk();
+                self.spread.note_bulk();
             }
             self.besieged |= self.siege.note_sent(now, packet.header);
             let header = tun::Header {

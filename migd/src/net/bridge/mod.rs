@@ -237,6 +237,11 @@ impl Bridge {
         Ok((ours, theirs, inode))
     }
 
+    /// How many sockets the job has had.
+    pub(super) fn sockets_made(&self) -> u64 {
+        self.next_key
+    }
+
     fn new_key(&mut self) -> SocketKey {
         let key = SocketKey(self.next_key);
         self.next_key += 1;
