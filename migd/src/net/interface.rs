@@ -1,9 +1,10 @@
 //! The devices that a job sees in its own namespace.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use sys::netlink::{Hop, Netlink, Route};
 use sys::tun::Tap;
@@ -12,6 +13,8 @@ use super::plane::NetError;
 
 /// Packets of the job that may wait for the net thread; so many datagrams may a program send in one go.
 const QUEUE_PACKETS: u32 = 5000;
+/// How long the kernel may take over an IPv6 address.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Furnishes a job's network namespace: `lo`, and an `eth0` with the job's addresses and the default routes. The net plane holds
 /// its other end ([`super::NetConfig::eth0`]): everything but the job's TCP passes through it. It lives as long as the descriptor.
@@ -57,8 +60,26 @@ fn furnish(addresses: &[(IpAddr, u8)], mtu: u32) -> Result<OwnedFd, NetError> {
         };
         let default = Route { destination: any, prefix_length: 0, metric: 0 };
         netlink.replace_route(default, Hop::Device(eth0.index)).map_err(failed("set the job's default route"))?;
+        if address.is_ipv6() {
+            wait_until_usable(address).map_err(failed("take the job's IPv6 address into use"))?;
+        }
     }
     Ok(tap.into())
+}
+
+/// The kernel takes an IPv6 address into use in a worker of its own, also when it need not look for duplicates. The job's program
+/// shall be able to bind it from the start.
+fn wait_until_usable(address: IpAddr) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match UdpSocket::bind((address, 0)) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::AddrNotAvailable || Instant::now() > until => {
+                return Err(error);
+            }
+            Err(_) => std::thread::sleep(Duration::from_micros(100)),
+        }
+    }
 }
 
 fn set_ipv6(name: &str, value: &str) -> io::Result<()> {
