@@ -24,6 +24,7 @@ mod filter;
 mod home;
 mod interface;
 mod lending;
+mod numbers;
 mod plane;
 mod preview;
 mod pump;

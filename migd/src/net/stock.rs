@@ -6,9 +6,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
-use sys::epoll::{Epoll, Events};
+use sys::epoll::Epoll;
 use sys::unix;
 
 use super::bridge::{Pair, SocketKey, watch};
@@ -84,19 +83,6 @@ impl Stock {
             }
             programs_ends.push(theirs);
         }
-        self.take_first_edges()?;
         Ok(programs_ends)
-    }
-
-    /// Takes what the epoll tells of new pairs, that they can be written: after the freeze it would be told thousands of times
-    /// before anything else.
-    fn take_first_edges(&self) -> io::Result<()> {
-        let mut events = Events::with_capacity(256);
-        loop {
-            self.epoll.wait(&mut events, Some(Duration::ZERO))?;
-            if events.iter().next().is_none() {
-                return Ok(());
-            }
-        }
     }
 }

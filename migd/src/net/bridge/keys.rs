@@ -1,9 +1,10 @@
 //! Which socket a descriptor of the job is, for whoever looks through the job's descriptors.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::socket::SocketKey;
+use crate::net::numbers::NumberMap;
 
 /// Closed sockets that are still recognised.
 const CLOSED_MAX: usize = 4096;
@@ -15,7 +16,7 @@ pub struct DescriptorKeys(Arc<RwLock<Inodes>>);
 
 #[derive(Debug, Default)]
 struct Inodes {
-    open: HashMap<u64, SocketKey>,
+    open: NumberMap<u64, SocketKey>,
     closed: VecDeque<(u64, SocketKey)>,
 }
 

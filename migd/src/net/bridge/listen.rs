@@ -341,6 +341,7 @@ impl Bridge {
                 Err(number) => return Err((Reply::Done(Err(number)), false)),
             }
         }
+        let early = self.copy_received(&mut socket);
         let close_on_exec = flags & libc::SOCK_CLOEXEC != 0;
         // From the answer on, whoever looks through the job's descriptors must know what this one is.
         self.by_inode.insert(inode, key);
@@ -349,8 +350,30 @@ impl Bridge {
             (refusal(&error), true)
         })?;
         socket.seen_at = Some((self.processes.process(call.thread), number));
+        if early > 0 {
+            // It is in the stack as it was, so all of it is taken.
+            let _ = self.stack.tcp_recv_with(self.now, connection, |_| early);
+        }
         self.insert(key, socket);
         self.enqueue(key);
         Ok(())
+    }
+
+    /// Puts what a connection has received so far into its pair, so that a program that reads or polls it right after accept
+    /// finds it and needn't be woken for it; returns how much. The stack keeps it until the program is known to have the pair.
+    fn copy_received(&mut self, socket: &mut Socket) -> usize {
+        let Phase::Connected { id, end, .. } = &mut socket.phase else {
+            return 0;
+        };
+        let status = self.stack.status(*id);
+        if status.readable == 0 || status.urgent.is_some() {
+            return 0;
+        }
+        let mut copied = 0;
+        let _ = self.stack.tcp_recv_with(self.now, *id, |parts| {
+            copied = end.write(&parts.map(IoSlice::new)).unwrap_or(0);
+            0
+        });
+        copied
     }
 }

@@ -35,6 +35,7 @@ use sys::seccomp::Listener;
 use sys::unix;
 
 use super::describe::{SocketDescription, TcpDetail};
+use super::numbers::{NumberMap, NumberSet};
 use super::stack::Stack;
 use processes::Processes;
 use socket::{Phase, Socket};
@@ -69,10 +70,13 @@ impl Pair {
     }
 }
 
+/// What is watched for at our end of a pair. Room is not among it: each read of the program makes some, which would be an event,
+/// and often a wake-up, for each request of a connection that never lacks room. [`socket::End::watch_for_room`] adds it.
+const WATCHED: Interest = Interest::IN.union(Interest::READ_HANG_UP).union(Interest::EDGE);
+
 /// Has our end of a socket's pair watched.
 pub(super) fn watch(epoll: &Epoll, key: SocketKey, ours: &OwnedFd) -> io::Result<()> {
-    let interest = Interest::IN | Interest::OUT | Interest::READ_HANG_UP | Interest::EDGE;
-    epoll.add(ours.as_fd(), key.0, interest)
+    epoll.add(ours.as_fd(), key.0, WATCHED)
 }
 
 /// The bridge of one job, together with the stack that it feeds.
@@ -81,9 +85,9 @@ pub(super) struct Bridge {
     listener: Listener,
     epoll: Rc<Epoll>,
     now: Instant,
-    sockets: HashMap<SocketKey, Socket>,
+    sockets: NumberMap<SocketKey, Socket>,
     by_inode: DescriptorKeys,
-    by_id: HashMap<SocketId, SocketKey>,
+    by_id: NumberMap<SocketId, SocketKey>,
     next_key: u64,
     /// Bytes taken from pairs since it was last asked.
     pulled: usize,
@@ -93,7 +97,7 @@ pub(super) struct Bridge {
     spliced: bool,
     /// Sockets to serve, each once.
     queue: VecDeque<SocketKey>,
-    queued: HashSet<SocketKey>,
+    queued: NumberSet<SocketKey>,
     /// Connections to reset once what they have queued has been handed out.
     resets: Vec<SocketId>,
     /// The sockets in [`Phase::Gone`], oldest first.
@@ -112,15 +116,15 @@ impl Bridge {
             listener,
             epoll,
             now: Instant::ZERO,
-            sockets: HashMap::new(),
+            sockets: NumberMap::default(),
             by_inode: DescriptorKeys::default(),
-            by_id: HashMap::new(),
+            by_id: NumberMap::default(),
             next_key: 1,
             pulled: 0,
             borrowers: Vec::new(),
             spliced: false,
             queue: VecDeque::new(),
-            queued: HashSet::new(),
+            queued: NumberSet::default(),
             resets: Vec::new(),
             gone: VecDeque::new(),
             deadlines: BTreeSet::new(),

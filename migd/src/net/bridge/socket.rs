@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use netstack::{Instant, SocketId, TcpOptions};
 use serde::{Deserialize, Serialize};
+use sys::epoll::{Epoll, Interest};
 use sys::seccomp::Notification;
 use sys::unix;
 
+use super::WATCHED;
 use super::sockaddr::Family;
 use crate::net::lending::{Desk, Loan};
 
@@ -112,8 +114,10 @@ pub(super) struct End {
     pub(super) fd: OwnedFd,
     /// Bytes, an end of file or an error may wait to be read.
     pub(super) readable: bool,
-    /// Bytes may be written.
+    /// Bytes may be written. Once it is false [`End::watch_for_room`] has to be called.
     pub(super) writable: bool,
+    /// An event tells when there is room again.
+    room_watched: bool,
     /// The program shut its writing half, or is gone.
     pub(super) read_hung_up: bool,
     /// Both halves are shut: the program is gone, unless we and it shut one half each.
@@ -138,6 +142,7 @@ impl End {
             fd,
             readable: false,
             writable: true,
+            room_watched: false,
             read_hung_up: false,
             hung_up: false,
             small: true,
@@ -146,6 +151,22 @@ impl End {
             written: 0,
             loans: VecDeque::new(),
             marks: false,
+        }
+    }
+
+    /// Makes sure that an event tells when a pair that is full has room again. It stays so: a pair that was full once is likely
+    /// to be so again.
+    pub(super) fn watch_for_room(&mut self, epoll: &Epoll, key: SocketKey) {
+        if self.writable || self.room_watched {
+            return;
+        }
+        // Room that there is already is an event as well.
+        match epoll.modify(self.fd.as_fd(), key.0, WATCHED | Interest::OUT) {
+            Ok(()) => self.room_watched = true,
+            Err(error) => {
+                tracing::error!(%error, %key, "can't have a socket pair watched for room; it is tried again with the next packet");
+                self.writable = true;
+            }
         }
     }
 

@@ -53,7 +53,7 @@ enum Verdict {
 impl Bridge {
     /// Takes in a packet. What is next in a stream goes from the packet straight into the pair, if that has room.
     pub(in crate::net) fn handle_packet(&mut self, packet: RxPacket<'_>, desk: &Desk) -> Handled {
-        let Bridge { stack, now, sockets, by_id, borrowers, spliced, .. } = self;
+        let Bridge { stack, now, sockets, by_id, borrowers, spliced, epoll, .. } = self;
         let length = packet.data.len();
         stack.handle_packet_with(*now, packet, &mut |id, parts| {
             let key = by_id.get(&id).copied();
@@ -80,6 +80,9 @@ impl Bridge {
                 Ok(count) => count,
                 Err(error) => {
                     end.writable &= error.kind() != ErrorKind::WouldBlock || end.small;
+                    if let Some(key) = key {
+                        end.watch_for_room(epoll, key);
+                    }
                     0
                 }
             }
@@ -109,6 +112,7 @@ impl Bridge {
         let id = *id;
         let verdict = move_bytes(&mut self.stack, self.now, id, end, connected, shut_read, shut_write);
         self.pulled += std::mem::take(&mut end.pulled);
+        end.watch_for_room(&self.epoll, key);
         match verdict {
             Verdict::Open => {
                 if end.program_buffer == ProgramBuffer::Cramped {
