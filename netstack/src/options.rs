@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::is_measurable;
+
 /// A congestion control algorithm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Congestion {
@@ -176,6 +178,12 @@ impl Default for TcpOptions {
 }
 
 impl TcpOptions {
+    /// Whether the times can be calculated with; for images.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let times = [self.keep_idle, self.keep_interval, self.user_timeout, self.defer_accept];
+        times.into_iter().chain(self.linger2).all(is_measurable)
+    }
+
     /// Sets one option.
     /// Sets one.
     pub fn set(&mut self, option: TcpOption) {

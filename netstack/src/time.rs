@@ -51,6 +51,11 @@ impl Instant {
     }
 }
 
+/// Whether a clock could have measured so much, which leaves room to calculate with it; for images.
+pub(crate) fn is_measurable(duration: Duration) -> bool {
+    duration <= Duration::from_nanos(u64::MAX)
+}
+
 impl Add<Duration> for Instant {
     type Output = Instant;
 

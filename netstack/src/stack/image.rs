@@ -307,6 +307,9 @@ impl StackImage {
             if socket.id.index() != slot {
                 return corrupt(format!("socket {:?} is at place {slot}", socket.id));
             }
+            if !socket.options.is_consistent() {
+                return corrupt(format!("socket {:?} has times without end among its options", socket.id));
+            }
             match &socket.kind {
                 Kind::Idle => {}
                 Kind::Listener(listener) => {

@@ -12,6 +12,7 @@ use super::segment::SackBlocks;
 use super::seq::Seq;
 use super::urgent::{NoUrgent, Urgent, UrgentByte};
 use crate::Instant;
+use crate::time::is_measurable;
 
 /// Ranges kept out of order; a peer that makes more has its data dropped and must send it again.
 const RANGES_MAX: usize = 2048;
@@ -568,6 +569,7 @@ impl Receiver {
             && self.irs < self.nxt.max(self.irs + 1)
             && self.window() <= usize::from(u16::MAX) << SCALE_MAX
             && self.ring.len() <= 1 << 30
+            && self.receive_rtt().is_none_or(is_measurable)
     }
 }
 

@@ -10,6 +10,7 @@ use super::congestion::Saved;
 use super::send::{Chunk, Sender};
 use super::seq::Seq;
 use crate::Instant;
+use crate::time::is_measurable;
 
 /// Segments that must be reported beyond a hole for it to count as a loss at once (RFC 5681).
 pub(crate) const DUPLICATE_THRESHOLD: usize = 3;
@@ -100,6 +101,11 @@ pub(crate) struct Rack {
 }
 
 impl Rack {
+    /// Whether the time can be calculated with; for images.
+    pub(crate) fn is_consistent(&self) -> bool {
+        is_measurable(self.rtt)
+    }
+
     /// RFC 8985 (6.2), steps 1 to 3: `chunk` was delivered.
     pub(crate) fn on_delivered(&mut self, now: Instant, chunk: &Chunk, min_rtt: Option<Duration>) {
         let rtt = now.since(chunk.sent_at);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::Instant;
+use crate::time::is_measurable;
 
 /// RFC 6298 asks for 1 s; Linux, and with it everyone's expectations, uses 200 ms (`TCP_RTO_MIN`).
 pub(crate) const RTO_MIN: Duration = Duration::from_millis(200);
@@ -52,6 +53,12 @@ impl Default for RttEstimator {
 }
 
 impl RttEstimator {
+    /// Whether the times can be calculated with; for images.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let measured = self.smoothed.is_none_or(|smoothed| is_measurable(smoothed) && is_measurable(self.minimum));
+        measured && is_measurable(self.variance)
+    }
+
     /// Takes a measurement of a segment that was sent once (Karn), or one told by timestamps.
     //= https://www.rfc-editor.org/rfc/rfc9293#section-3.8.1
     //# The RTO MUST be computed according to the algorithm in [10], including Karn's algorithm for taking RTT samples

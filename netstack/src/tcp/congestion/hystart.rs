@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Acked;
 use crate::tcp::seq::Seq;
+use crate::time::is_measurable;
 
 const MIN_RTT_THRESH: Duration = Duration::from_millis(4);
 const MAX_RTT_THRESH: Duration = Duration::from_millis(16);
@@ -32,6 +33,12 @@ pub(super) struct HyStart {
 }
 
 impl HyStart {
+    /// Whether the times can be calculated with; for images.
+    pub(super) fn is_consistent(&self) -> bool {
+        let baseline = self.conservative.map(|(baseline, _)| baseline);
+        [self.last_min, self.current_min, baseline].into_iter().flatten().all(is_measurable)
+    }
+
     /// Whether slow start is over.
     pub(super) fn on_ack(&mut self, acked: &Acked, cwnd: usize) -> bool {
         if self.round_end.is_none_or(|end| acked.una >= end) {
@@ -41,7 +48,7 @@ impl HyStart {
             }
             self.samples = 0;
             if let Some((_, rounds)) = &mut self.conservative {
-                *rounds += 1;
+                *rounds = rounds.saturating_add(1);
                 //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2
                 //# After five rounds slow start ends where it stands.
                 if *rounds >= CSS_ROUNDS {

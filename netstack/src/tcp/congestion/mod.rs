@@ -91,6 +91,11 @@ impl Controller {
         }
     }
 
+    /// Whether it can be calculated with; for images.
+    pub(crate) fn is_consistent(&self) -> bool {
+        self.cwnd > 0 && self.hystart.is_consistent()
+    }
+
     /// The congestion window.
     pub(crate) const fn cwnd(&self) -> usize {
         self.cwnd

@@ -158,7 +158,9 @@ impl Connection {
             && self.rcv.is_consistent()
             && self.size.peer >= MSS_MIN
             && self.window.scale <= super::super::receive::SCALE_MAX
-            && self.congestion.cwnd() > 0
+            && self.congestion.is_consistent()
+            && self.rtt.is_consistent()
+            && self.recovery.rack.is_consistent()
             && !matches!(self.state, State::Listen | State::TimeWait)
             && self.tuple.local.is_ipv4() == self.tuple.remote.is_ipv4()
     }
