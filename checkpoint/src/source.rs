@@ -39,6 +39,8 @@ pub struct Source {
     // Declared before the tracker: the tree runs on before the protection of its memory is lifted.
     frozen: Vec<Held>,
     tracker: Option<Tracker>,
+    /// File locks that the frozen tree has let go of.
+    locks: Vec<descriptors::HeldLock>,
     /// The epoll instances that the job had when it was last looked at.
     epolls: Vec<descriptors::EpollInfo>,
     // ptrace belongs to a thread, so a source does too.
@@ -71,12 +73,26 @@ impl Drop for Held {
     }
 }
 
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.take_locks();
+    }
+}
+
 impl Source {
     /// Takes hold of the tree in a sandbox; stops nothing.
     pub fn attach(sandbox: &Sandbox) -> Result<Source> {
         let inside = sandbox.inside().clone();
         let control = sandbox.control();
-        Ok(Source { inside, control, frozen: Vec::new(), tracker: None, epolls: Vec::new(), thread_bound: PhantomData })
+        Ok(Source {
+            inside,
+            control,
+            frozen: Vec::new(),
+            tracker: None,
+            locks: Vec::new(),
+            epolls: Vec::new(),
+            thread_bound: PhantomData,
+        })
     }
 
     /// What keeps the tree here. Freezes nothing.
@@ -231,6 +247,13 @@ impl Source {
             Root::Runs(root) => (u32::try_from(root).map_err(|_| Error::Gone)?, None),
             Root::Ended(status) => (0, Some(status)),
         };
+        // Source and target can't both have them, and the target takes them before the source hears of that.
+        self.locks = descriptors::held_locks(&descriptors);
+        for lock in &self.locks {
+            if let Err(error) = lock.release(&mut SourceTapes(&mut by_number)) {
+                tracing::error!(%error, ?lock, "the job does not let go of a file lock");
+            }
+        }
         // Read last: time that is counted twice makes a timer late, which is allowed, and never early.
         Ok(TreeImage {
             version: if root_exit.is_none() && shm.is_empty() { VERSION_FIRST } else { VERSION },
@@ -246,8 +269,20 @@ impl Source {
         })
     }
 
+    /// Has the tree take again what it let go of for its copy.
+    fn take_locks(&mut self) {
+        let locks = std::mem::take(&mut self.locks);
+        let mut by_number = self.frozen.iter_mut().map(|held| (held.frozen.process, held)).collect();
+        for lock in locks {
+            if let Err(error) = lock.take(&mut SourceTapes(&mut by_number)) {
+                tracing::error!(%error, ?lock, "the job has lost a file lock: somebody took it while the job was to move");
+            }
+        }
+    }
+
     /// Lets the tree run on as if nothing had been.
     pub fn resume(mut self) -> Result<()> {
+        self.take_locks();
         for mut held in std::mem::take(&mut self.frozen) {
             let process = held.frozen.process;
             if let Some(region) = held.region.take() {
@@ -264,6 +299,7 @@ impl Source {
 
     /// Kills the tree without a trace, after it runs elsewhere.
     pub fn discard(mut self) {
+        self.locks.clear();
         let frozen = std::mem::take(&mut self.frozen);
         for held in &frozen {
             // It can only be that it is dead already.

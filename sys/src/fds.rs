@@ -232,7 +232,15 @@ fn lock_record(write: bool, start: i64, length: i64) -> libc::flock {
 
 /// `struct flock` for a lock on a range, as bytes for a call made elsewhere.
 pub fn lock_record_bytes(write: bool, start: i64, length: i64) -> [u8; size_of::<libc::flock>()] {
-    let lock = lock_record(write, start, length);
+    record_bytes(lock_record(write, start, length))
+}
+
+/// The same to let go of it.
+pub fn unlock_record_bytes(start: i64, length: i64) -> [u8; size_of::<libc::flock>()] {
+    record_bytes(libc::flock { l_type: libc::F_UNLCK as libc::c_short, ..lock_record(false, start, length) })
+}
+
+fn record_bytes(lock: libc::flock) -> [u8; size_of::<libc::flock>()] {
     let mut bytes = [0; size_of::<libc::flock>()];
     // l_type and l_whence are two shorts; l_start, l_len and l_pid follow at the alignment of off_t.
     bytes[0..2].copy_from_slice(&lock.l_type.to_ne_bytes());

@@ -36,6 +36,7 @@ use sys::tape::{Results, Tape};
 pub use ahead::EpollInfo;
 pub use dump::{dump, required_files, stay_reasons};
 pub use image::TreeDescriptors;
+pub(crate) use kinds::locks::{HeldLock, held as held_locks};
 pub(crate) use preview::Early;
 pub use preview::{EpollPreview, Preview, preview};
 pub use restore::Restorer;

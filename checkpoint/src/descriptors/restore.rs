@@ -32,7 +32,7 @@ pub(crate) type Externals<'a> = dyn FnMut(ExternalKey) -> io::Result<OwnedFd> + 
 /// Gives the shared memory object that was this inode of this device at the source.
 pub(crate) type Objects<'a> = dyn FnMut((u32, u32), u64) -> Option<OwnedFd> + 'a;
 
-/// How long to wait for locks that the source still holds.
+/// How long to wait for locks that others hold, and for a file system that spans machines to notice that the source doesn't.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Restores descriptors: [`place`](Restorer::place) while nothing is decided yet, then [`finish`](Restorer::finish) once the job
@@ -126,7 +126,7 @@ impl Restorer {
         let deadline = Instant::now() + LOCK_PATIENCE;
         for (index, file) in self.image.files.iter().enumerate() {
             let Some(fd) = self.files[index].take() else { continue };
-            for lock in own_locks(&file.kind) {
+            for lock in locks::own_locks(&file.kind) {
                 report_lock(insist(deadline, || locks::take(fd.as_fd(), lock)), lock);
             }
         }
@@ -175,15 +175,7 @@ impl Restorer {
 
 /// Whether something is left for [`Restorer::finish`].
 fn is_unfinished(kind: &Kind) -> bool {
-    matches!(kind, Kind::Inotify { .. }) || !own_locks(kind).is_empty()
-}
-
-fn own_locks(kind: &Kind) -> &[LockImage] {
-    match kind {
-        Kind::Path(image) => &image.locks,
-        Kind::Content(image) => &image.locks,
-        _ => &[],
-    }
+    matches!(kind, Kind::Inotify { .. }) || !locks::own_locks(kind).is_empty()
 }
 
 fn report_lock(result: io::Result<()>, lock: &LockImage) {
@@ -192,7 +184,7 @@ fn report_lock(result: io::Result<()>, lock: &LockImage) {
     }
 }
 
-/// Repeats what fails because somebody else holds a lock: the source lets go of its own in these moments.
+/// Repeats what fails because somebody else holds a lock: the source has let go of its own, and may be far away.
 fn insist(deadline: Instant, mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     loop {
         match attempt() {

@@ -27,6 +27,7 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::system_v_ipc_goes_along", system_v),
         trial("moves::files_in_dev_shm_go_along", shm),
         trial("moves::much_that_nobody_maps_keeps_the_job", hoard),
+        trial("moves::file_locks_are_held_by_one_at_a_time", file_locks),
         trial("moves::daemon_goes_on_without_its_first_process", daemon),
         trial("moves::kill_ends_all_of_a_job", killed),
         trial("moves::stopped_job_stays_stopped", stopped),
@@ -607,6 +608,58 @@ fn hoard() -> Outcome {
     job.say("")?;
     let line = job.line()?;
     ensure!(line == "b'xxxxx'", "{line}");
+    Ok(())
+}
+
+/// A child looks whether others hold what its parent has locked: by flock(2), by fcntl(2), and for an open file description.
+const LOCKS: &str = r#"
+import fcntl, os, struct, sys
+paths = [os.path.join(sys.argv[1], name) for name in ("whole", "range", "description")]
+OFD_SETLK = 37
+def record(start, length):
+    return struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, start, length, 0)
+def attempts(fds, start, length):
+    yield lambda: fcntl.flock(fds[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield lambda: fcntl.lockf(fds[1], fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+    yield lambda: fcntl.fcntl(fds[2], OFD_SETLK, record(start, length))
+fds = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]
+for attempt in attempts(fds, 10, 5):
+    attempt()
+if os.fork():
+    os.wait()
+for fd in fds:
+    os.close(fd)
+print("ready", flush=True)
+for line in sys.stdin:
+    fds = [os.open(path, os.O_RDWR) for path in paths]
+    held = []
+    for attempt in attempts(fds, 12, 1):
+        try:
+            attempt()
+            held.append(False)
+        except OSError:
+            held.append(True)
+    for fd in fds:
+        os.close(fd)
+    print(held, flush=True)
+"#;
+
+fn file_locks() -> Outcome {
+    let scratch = Scratch::new("locks")?;
+    let directory = scratch.0.to_str().ok_or("a path that isn't UTF-8")?;
+    let mut job = Job::start(&["python3", "-c", LOCKS, directory])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for hop in 0..4 {
+        match hop {
+            0 => {}
+            1 => job.hop_in_vain(Precopy::None)?,
+            2 => drop(job.hop(Precopy::None)?),
+            _ => drop(job.hop(Precopy::Rounds(2))?),
+        }
+        job.say("look")?;
+        let line = job.line()?;
+        ensure!(line == "[True, True, True]", "after hop {hop}: {line}");
+    }
     Ok(())
 }
 

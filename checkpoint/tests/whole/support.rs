@@ -237,10 +237,10 @@ impl Job {
         let streams = &self.streams;
         target.restore(image, &mut |key| streams.open(key))?;
         let restore = start.elapsed() - freeze - dump;
-        source.discard();
-        let before_run = start.elapsed();
+        // The source hears that the job runs elsewhere only when it does.
         target.run()?;
-        let run = start.elapsed() - before_run;
+        let run = start.elapsed() - freeze - dump - restore;
+        source.discard();
         self.sandbox = next;
         Ok(Hop { freeze, dump, restore, run })
     }
