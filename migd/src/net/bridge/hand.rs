@@ -12,24 +12,23 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, SendError, Sender, bounded, unbounded};
+use crossbeam::channel::{Receiver, SendError, Sender, unbounded};
 use netstack::{Instant, SocketId};
 use sys::epoll::{Epoll, EventFd, Interest};
 use sys::seccomp::{Listener, Notification};
 
-use super::notify::{Reply, refusal, write_sized};
+use super::Bridge;
+use super::notify::refusal;
 use super::socket::{Phase, Socket, SocketKey};
-use super::{Bridge, Pair};
 use crate::net::stack::Stack;
 
 /// What the epoll instance calls the hand's outcomes.
 pub(in crate::net) const TOKEN_OUTCOMES: u64 = u64::MAX - 5;
 
-/// Pairs made ahead.
-const SPARES: usize = 8;
-
 /// A connection on its way.
 pub(super) struct Given {
+    pub(super) call: Notification,
+    pub(super) close_on_exec: bool,
     pub(super) listener: SocketKey,
     pub(super) connection: SocketId,
     /// What it will be for the bridge.
@@ -39,36 +38,23 @@ pub(super) struct Given {
 }
 
 /// What the hand is to do.
-pub(super) struct Errand {
-    pub(super) key: SocketKey,
-    pub(super) call: Notification,
-    /// Those of accept4(2).
-    pub(super) flags: i32,
-    /// Of the peer, if the program asks for it.
-    pub(super) address: Vec<u8>,
-    pub(super) program_end: OwnedFd,
-}
-
-/// Why nobody has the connection.
-enum Refusal {
-    /// The program's table, or the call's end.
-    Descriptor(io::Error),
-    /// The peer's address couldn't be written. Linux drops the connection then.
-    Address(i32),
+struct Errand {
+    key: SocketKey,
+    call: Notification,
+    program_end: OwnedFd,
+    close_on_exec: bool,
 }
 
 /// What came of it.
 struct Outcome {
     errand: Errand,
-    result: Result<RawFd, Refusal>,
+    result: io::Result<RawFd>,
 }
 
 /// The way to the hand and back. Its thread ends with it.
 pub(super) struct Hand {
     errands: Sender<Errand>,
     outcomes: Receiver<Outcome>,
-    /// Pairs that it made when there was time, and whether the program's end is non-blocking.
-    spares: Receiver<(bool, Pair)>,
     under_way: usize,
     /// Watched as long as it is open.
     _done: Arc<EventFd>,
@@ -78,78 +64,41 @@ impl Hand {
     fn start(listener: &Listener, epoll: &Epoll) -> io::Result<Hand> {
         let (errands, orders) = unbounded::<Errand>();
         let (sender, outcomes) = unbounded();
-        let (shelf, spares) = bounded(SPARES);
         let listener = Listener::from(listener.as_fd().try_clone_to_owned()?);
         let done = Arc::new(EventFd::new()?);
         let watched = Arc::clone(&done);
         epoll.add(done.as_fd(), TOKEN_OUTCOMES, Interest::IN | Interest::EDGE)?;
         std::thread::Builder::new().name("hand".to_owned()).spawn(move || {
             for errand in orders {
-                let nonblocking = errand.is_nonblocking();
-                let result = errand.run(&listener);
+                let result =
+                    listener.answer_with_descriptor(errand.call.id, errand.program_end.as_fd(), errand.close_on_exec);
                 // The program's end goes back with it: its last close must not be seen before the outcome is known.
                 if sender.send(Outcome { errand, result }).is_err() {
                     return;
                 }
                 done.signal();
-                // The next accept is likely to be of the same kind. A failure is met again where a pair is needed.
-                if !shelf.is_full()
-                    && let Ok(pair) = Pair::new(nonblocking)
-                {
-                    drop(shelf.try_send((nonblocking, pair)));
-                }
             }
         })?;
-        Ok(Hand { errands, outcomes, spares, under_way: 0, _done: watched })
-    }
-}
-
-impl Errand {
-    fn is_nonblocking(&self) -> bool {
-        self.flags & libc::SOCK_NONBLOCK != 0
-    }
-
-    fn run(&self, listener: &Listener) -> Result<RawFd, Refusal> {
-        let [_, address, length_address, ..] = self.call.args;
-        if address != 0 {
-            write_sized(listener, &self.call, address, length_address, &self.address, self.address.len()).map_err(
-                |number| match number {
-                    libc::EINTR => Refusal::Descriptor(io::Error::from_raw_os_error(number)),
-                    _ => Refusal::Address(number),
-                },
-            )?;
-        }
-        let close_on_exec = self.flags & libc::SOCK_CLOEXEC != 0;
-        listener
-            .answer_with_descriptor(self.call.id, self.program_end.as_fd(), close_on_exec)
-            .map_err(Refusal::Descriptor)
+        Ok(Hand { errands, outcomes, under_way: 0, _done: watched })
     }
 }
 
 impl Bridge {
-    /// A pair for a connection to be accepted: one made ahead, if there is one.
-    pub(super) fn take_pair(&mut self, nonblocking: bool) -> io::Result<Pair> {
-        let spare = self.hand.as_ref().and_then(|hand| hand.spares.try_recv().ok());
-        match spare {
-            Some((kind, pair)) if kind == nonblocking => Ok(pair),
-            _ => Pair::new(nonblocking),
-        }
-    }
-
-    /// Has a call of accept answered with a connection. On an error nothing has happened.
-    pub(super) fn hand_over(&mut self, given: Given, errand: Errand) -> io::Result<()> {
+    /// Has a call of accept answered with a connection, whose program's end this is. On an error nothing has happened.
+    pub(super) fn hand_over(&mut self, given: Given, key: SocketKey, program_end: OwnedFd) -> io::Result<()> {
         let hand = match &mut self.hand {
             Some(hand) => hand,
             empty => empty.insert(Hand::start(&self.listener, &self.epoll)?),
         };
         // From the answer on, whoever looks through the job's descriptors must know what this one is.
-        self.by_inode.insert(given.socket.inode, errand.key);
-        self.given.insert(errand.key, given);
+        self.by_inode.insert(given.socket.inode, key);
+        let errand = Errand { key, call: given.call, program_end, close_on_exec: given.close_on_exec };
+        self.given.insert(key, given);
         hand.under_way += 1;
         if let Err(SendError(errand)) = hand.errands.send(errand) {
             hand.under_way -= 1;
             tracing::error!("the thread that hands out connections has ended");
-            self.take_back(&errand, &Refusal::Descriptor(io::ErrorKind::BrokenPipe.into()));
+            self.end_errand(&errand, Err(io::ErrorKind::BrokenPipe.into()));
         }
         Ok(())
     }
@@ -180,16 +129,17 @@ impl Bridge {
         }
     }
 
-    fn end_errand(&mut self, errand: &Errand, result: Result<RawFd, Refusal>) {
+    fn end_errand(&mut self, errand: &Errand, result: io::Result<RawFd>) {
+        let Errand { key, call, .. } = *errand;
         match result {
             Ok(number) => {
-                self.settle_given(errand.key);
-                let place = (self.processes.process(errand.call.thread), number);
-                if let Some(socket) = self.sockets.get_mut(&errand.key) {
+                self.settle_given(key);
+                let place = (self.processes.process(call.thread), number);
+                if let Some(socket) = self.sockets.get_mut(&key) {
                     socket.seen_at = Some(place);
                 }
             }
-            Err(refusal) => self.take_back(errand, &refusal),
+            Err(error) => self.take_back(key, &error),
         }
     }
 
@@ -215,26 +165,17 @@ impl Bridge {
     }
 
     /// Nobody took the connection: it is first in line for the next accept.
-    fn take_back(&mut self, errand: &Errand, refused: &Refusal) {
-        let Some(Given { listener, connection, socket, .. }) = self.given.remove(&errand.key) else {
+    fn take_back(&mut self, key: SocketKey, error: &io::Error) {
+        let Some(Given { call, listener, connection, socket, .. }) = self.given.remove(&key) else {
             return;
         };
-        self.by_inode.remove(socket.inode, errand.key);
-        let reply = match refused {
-            Refusal::Descriptor(error) => {
-                match self.sockets.get_mut(&listener).map(|socket| &mut socket.phase) {
-                    Some(Phase::Listening { listener, .. }) => listener.returned.push_back(connection),
-                    _ => self.stack.tcp_abort(self.now, connection),
-                }
-                self.enqueue(listener);
-                refusal(error)
-            }
-            Refusal::Address(number) => {
-                self.stack.tcp_abort(self.now, connection);
-                Reply::Done(Err(*number))
-            }
-        };
-        self.reply(&errand.call, None, reply);
+        self.by_inode.remove(socket.inode, key);
+        match self.sockets.get_mut(&listener).map(|socket| &mut socket.phase) {
+            Some(Phase::Listening { listener, .. }) => listener.returned.push_back(connection),
+            _ => self.stack.tcp_abort(self.now, connection),
+        }
+        self.enqueue(listener);
+        self.reply(&call, None, refusal(error));
     }
 }
 

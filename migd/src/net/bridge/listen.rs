@@ -5,6 +5,7 @@
 //! accept that says EAGAIN, and goes away with it.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use netstack::SocketId;
@@ -12,10 +13,10 @@ use sys::seccomp::Notification;
 use sys::unix::{self, Receive, Timeout};
 
 use super::connect::fill_up;
-use super::hand::{self, Errand, Given};
+use super::hand::{self, Given};
 use super::notify::{Reply, int, shortage};
 use super::socket::{Connected, End, Ended, Listening, Phase, Socket, SocketKey, Waiter};
-use super::{Bridge, Pair, errno};
+use super::{Bridge, errno};
 
 /// Most bytes that stand for waiting connections; each costs the kernel a buffer of its own.
 pub(super) const SIGNALS_MAX: usize = 64;
@@ -322,7 +323,7 @@ impl Bridge {
         flags: i32,
     ) -> Result<(), (Reply, bool)> {
         let short = |error: std::io::Error| (Reply::Done(Err(shortage(&error))), true);
-        let Pair { ours, theirs, inode } = self.take_pair(flags & libc::SOCK_NONBLOCK != 0).map_err(short)?;
+        let (ours, theirs, inode) = self.make_pair(flags & libc::SOCK_NONBLOCK != 0).map_err(short)?;
         let key = self.new_key();
         self.watch(key, &ours).map_err(short)?;
         let parent = self.sockets.get(&listener).ok_or((Reply::Taken, true))?;
@@ -332,13 +333,18 @@ impl Bridge {
         socket.options = parent.options.clone();
         socket.options.apply(theirs.as_fd());
         self.size_pair(&socket, theirs.as_fd());
-        let address = match self.stack.tcp_endpoints(connection).1 {
-            Some(remote) if call.args[1] != 0 => socket.family.encode(remote),
-            _ => Vec::new(),
-        };
+        if call.args[1] != 0 {
+            let remote: Option<SocketAddr> = self.stack.tcp_endpoints(connection).1;
+            let bytes = remote.map(|remote| socket.family.encode(remote)).unwrap_or_default();
+            match self.write_sized(call, call.args[1], call.args[2], &bytes, bytes.len()) {
+                Ok(()) => {}
+                Err(libc::EINTR) => return Err((Reply::Taken, true)),
+                Err(number) => return Err((Reply::Done(Err(number)), false)),
+            }
+        }
         let early = hand::copy_received(&mut self.stack, self.now, &mut socket);
-        let given = Given { listener, connection, socket, early };
-        let errand = Errand { key, call: *call, flags, address, program_end: theirs };
-        self.hand_over(given, errand).map_err(short)
+        let close_on_exec = flags & libc::SOCK_CLOEXEC != 0;
+        let given = Given { call: *call, close_on_exec, listener, connection, socket, early };
+        self.hand_over(given, key, theirs).map_err(short)
     }
 }

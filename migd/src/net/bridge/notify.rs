@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use netstack::{Shutdown, TcpOption};
-use sys::seccomp::{self, Listener, Notification};
+use sys::seccomp::{self, Notification};
 use sys::unix::{self, Half};
 
 use super::processes::has_capability;
@@ -162,12 +162,16 @@ impl Bridge {
 
     /// Reads a structure from the calling thread's memory.
     pub(super) fn read_bytes(&self, call: &Notification, address: u64, length: usize) -> Result<Vec<u8>, i32> {
-        read_bytes(&self.listener, call, address, length)
+        let mut bytes = vec![0; length];
+        seccomp::read_memory(call.thread, address, &mut bytes).map_err(|_| libc::EFAULT)?;
+        // The thread may have died and its number been given away between the notification and the read.
+        if self.listener.is_valid(call.id) { Ok(bytes) } else { Err(libc::EINTR) }
     }
 
     /// Reads an int from the calling thread's memory.
     pub(super) fn read_int(&self, call: &Notification, address: u64) -> Result<i32, i32> {
-        read_int(&self.listener, call, address)
+        let bytes = self.read_bytes(call, address, 4)?;
+        Ok(i32::from_ne_bytes(bytes.try_into().expect("four bytes were asked for")))
     }
 
     /// Writes into the calling thread's memory.
@@ -178,7 +182,7 @@ impl Bridge {
         seccomp::write_memory(call.thread, address, bytes).map_err(|_| libc::EFAULT)
     }
 
-    /// As the function.
+    /// Writes as much of a value as the caller has room for, and its length, as calls with a value-result length do.
     pub(super) fn write_sized(
         &self,
         call: &Notification,
@@ -187,7 +191,11 @@ impl Bridge {
         value: &[u8],
         length: usize,
     ) -> Result<(), i32> {
-        write_sized(&self.listener, call, address, length_address, value, length)
+        // The read has made sure that the caller still waits; it needn't be asked again for the write that follows.
+        let room = usize::try_from(self.read_int(call, length_address)?).map_err(|_| libc::EINVAL)?;
+        let length = i32::try_from(length).expect("values are short");
+        let places = [(address, &value[..room.min(value.len())]), (length_address, &length.to_ne_bytes()[..])];
+        seccomp::write_memory_at(call.thread, places).map_err(|_| libc::EFAULT)
     }
 
     pub(super) fn read_address(&self, call: &Notification, family: Family, purpose: Purpose) -> Result<Given, i32> {
@@ -354,34 +362,6 @@ pub(super) fn shortage(error: &std::io::Error) -> i32 {
         Some(number @ (libc::ENOMEM | libc::ENOBUFS)) => number,
         _ => libc::ENOBUFS,
     }
-}
-
-fn read_bytes(listener: &Listener, call: &Notification, address: u64, length: usize) -> Result<Vec<u8>, i32> {
-    let mut bytes = vec![0; length];
-    seccomp::read_memory(call.thread, address, &mut bytes).map_err(|_| libc::EFAULT)?;
-    // The thread may have died and its number been given away between the notification and the read.
-    if listener.is_valid(call.id) { Ok(bytes) } else { Err(libc::EINTR) }
-}
-
-fn read_int(listener: &Listener, call: &Notification, address: u64) -> Result<i32, i32> {
-    let bytes = read_bytes(listener, call, address, 4)?;
-    Ok(i32::from_ne_bytes(bytes.try_into().expect("four bytes were asked for")))
-}
-
-/// Writes as much of a value as the caller has room for, and its length, as calls with a value-result length do.
-pub(super) fn write_sized(
-    listener: &Listener,
-    call: &Notification,
-    address: u64,
-    length_address: u64,
-    value: &[u8],
-    length: usize,
-) -> Result<(), i32> {
-    // The read has made sure that the caller still waits; it needn't be asked again for the write that follows.
-    let room = usize::try_from(read_int(listener, call, length_address)?).map_err(|_| libc::EINVAL)?;
-    let length = i32::try_from(length).expect("values are short");
-    let places = [(address, &value[..room.min(value.len())]), (length_address, &length.to_ne_bytes()[..])];
-    seccomp::write_memory_at(call.thread, places).map_err(|_| libc::EFAULT)
 }
 
 /// The answer after a descriptor couldn't be put into the program's table.
