@@ -50,36 +50,21 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Sends without waiting and without SIGPIPE; returns the number of bytes taken.
 pub fn send(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    let mut filled = slices.iter().filter(|slice| !slice.is_empty());
-    if let (Some(only), None) = (filled.next(), filled.next()) {
-        // The kernel has less to copy and to check than with a message around it.
-        // SAFETY: the kernel reads the slice.
-        let count = unsafe { libc::send(fd.as_raw_fd(), only.as_ptr().cast(), only.len(), flags) };
-        return usize::try_from(count).map_err(|_| io::Error::last_os_error());
-    }
     let mut message = empty_message();
     message.msg_iov = slices.as_ptr().cast_mut().cast();
     message.msg_iovlen = slices.len();
     // SAFETY: the message points to `slices`, which have the layout of iovecs and outlive the call, and is only read.
-    let count = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) };
+    let count = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 /// Receives without waiting; 0 is the end of file. Descriptors that came with the bytes are dropped.
 pub fn receive(fd: BorrowedFd<'_>, slices: &mut [IoSliceMut<'_>], mode: Receive) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | mode.bits();
-    let mut roomy = slices.iter_mut().filter(|slice| !slice.is_empty());
-    if let (Some(only), None) = (roomy.next(), roomy.next()) {
-        // SAFETY: the kernel writes at most `only.len()` bytes into `only`.
-        let count = unsafe { libc::recv(fd.as_raw_fd(), only.as_mut_ptr().cast(), only.len(), flags) };
-        return usize::try_from(count).map_err(|_| io::Error::last_os_error());
-    }
     let mut message = empty_message();
     message.msg_iov = slices.as_mut_ptr().cast();
     message.msg_iovlen = slices.len();
     // SAFETY: the message points to `slices`, which have the layout of iovecs, are held exclusively and outlive the call.
-    let count = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
+    let count = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | mode.bits()) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 

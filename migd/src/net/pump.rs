@@ -15,7 +15,7 @@ use sys::epoll::{Epoll, Events, Interest};
 use sys::seccomp::Listener;
 use sys::tun::{self, Tun};
 
-use super::bridge::{Bridge, SERVED_A_ROUND, SocketKey, TOKEN_OUTCOMES};
+use super::bridge::{Bridge, SERVED_A_ROUND, SocketKey};
 use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
 use super::door::Door;
@@ -245,7 +245,6 @@ impl Pump {
             TOKEN_WIRE => self.wire.iter_mut().for_each(|wire| wire.readable = true),
             TOKEN_LISTENER => self.note_listener(ready),
             TOKEN_COMMAND => {}
-            TOKEN_OUTCOMES => self.bridge.take_outcomes(),
             TOKEN_AWAY => {
                 if let Some(away) = self.bridge.stack.as_away() {
                     away.note_ready();
@@ -616,7 +615,6 @@ impl Pump {
     fn park(&mut self) {
         if !self.parked {
             self.parked = true;
-            self.bridge.finish_handing_over();
             // It is on its way already.
             self.send_from_job(Amount::Everything);
             drop(self.epoll.modify(self.bridge.listener().as_fd(), TOKEN_LISTENER, Interest::empty()));

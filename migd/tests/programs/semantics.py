@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -235,57 +234,6 @@ def accept_is_interrupted():
     timer.join()
     show(result > 0, seen, len(clients))
     os.close(result)
-
-
-@case
-def accept_finds_no_room():
-    server = listener()
-    client = socket.create_connection(server.getsockname())
-    client.sendall(b"early")
-    wait_for(server)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-    tries = [attempt(server.accept) for _ in range(3)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    show(tries, events(server))
-    peer, _ = server.accept()
-    show(peer.recv(10), events(server, timeout=0))
-
-
-@case
-def no_connection_is_lost_to_interrupted_accepts():
-    server = listener(backlog=100)
-    address = server.getsockname()
-    clients = []
-
-    def connect():
-        for number in range(100):
-            client = socket.create_connection(address)
-            client.sendall(struct.pack("i", number))
-            clients.append(client)
-
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.siginterrupt(signal.SIGALRM, True)
-    thread = threading.Thread(target=connect)
-    # Only this thread is to be interrupted.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-    thread.start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-    numbers = []
-    while len(numbers) < 100:
-        result = LIBC.accept(server.fileno(), None, None)
-        if result >= 0:
-            numbers.append(struct.unpack("i", os.read(result, 4))[0])
-            os.close(result)
-        elif ctypes.get_errno() != errno.EINTR:
-            show("accept", errno.errorcode[ctypes.get_errno()])
-            break
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    thread.join()
-    show(sorted(numbers) == list(range(100)))
 
 
 @case

@@ -13,8 +13,7 @@ use sys::seccomp::Notification;
 use sys::unix::{self, Receive, Timeout};
 
 use super::connect::fill_up;
-use super::hand::{self, Given};
-use super::notify::{Reply, int, shortage};
+use super::notify::{Reply, int, refusal, shortage};
 use super::socket::{Connected, End, Ended, Listening, Phase, Socket, SocketKey, Waiter};
 use super::{Bridge, errno};
 
@@ -342,9 +341,39 @@ impl Bridge {
                 Err(number) => return Err((Reply::Done(Err(number)), false)),
             }
         }
-        let early = hand::copy_received(&mut self.stack, self.now, &mut socket);
+        let early = self.copy_received(&mut socket);
         let close_on_exec = flags & libc::SOCK_CLOEXEC != 0;
-        let given = Given { call: *call, close_on_exec, listener, connection, socket, early };
-        self.hand_over(given, key, theirs).map_err(short)
+        // From the answer on, whoever looks through the job's descriptors must know what this one is.
+        self.by_inode.insert(inode, key);
+        let number = self.listener.answer_with_descriptor(call.id, theirs.as_fd(), close_on_exec).map_err(|error| {
+            self.by_inode.remove(inode, key);
+            (refusal(&error), true)
+        })?;
+        socket.seen_at = Some((self.processes.process(call.thread), number));
+        if early > 0 {
+            // It is in the stack as it was, so all of it is taken.
+            let _ = self.stack.tcp_recv_with(self.now, connection, |_| early);
+        }
+        self.insert(key, socket);
+        self.enqueue(key);
+        Ok(())
+    }
+
+    /// Puts what a connection has received so far into its pair, so that a program that reads or polls it right after accept
+    /// finds it and needn't be woken for it; returns how much. The stack keeps it until the program is known to have the pair.
+    fn copy_received(&mut self, socket: &mut Socket) -> usize {
+        let Phase::Connected { id, end, .. } = &mut socket.phase else {
+            return 0;
+        };
+        let status = self.stack.status(*id);
+        if status.readable == 0 || status.urgent.is_some() {
+            return 0;
+        }
+        let mut copied = 0;
+        let _ = self.stack.tcp_recv_with(self.now, *id, |parts| {
+            copied = end.write(&parts.map(IoSlice::new)).unwrap_or(0);
+            0
+        });
+        copied
     }
 }

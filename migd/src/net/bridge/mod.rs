@@ -6,14 +6,12 @@
 //!
 //! * `notify`: takes calls in, finds the socket they are about, and answers.
 //! * `listen`, `connect`, `options`: the calls by subject; `sockaddr`, `info` and `abi`: their data in a program's memory.
-//! * `hand`: accepted connections until the program has them.
 //! * `transfer`: bytes, ends of file and resets between pair and stack.
 //! * `socket`: one socket and its phases; `processes`: descriptors in the job's processes.
 //! * `image`: freeze and thaw.
 
 pub(super) mod abi;
 mod connect;
-mod hand;
 mod image;
 mod info;
 mod keys;
@@ -39,11 +37,9 @@ use sys::unix;
 use super::describe::{SocketDescription, TcpDetail};
 use super::numbers::{NumberMap, NumberSet};
 use super::stack::Stack;
-use hand::{Given, Hand};
 use processes::Processes;
 use socket::{Phase, Socket};
 
-pub(super) use hand::TOKEN_OUTCOMES;
 pub use image::BridgeImage;
 pub(super) use image::SocketImage;
 pub use keys::DescriptorKeys;
@@ -109,10 +105,6 @@ pub(super) struct Bridge {
     /// Deadlines of held calls: when, whose, and which call.
     deadlines: BTreeSet<(Instant, SocketKey, u64)>,
     processes: Processes,
-    /// What answers calls of accept, once there was one.
-    hand: Option<Hand>,
-    /// Connections that it hasn't told yet to be in the program's table.
-    given: NumberMap<SocketKey, Given>,
     /// What the target of a move was told of sockets before the freeze.
     told: HashMap<SocketKey, SocketImage>,
 }
@@ -137,8 +129,6 @@ impl Bridge {
             gone: VecDeque::new(),
             deadlines: BTreeSet::new(),
             processes: Processes::new(init_pid),
-            hand: None,
-            given: NumberMap::default(),
             told: HashMap::new(),
         }
     }
@@ -155,7 +145,7 @@ impl Bridge {
     /// Notes an event of our end of a pair.
     pub(super) fn handle_event(&mut self, key: SocketKey, ready: Interest) {
         let Some(end) = self.sockets.get_mut(&key).and_then(Socket::end_mut) else {
-            return self.note_early(key, ready);
+            return;
         };
         let ended = Interest::READ_HANG_UP | Interest::HANG_UP | Interest::ERROR;
         end.readable |= ready.intersects(Interest::IN | ended);
@@ -398,11 +388,7 @@ impl Bridge {
     pub(super) fn is_quiet(&mut self) -> bool {
         // A closed end that is still here waits for room in the stack.
         let leaving = |socket: &Socket| socket.end().is_some_and(|end| end.hung_up);
-        if !self.queue.is_empty()
-            || !self.resets.is_empty()
-            || self.is_handing_over()
-            || self.sockets.values().any(leaving)
-        {
+        if !self.queue.is_empty() || !self.resets.is_empty() || self.sockets.values().any(leaving) {
             return false;
         }
         match self.stack.as_away() {

@@ -131,8 +131,6 @@ impl Bridge {
         let end = self.processes.duplicate(call.thread, number).ok()?;
         let inode = unix::inode(end.as_fd()).ok()?;
         let key = self.by_inode.open(inode)?;
-        // A program that makes calls with it has it.
-        self.settle_given(key);
         let place = (self.processes.process(call.thread), number);
         self.sockets.get_mut(&key)?.seen_at = Some(place);
         Some((key, end))
