@@ -162,6 +162,7 @@ impl Connection {
             && self.rtt.is_consistent()
             && self.recovery.rack.is_consistent()
             && !matches!(self.state, State::Listen | State::TimeWait)
+            && (self.state != State::Closed || self.next_timeout().is_none())
             && self.tuple.local.is_ipv4() == self.tuple.remote.is_ipv4()
     }
 
