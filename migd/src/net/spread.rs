@@ -5,9 +5,9 @@
 //! ([`sys::steering`]), for an interrupt from one to the other. Bulk and many new connections gain by that; a request's answer
 //! only leaves a little later. So it's done while one of the two goes on.
 //!
-//! Measured on two processors, one with it and one without in turn (medians of ten): 4 to 10% more sent with one stream and with eight
-//! (iperf3), 8% more connections (wrk, a connection for each request); to redis-benchmark with its 50 connections it would cost
-//! 3%, which this leaves alone.
+//! Measured on two processors, one job with it and one without in turn (medians of nine and ten runs): 8 and 9% more new connections
+//! (wrk, one for each request), and up to 10% more sent in bulk (iperf3). To redis-benchmark with its 50 connections it would
+//! cost 3%, which this leaves alone.
 
 use std::time::Duration;
 
