@@ -5,6 +5,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sys::libc;
 use sys::proc::Place;
@@ -27,6 +28,10 @@ use crate::sysv;
 
 /// Where a region goes if nothing is there: below where programs are linked to.
 pub(crate) const REGION_AT: u64 = 0x10_0000;
+
+/// How often a running tree is looked at before what seems to keep it here is believed.
+const LOOKS: u32 = 4;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 
 /// A running tree that is to move.
 ///
@@ -96,9 +101,21 @@ impl Source {
     }
 
     /// What keeps the tree here. Freezes nothing.
+    ///
+    /// What the tree opens and closes while it is looked at may seem to lead out of it: only what is seen each time counts. The dump
+    /// looks once more, when all stands still.
     pub fn stay_reasons(&mut self, external: &dyn External) -> Result<Vec<StayReason>> {
-        let processes = self.inside.living()?;
-        survey::stay_reasons(&self.inside, &processes, external)
+        let look = || survey::stay_reasons(&self.inside, &self.inside.living()?, external);
+        let mut reasons = look()?;
+        for _ in 1..LOOKS {
+            if reasons.is_empty() {
+                break;
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+            let again = look()?;
+            reasons.retain(|reason| again.contains(reason));
+        }
+        Ok(reasons)
     }
 
     /// What the tree needs of a target.
