@@ -137,11 +137,15 @@ impl Slots {
 }
 
 impl Desk {
+    /// Whether a payload is large enough to be lent.
+    pub(super) fn pays(payload: &[u8]) -> bool {
+        payload.len() >= PAYLOAD_MIN
+    }
+
     /// Has `end` queue `payload`, the end of the present packet of `length` bytes, without a copy. `None` when it has to be
     /// copied.
     pub(super) fn lend(&self, end: BorrowedFd<'_>, payload: &[u8], length: usize) -> Option<io::Result<(usize, Loan)>> {
-        let lane =
-            self.lane.as_ref().filter(|lane| payload.len() >= PAYLOAD_MIN && !self.lent.get() && !lane.is_blocked())?;
+        let lane = self.lane.as_ref().filter(|lane| Desk::pays(payload) && !self.lent.get() && !lane.is_blocked())?;
         // So that the next one's payload begins at a page's border.
         let headers = length.saturating_sub(payload.len());
         if headers <= HEADERS_MAX {

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -234,6 +235,23 @@ def accept_is_interrupted():
     timer.join()
     show(result > 0, seen, len(clients))
     os.close(result)
+
+
+@case
+def accept_finds_no_room():
+    server = listener()
+    client = socket.create_connection(server.getsockname())
+    client.sendall(b"early")
+    wait_for(server)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    tries = [attempt(server.accept) for _ in range(3)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    show(tries, events(server))
+    peer, _ = server.accept()
+    show(peer.recv(10), events(server, timeout=0))
 
 
 @case

@@ -179,6 +179,9 @@ impl End {
 
     /// The same with the payload of a packet of `length` bytes, lent if that pays.
     pub(super) fn lend(&mut self, payload: &[u8], length: usize, desk: &Desk) -> io::Result<usize> {
+        if !Desk::pays(payload) {
+            return self.write(&[IoSlice::new(payload)]);
+        }
         if self.loans.is_empty() {
             // Lending knows no flag for a single call. The program's end is another file.
             unix::set_nonblocking(self.fd.as_fd())?;
