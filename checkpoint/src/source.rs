@@ -106,16 +106,23 @@ impl Source {
     /// looks once more, when all stands still.
     pub fn stay_reasons(&mut self, external: &dyn External) -> Result<Vec<StayReason>> {
         let look = || survey::stay_reasons(&self.inside, &self.inside.living()?, external);
-        let mut reasons = look()?;
+        let mut seen = look();
         for _ in 1..LOOKS {
-            if reasons.is_empty() {
+            if seen.as_ref().is_ok_and(Vec::is_empty) {
                 break;
             }
             std::thread::sleep(BETWEEN_LOOKS);
-            let again = look()?;
-            reasons.retain(|reason| again.contains(reason));
+            seen = match (seen, look()) {
+                (Ok(mut reasons), Ok(again)) => {
+                    reasons.retain(|reason| again.contains(reason));
+                    Ok(reasons)
+                }
+                // A number may mean another file by the time that it is asked about.
+                (Ok(reasons), Err(_)) => Ok(reasons),
+                (Err(_), again) => again,
+            };
         }
-        Ok(reasons)
+        seen
     }
 
     /// What the tree needs of a target.

@@ -28,7 +28,6 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::files_in_dev_shm_go_along", shm),
         trial("moves::much_that_nobody_maps_keeps_the_job", hoard),
         trial("moves::file_locks_are_held_by_one_at_a_time", file_locks),
-        trial("moves::what_comes_and_goes_keeps_nobody_here", churn),
         trial("moves::daemon_goes_on_without_its_first_process", daemon),
         trial("moves::kill_ends_all_of_a_job", killed),
         trial("moves::stopped_job_stays_stopped", stopped),
@@ -609,39 +608,6 @@ fn hoard() -> Outcome {
     job.say("")?;
     let line = job.line()?;
     ensure!(line == "b'xxxxx'", "{line}");
-    Ok(())
-}
-
-/// Opens and closes what leads from one descriptor to another, all the time.
-const CHURN: &str = r#"
-import os, socket, sys, threading
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(b"\0churn")
-listener.listen(5)
-def pipes():
-    while True:
-        for fd in os.pipe():
-            os.close(fd)
-def connections():
-    while True:
-        client = socket.socket(socket.AF_UNIX)
-        client.connect(listener.getsockname())
-        listener.accept()[0].close()
-        client.close()
-for work in (pipes, connections):
-    threading.Thread(target=work, daemon=True).start()
-for line in sys.stdin:
-    print(line.strip(), threading.active_count(), flush=True)
-"#;
-
-fn churn() -> Outcome {
-    let mut job = Job::start(&["python3", "-c", CHURN])?;
-    for hop in 0..6 {
-        job.say("on")?;
-        let line = job.line()?;
-        ensure!(line == "on 3", "after {hop} hops: {line}");
-        job.hop(Precopy::None)?;
-    }
     Ok(())
 }
 
