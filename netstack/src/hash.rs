@@ -198,7 +198,7 @@ impl Keys {
     pub(crate) fn port_offset(&mut self, tuple: &Tuple) -> u64 {
         //= https://www.rfc-editor.org/rfc/rfc6056#section-3.3.3
         //# Ephemeral ports are chosen by a keyed hash of the peer and a counter.
-        self.ports_given += 1;
+        self.ports_given = self.ports_given.wrapping_add(1);
         self.port.of_tuple(tuple, 0).wrapping_add(self.ports_given)
     }
 
@@ -209,7 +209,7 @@ impl Keys {
 
     /// A random number.
     pub(crate) fn random(&mut self) -> u64 {
-        self.drawn += 1;
+        self.drawn = self.drawn.wrapping_add(1);
         self.random.of([self.drawn])
     }
 }

@@ -425,7 +425,7 @@ impl Receiver {
             if self.fin == Some(end)
                 && let Some(range) = self.ranges.iter_mut().find(|range| range.end == end)
             {
-                self.stamp += 1;
+                self.stamp = self.stamp.saturating_add(1);
                 range.stamp = self.stamp;
             }
             return;
@@ -444,7 +444,7 @@ impl Receiver {
             self.dsack = Some((start.max(range.start), end.min(range.end)));
         }
         self.ring.write_at(start.since(self.base()), payload);
-        self.stamp += 1;
+        self.stamp = self.stamp.saturating_add(1);
         let mut union = Range { start, end, stamp: self.stamp };
         for range in &self.ranges[first..last] {
             union.start = union.start.min(range.start);

@@ -57,7 +57,7 @@ impl HyStart {
             }
         }
         let Some(rtt) = acked.rtt else { return false };
-        self.samples += 1;
+        self.samples = self.samples.saturating_add(1);
         let current = self.current_min.map_or(rtt, |min| min.min(rtt));
         self.current_min = Some(current);
         //= https://www.rfc-editor.org/rfc/rfc9406#section-4.2

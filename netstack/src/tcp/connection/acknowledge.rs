@@ -304,7 +304,7 @@ impl Connection {
         if !duplicate_ack {
             return 0;
         }
-        self.recovery.duplicates += 1;
+        self.recovery.duplicates = self.recovery.duplicates.saturating_add(1);
         //= https://www.rfc-editor.org/rfc/rfc5681#section-3.2
         //# The third duplicate acknowledgment repairs the first hole at once.
         if self.recovery.duplicates == DUPLICATE_THRESHOLD && self.recovery.phase == Phase::Open {

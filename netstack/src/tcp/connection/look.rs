@@ -159,6 +159,7 @@ impl Connection {
             && self.size.peer >= MSS_MIN
             && self.window.scale <= super::super::receive::SCALE_MAX
             && self.congestion.is_consistent()
+            && self.statistics.is_consistent()
             && self.rtt.is_consistent()
             && self.recovery.rack.is_consistent()
             && !matches!(self.state, State::Listen | State::TimeWait)

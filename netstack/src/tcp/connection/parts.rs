@@ -128,3 +128,40 @@ pub(super) struct Statistics {
     pub(super) delivered: u64,
     pub(super) delivered_marked: u64,
 }
+
+impl Statistics {
+    /// Whether there is room to count on; for images.
+    pub(super) fn is_consistent(&self) -> bool {
+        let Statistics {
+            bytes_acked,
+            bytes_received,
+            bytes_sent,
+            bytes_retransmitted,
+            segments_out,
+            segments_in,
+            data_segments_out,
+            data_segments_in,
+            segments_retransmitted,
+            duplicates_reported,
+            out_of_order,
+            delivered,
+            delivered_marked,
+        } = *self;
+        let all = [
+            bytes_acked,
+            bytes_received,
+            bytes_sent,
+            bytes_retransmitted,
+            segments_out,
+            segments_in,
+            data_segments_out,
+            data_segments_in,
+            segments_retransmitted,
+            duplicates_reported,
+            out_of_order,
+            delivered,
+            delivered_marked,
+        ];
+        all.into_iter().all(|count| count < u64::MAX / 2)
+    }
+}

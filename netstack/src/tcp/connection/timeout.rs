@@ -182,7 +182,7 @@ impl Connection {
         if self.syn_repeated >= retries || expired {
             return Err(Verdict::Closed(Some(self.timeout_error())));
         }
-        self.syn_repeated += 1;
+        self.syn_repeated = self.syn_repeated.saturating_add(1);
         self.syn_due = true;
         self.rtt.back_off();
         Ok(())
@@ -217,7 +217,7 @@ impl Connection {
         } else {
             let urgent = self.snd.urgent_pointer(self.snd.una()).is_some();
             self.probing.due = Some(if urgent { ProbeKind::Urgent } else { ProbeKind::Empty });
-            self.probing.window_probes += 1;
+            self.probing.window_probes = self.probing.window_probes.saturating_add(1);
         }
         self.rtt.back_off();
         self.timers.set(Timer::Persist, env.now + self.rtt.rto());
@@ -259,7 +259,7 @@ impl Connection {
         if given_up {
             return Err(Verdict::Abort(Some(self.timeout_error())));
         }
-        self.probing.keepalives += 1;
+        self.probing.keepalives = self.probing.keepalives.saturating_add(1);
         self.probing.due = Some(ProbeKind::Empty);
         self.timers.set(Timer::KeepAlive, env.now + options.keep_interval.max(KEEPALIVE_LEAST));
         Ok(())
