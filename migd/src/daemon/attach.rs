@@ -28,6 +28,8 @@ const QUEUE: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the supervisor may take to say what became of a shim that closed a connection.
 const VERDICT: Duration = Duration::from_secs(10);
+/// How long the end of a job is held back until its name and addresses are free, so that the next one can have them at once.
+const GIVING_BACK: Duration = Duration::from_secs(2);
 /// Pause before looking for a job again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -122,6 +124,9 @@ async fn from_shim(job: &LocalJob, request: &Request, next: &mut u64, pump: &mut
                 *next = output.offset + output.bytes.len() as u64;
             }
             let last = is_final(&event);
+            if matches!(event, AttachEvent::Exited(_)) {
+                job.wait_given_back(GIVING_BACK).await;
+            }
             if pump.events.send(event).await.is_err() || last {
                 return true;
             }

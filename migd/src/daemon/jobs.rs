@@ -67,13 +67,15 @@ pub struct LocalJob {
     /// Its directory.
     pub paths: JobPaths,
     standing: watch::Sender<Standing>,
+    /// Its name and addresses are free again.
+    given_back: watch::Sender<bool>,
 }
 
 impl LocalJob {
     /// A job whose shim is being started, or was found.
     pub fn new(file: JobFile, paths: JobPaths) -> Arc<Self> {
         let standing = Standing { phase: Phase::Starting, epoch: file.epoch };
-        Arc::new(Self { file, paths, standing: watch::Sender::new(standing) })
+        Arc::new(Self { file, paths, standing: watch::Sender::new(standing), given_back: watch::Sender::new(false) })
     }
 
     /// Its id.
@@ -97,6 +99,18 @@ impl LocalJob {
             standing.phase = phase;
             standing.epoch = epoch.unwrap_or(standing.epoch);
         });
+    }
+
+    /// Notes that its name and addresses are free again.
+    pub fn set_given_back(&self) {
+        self.given_back.send_replace(true);
+    }
+
+    /// Waits until its name and addresses are free again, no longer than `limit`.
+    pub async fn wait_given_back(&self, limit: Duration) {
+        let mut receiver = self.given_back.subscribe();
+        // A directory that doesn't answer keeps nobody waiting for the end of a job.
+        let _ = tokio::time::timeout(limit, receiver.wait_for(|given| *given)).await;
     }
 
     /// Waits until the phase satisfies a condition; `None` when that takes longer than `limit`.

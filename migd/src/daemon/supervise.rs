@@ -64,7 +64,7 @@ pub fn adopt(node: &Arc<Node>) -> io::Result<()> {
 }
 
 /// Follows the shim's events until it is gone; returns its final word.
-async fn watch(node: &Arc<Node>, job: &LocalJob) -> Option<ShimEvent> {
+async fn watch(node: &Arc<Node>, job: &Arc<LocalJob>) -> Option<ShimEvent> {
     let mut last = None;
     loop {
         let mut connection = match Connection::connect(&job.paths.socket()).await {
@@ -97,7 +97,7 @@ pub fn is_final(event: &ShimEvent) -> bool {
     matches!(event, ShimEvent::Failed(_) | ShimEvent::Exited(_) | ShimEvent::Moved { .. })
 }
 
-fn note(node: &Arc<Node>, job: &LocalJob, event: &ShimEvent) {
+fn note(node: &Arc<Node>, job: &Arc<LocalJob>, event: &ShimEvent) {
     tracing::debug!(job = job.label(), ?event, "from the shim");
     match event {
         ShimEvent::Receiving => job.set(Phase::Receiving, None),
@@ -185,15 +185,18 @@ async fn conclude_ended(node: &Arc<Node>, job: &Arc<LocalJob>, ended: ExitFile) 
     prune(node);
 }
 
-fn end(node: &Arc<Node>, job: &LocalJob, ended: ExitFile) {
+fn end(node: &Arc<Node>, job: &Arc<LocalJob>, ended: ExitFile) {
     if matches!(job.standing().phase, Phase::Ended(_)) {
         return;
     }
     tracing::info!(job = job.label(), exit = %ended.exit, "ended");
     job.set(Phase::Ended(ended), None);
     // The name is to be free as soon as anybody can know that the job ended; the shim may stay a while for those attached.
-    let (node, id) = (Arc::clone(node), job.id().to_owned());
-    tokio::spawn(async move { release_if_owned(&node, &id).await });
+    let (node, job) = (Arc::clone(node), Arc::clone(job));
+    tokio::spawn(async move {
+        release_if_owned(&node, job.id()).await;
+        job.set_given_back();
+    });
 }
 
 async fn fail(node: &Arc<Node>, job: &Arc<LocalJob>, error: ApiError) {
