@@ -35,15 +35,15 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 
 /// A running tree that is to move.
 ///
-/// The order of calls is: `stay_reasons`, `offer`, then with pre-copy `start_tracking` and `copy_round` as often as it
-/// pays, then `freeze`, `dump`, and at last `resume` or `discard`. Dropping it at any moment is `resume`.
+/// The order of calls is: `stay_reasons`, `offer`, then with pre-copy `copy_round` as often as it pays,
+/// then `freeze`, `dump`, and at last `resume` or `discard`. Dropping it at any moment is `resume`.
 #[derive(Debug)]
 pub struct Source {
     inside: Inside,
     control: Arc<Control>,
     // Declared before the tracker: the tree runs on before the protection of its memory is lifted.
     frozen: Vec<Held>,
-    tracker: Option<Tracker>,
+    tracker: Tracker,
     /// File locks that the frozen tree has let go of.
     locks: Vec<descriptors::HeldLock>,
     /// The epoll instances that the job had when it was last looked at.
@@ -88,12 +88,13 @@ impl Source {
     /// Takes hold of the tree in a sandbox; stops nothing.
     pub fn attach(sandbox: &Sandbox) -> Result<Source> {
         let inside = sandbox.inside().clone();
+        let tracker = Tracker::in_namespace_of(inside.init);
         let control = sandbox.control();
         Ok(Source {
             inside,
             control,
             frozen: Vec::new(),
-            tracker: None,
+            tracker,
             locks: Vec::new(),
             epolls: Vec::new(),
             thread_bound: PhantomData,
@@ -134,23 +135,16 @@ impl Source {
         survey::offer(&self.inside, &processes)
     }
 
-    /// Starts to track which memory is written to. Each process stops for a moment, at its first round.
-    pub fn start_tracking(&mut self) -> Result<()> {
-        let init = self.inside.init;
-        self.tracker.get_or_insert_with(|| Tracker::in_namespace_of(init));
-        Ok(())
-    }
-
-    /// Sends what was written to since the last round (the first: everything), while the tree runs on.
+    /// Sends what was written to since the last round (the first: everything), while the tree runs on. Each process stops for a
+    /// moment at its first round, from which on its writes are tracked.
     pub fn copy_round(&mut self, sink: &mut dyn MemorySink) -> Result<RoundStats> {
         let processes = self.inside.living()?;
         if processes.is_empty() {
             return Err(Error::Gone);
         }
         let inside = &self.inside;
-        let tracker = self.tracker.get_or_insert_with(|| Tracker::in_namespace_of(inside.init));
         let mut inject = |process: TrackedProcess| inject(inside, process).map_err(io::Error::other);
-        tracker
+        self.tracker
             .round(&processes, &mut inject, sink)
             .map_err(|error| Error::system("copying memory while the job runs", error))
     }
@@ -195,10 +189,8 @@ impl Source {
         }
         let living = self.inside.living()?;
         // Memory first: the pages that tapes run in aren't the job's.
-        let init = self.inside.init;
         let (layout, _) = self
             .tracker
-            .get_or_insert_with(|| Tracker::in_namespace_of(init))
             .finish(&living, sink)
             .map_err(|error| Error::system("copying the rest of the memory", error))?;
         Ok(DumpedMemory { layout, living })

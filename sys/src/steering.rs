@@ -32,7 +32,7 @@ impl Steering {
             namespaces::unshare(Namespaces::MOUNT)?;
             namespaces::detach_mounts()?;
             namespaces::mount_virtual("sysfs", Path::new("/sys"), "")?;
-            File::options().write(true).open(format!("/sys/class/net/{name}/queues/rx-0/rps_cpus"))
+            File::options().read(true).write(true).open(format!("/sys/class/net/{name}/queues/rx-0/rps_cpus"))
         })?;
         Ok(Steering { file, all })
     }
@@ -63,7 +63,32 @@ fn mask(list: &str) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::mask;
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_takes_it() {
+        let thread = std::thread::spawn(|| {
+            namespaces::unshare(Namespaces::NETWORK).expect("these tests need root");
+            let tun = Tun::create("steered").unwrap();
+            assert_eq!(tun.name().unwrap(), "steered");
+            let mut steering = Steering::of(&tun).unwrap();
+            let own = |steering: &mut Steering| {
+                let mut text = String::new();
+                io::Seek::rewind(&mut steering.file).unwrap();
+                steering.file.read_to_string(&mut text).unwrap();
+                u64::from_str_radix(&text.trim().replace(',', ""), 16).unwrap()
+            };
+            assert_eq!(own(&mut steering), 0);
+            steering.set(true).unwrap();
+            assert_eq!(own(&mut steering), u64::from_str_radix(&steering.all.replace(',', ""), 16).unwrap());
+            steering.set(false).unwrap();
+            assert_eq!(own(&mut steering), 0);
+            assert!(!Path::new("/sys/class/net/steered").exists(), "the mount stays with the thread that made it");
+        });
+        thread.join().unwrap();
+    }
 
     #[test]
     fn processors_become_bits() {

@@ -187,7 +187,6 @@ impl Job {
             Sandbox::create(SandboxSpec { clock_offsets: Some(ClockOffsets::default()), ..Default::default() })?;
         let mut target = Target::create(&mut next, &offer)?;
         if let Precopy::Rounds(rounds) = precopy {
-            source.start_tracking()?;
             for _ in 0..rounds {
                 source.copy_round(&mut Wire(&mut target))?;
             }
@@ -222,7 +221,6 @@ impl Job {
         let mut next = Sandbox::create(spec)?;
         let mut target = Target::create(&mut next, &offer)?;
         if let Precopy::Rounds(rounds) = precopy {
-            source.start_tracking()?;
             for _ in 0..rounds {
                 source.copy_round(&mut Wire(&mut target))?;
                 happens(Moment::Round, &self.sandbox)?;

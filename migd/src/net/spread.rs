@@ -28,7 +28,12 @@ const ENDS_AFTER: u8 = 10;
 /// Decides, and has the kernel do it.
 #[derive(Debug)]
 pub(super) struct Spread {
-    state: State,
+    /// Opened when first needed.
+    steering: Option<Steering>,
+    /// There is more than one processor, and the kernel has not refused.
+    is_possible: bool,
+    is_on: bool,
+    /// End of the present window.
     until: Instant,
     count: u64,
     /// Sockets the job has had so far.
@@ -37,21 +42,10 @@ pub(super) struct Spread {
     streak: u8,
 }
 
-#[derive(Debug)]
-enum State {
-    /// Nobody has asked the kernel yet.
-    Unknown,
-    Off(Steering),
-    On(Steering),
-    /// There is one processor, or the kernel doesn't do it.
-    Never,
-}
-
 impl Spread {
     pub(super) fn new(now: Instant, sockets: u64) -> Spread {
-        let is_single = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
-        let state = if is_single { State::Never } else { State::Unknown };
-        Spread { state, until: now + WINDOW, count: 0, sockets, streak: 0 }
+        let is_possible = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+        Spread { steering: None, is_possible, is_on: false, until: now + WINDOW, count: 0, sockets, streak: 0 }
     }
 
     /// Much was sent in one packet.
@@ -67,39 +61,37 @@ impl Spread {
 
     /// To be called now and then.
     pub(super) fn turn(&mut self, now: Instant, tun: &Tun) {
-        if self.judge(now) {
-            self.change(tun);
+        if self.judge(now)
+            && let Err(error) = self.tell(tun)
+        {
+            self.is_possible = false;
+            tracing::info!(%error, "the kernel can't spread what the job sends over processors");
         }
     }
 
-    /// Whether it is time for a change.
+    /// Decides anew; whether that is a change.
     fn judge(&mut self, now: Instant) -> bool {
-        if now < self.until || matches!(self.state, State::Never) {
+        if now < self.until || !self.is_possible {
             return false;
         }
         // Windows in which nothing woke the net thread count as one: then there was little.
         let much = std::mem::take(&mut self.count) >= MUCH && now.since(self.until) < WINDOW;
         self.until = now + WINDOW;
-        let is_on = matches!(self.state, State::On(_));
-        self.streak = if much == is_on { 0 } else { self.streak + 1 };
-        let changes = self.streak == if is_on { ENDS_AFTER } else { BEGINS_AFTER };
+        self.streak = if much == self.is_on { 0 } else { self.streak + 1 };
+        let changes = self.streak == if self.is_on { ENDS_AFTER } else { BEGINS_AFTER };
         if changes {
             self.streak = 0;
+            self.is_on = !self.is_on;
         }
         changes
     }
 
-    fn change(&mut self, tun: &Tun) {
-        let changed = match std::mem::replace(&mut self.state, State::Never) {
-            State::Unknown => Steering::of(tun).and_then(|steering| steering.set(true).map(|()| State::On(steering))),
-            State::Off(steering) => steering.set(true).map(|()| State::On(steering)),
-            State::On(steering) => steering.set(false).map(|()| State::Off(steering)),
-            State::Never => Ok(State::Never),
+    fn tell(&mut self, tun: &Tun) -> std::io::Result<()> {
+        let steering = match &mut self.steering {
+            Some(steering) => steering,
+            empty => empty.insert(Steering::of(tun)?),
         };
-        match changed {
-            Ok(state) => self.state = state,
-            Err(error) => tracing::info!(%error, "the kernel can't spread what the job sends over processors"),
-        }
+        steering.set(self.is_on)
     }
 }
 
@@ -109,12 +101,20 @@ mod tests {
 
     fn fresh() -> (Spread, Instant) {
         let now = Instant::from_millis(1000);
-        (Spread { state: State::Unknown, until: now + WINDOW, count: 0, sockets: 7, streak: 0 }, now)
+        (Spread { is_possible: true, ..Spread::new(now, 7) }, now)
     }
 
-    /// Windows until a change, at most ten.
-    fn windows(spread: &mut Spread, now: &mut Instant, mut happens: impl FnMut(&mut Spread)) -> Option<u32> {
-        (1..=10).find(|_| {
+    fn bulk(spread: &mut Spread) {
+        (0..MUCH).for_each(|_| spread.note_bulk());
+    }
+
+    fn open(count: u64) -> impl Fn(&mut Spread) {
+        move |spread| spread.note_sockets(spread.sockets + count)
+    }
+
+    /// Windows until a change, at most twenty.
+    fn windows(spread: &mut Spread, now: &mut Instant, happens: impl Fn(&mut Spread)) -> Option<u32> {
+        (1..=20).find(|_| {
             happens(spread);
             *now += WINDOW;
             spread.judge(*now)
@@ -122,21 +122,34 @@ mod tests {
     }
 
     #[test]
-    fn much_begins_it_when_it_goes_on() {
+    fn much_that_goes_on_begins_it_and_little_ends_it() {
+        for much in [&bulk as &dyn Fn(&mut Spread), &open(MUCH / 2)] {
+            let (mut spread, mut now) = fresh();
+            assert_eq!(windows(&mut spread, &mut now, much), Some(3));
+            assert!(spread.is_on);
+            assert_eq!(windows(&mut spread, &mut now, much), None, "it goes on");
+            assert_eq!(windows(&mut spread, &mut now, open(MUCH / 2 - 1)), Some(10));
+            assert!(!spread.is_on);
+        }
+    }
+
+    #[test]
+    fn neither_a_burst_nor_little_begins_it() {
         let (mut spread, mut now) = fresh();
-        let bulk = |spread: &mut Spread| (0..MUCH).for_each(|_| spread.note_bulk());
-        assert_eq!(windows(&mut spread, &mut now, bulk), Some(3));
-        let open = |count| move |spread: &mut Spread| spread.note_sockets(spread.sockets + count);
-        assert_eq!(windows(&mut spread, &mut now, open(MUCH / 2)), Some(3));
-        assert_eq!(windows(&mut spread, &mut now, open(MUCH / 2 - 1)), None);
         assert_eq!(windows(&mut spread, &mut now, |spread| spread.note_sockets(1000)), None);
+        assert_eq!(windows(&mut spread, &mut now, open(MUCH / 2 - 1)), None);
+        // Much, but with pauses.
+        for _ in 0..20 {
+            bulk(&mut spread);
+            now += 2 * WINDOW;
+            assert!(!spread.judge(now));
+        }
     }
 
     #[test]
     fn one_processor_has_nobody_to_spread_to() {
         let (spread, mut now) = fresh();
-        let mut spread = Spread { state: State::Never, ..spread };
-        let bulk = |spread: &mut Spread| (0..MUCH).for_each(|_| spread.note_bulk());
+        let mut spread = Spread { is_possible: false, ..spread };
         assert_eq!(windows(&mut spread, &mut now, bulk), None);
     }
 }

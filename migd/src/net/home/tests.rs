@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::thread::JoinHandle;
 
 use netstack::{Config, Instant, Secrets, Shutdown, SocketError, SocketId, Stack, State};
 use proptest::prelude::*;
@@ -104,6 +105,22 @@ fn connect(stack: &mut Stack, address: SocketAddr) {
     while stack.poll_transmit(NOW).is_some() {}
 }
 
+/// Has one end accept a connection and the other take the call in; its answer waits to be sent.
+fn accept(
+    mut away: Away,
+    deputy: &mut Deputy,
+    stack: &mut Stack,
+    listener: SocketId,
+) -> JoinHandle<(Option<SocketId>, Away)> {
+    let accepting = std::thread::spawn(move || (away.tcp_accept(listener), away));
+    while stack.status(listener).acceptable == 1 {
+        deputy.note_ready(1);
+        deputy.receive(stack, NOW);
+        std::thread::yield_now();
+    }
+    accepting
+}
+
 #[test]
 fn a_connection_that_comes_during_an_accept_is_known_to_wait() {
     let address: SocketAddr = ([127, 0, 0, 1], 80).into();
@@ -126,25 +143,15 @@ fn a_connection_that_comes_during_an_accept_is_known_to_wait() {
     away.receive();
     assert_eq!(away.status(listener).acceptable, 1);
 
-    let accepting = std::thread::spawn(move || (away.tcp_accept(listener), away));
-    while stack.status(listener).acceptable == 1 {
-        deputy.note_ready(1);
-        deputy.receive(&mut stack, NOW);
-        std::thread::yield_now();
-    }
+    let accepting = accept(away, &mut deputy, &mut stack, listener);
     // Its news leave with the answer.
     connect(&mut stack, address);
     deputy.serve(&mut stack, NOW);
-    let (accepted, mut away) = accepting.join().expect("accepted");
+    let (accepted, away) = accepting.join().expect("accepted");
     assert!(accepted.is_some());
     assert_eq!(away.status(listener).acceptable, 1);
 
-    let accepting = std::thread::spawn(move || (away.tcp_accept(listener), away));
-    while stack.status(listener).acceptable == 1 {
-        deputy.note_ready(1);
-        deputy.receive(&mut stack, NOW);
-        std::thread::yield_now();
-    }
+    let accepting = accept(away, &mut deputy, &mut stack, listener);
     deputy.serve(&mut stack, NOW);
     let (accepted, mut away) = accepting.join().expect("accepted");
     assert!(accepted.is_some());

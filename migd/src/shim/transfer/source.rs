@@ -290,13 +290,10 @@ impl Driver {
     }
 
     fn copy_round_of(&mut self, tree: &mut checkpoint::Source, number: u32) -> Done {
-        if number == 1 {
-            if let Err(error) = tree.start_tracking() {
-                return Done::With(Event::Cancel(in_words(&error)));
-            }
-            if let Err(error) = self.send_output() {
-                return Done::Broken(error);
-            }
+        if number == 1
+            && let Err(error) = self.send_output()
+        {
+            return Done::Broken(error);
         }
         let begun = Instant::now();
         let mut sink = self.sink(Some(number));
