@@ -13,6 +13,7 @@ use sys::ptrace::Cause;
 use sys::tape::{Address, Region, Results, Slot, Tape};
 
 use crate::error::{Error, Result};
+use crate::filters::Filters;
 use crate::freeze::Frozen;
 use crate::image::{IntervalTimer, LiveProcess, MemoryFields, PosixTimer, ProcessImage, ProcessState, SignalAction};
 use crate::sandbox::Inside;
@@ -41,7 +42,12 @@ fn place(process: u32, stat: &Stat, state: ProcessState) -> ProcessImage {
 }
 
 /// A process that stands still, with a region to run tapes in.
-pub(crate) fn process(inside: &Inside, frozen: &mut Frozen, region: Region) -> Result<ProcessImage> {
+pub(crate) fn process(
+    inside: &Inside,
+    frozen: &mut Frozen,
+    region: Region,
+    filters: &mut Filters,
+) -> Result<ProcessImage> {
     let number = frozen.process;
     let failed = |what: &'static str| move |error: std::io::Error| Error::process(number, what, error);
     let here = Place::Process(number);
@@ -72,7 +78,7 @@ pub(crate) fn process(inside: &Inside, frozen: &mut Frozen, region: Region) -> R
 
     let mut threads = Vec::new();
     for (&thread, stopped) in &mut frozen.threads {
-        threads.push(thread::thread(inside, number, thread, stopped, region)?);
+        threads.push(thread::thread(inside, number, thread, stopped, region, filters)?);
     }
     // The first is the one that has the process's number.
     threads.sort_by_key(|thread| (thread.thread != number, thread.thread));

@@ -8,6 +8,7 @@ use serde_bytes::ByteBuf;
 
 use crate::descriptors::TreeDescriptors;
 use crate::error::{Error, Result};
+use crate::filters::Filter;
 use crate::init::protocol::Root;
 use crate::memory::Layout;
 use crate::offer::Clocks;
@@ -16,7 +17,9 @@ use crate::shm;
 use crate::sysv::SystemV;
 
 /// Version of [`TreeImage`]'s meaning; a higher one is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
+/// The version of an image that has nothing which came after the second: system call filters of programs' own.
+pub const VERSION_SECOND: u32 = 2;
 /// The version of an image with nothing that the first version didn't know: the job has its first process still, and nothing in
 /// `/dev/shm`.
 pub const VERSION_FIRST: u32 = 1;
@@ -24,7 +27,7 @@ pub const VERSION_FIRST: u32 = 1;
 /// A whole tree.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TreeImage {
-    /// [`VERSION`] or [`VERSION_FIRST`].
+    /// Between [`VERSION_FIRST`] and [`VERSION`]: the lowest whose readers know all that is in it.
     pub version: u32,
     /// The job's clocks when the dump was complete.
     pub clocks: Clocks,
@@ -47,6 +50,9 @@ pub struct TreeImage {
     /// What is in `/dev/shm`.
     #[serde(default)]
     pub shm: Vec<shm::Entry>,
+    /// System call filters that programs have set for themselves, each once.
+    #[serde(default)]
+    pub filters: Vec<Filter>,
 }
 
 impl TreeImage {
@@ -240,6 +246,9 @@ pub struct ThreadImage {
     pub parent_death_signal: i32,
     /// PR_SET_TIMERSLACK in nanoseconds.
     pub timer_slack_ns: u64,
+    /// Its own system call filters, oldest first: indexes of [`TreeImage::filters`].
+    #[serde(default)]
+    pub filters: Vec<u32>,
 }
 
 /// A call that the kernel would continue with restart_syscall(2).

@@ -24,6 +24,7 @@ pub mod descriptors;
 mod dump;
 pub mod error;
 pub mod external;
+pub mod filters;
 mod freeze;
 pub mod image;
 pub mod init;

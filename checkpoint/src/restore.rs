@@ -15,6 +15,7 @@ use sys::tape::Tape;
 
 use crate::dump::SIGNAL_SET_BYTES;
 use crate::error::{Error, Result};
+use crate::filters::{self, Filter};
 use crate::image::{LiveProcess, MemoryFields, ProcessImage, SignalAction};
 use crate::offer::Clocks;
 use crate::stubs::{Stub, Stubs, clone};
@@ -25,15 +26,31 @@ const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
 const BIRTH: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Everything but what must wait until the process is about to run.
-pub(crate) fn process(stubs: &mut Stubs, image: &ProcessImage, live: &LiveProcess, frozen_at: Clocks) -> Result<()> {
+pub(crate) fn process(
+    stubs: &mut Stubs,
+    image: &ProcessImage,
+    live: &LiveProcess,
+    frozen_at: Clocks,
+    filters: &[Filter],
+) -> Result<()> {
     let inside = stubs.inside.clone();
     let stub = stubs.get(image.process)?;
     set_program(stub, live)?;
     set_process(stub, live)?;
+    // What is installed now, all threads to come have from the first.
+    let common = filters::common(&live.threads);
+    if let Some(first) = live.threads.first() {
+        for tape in filters::install(filters, &first.filters[..common])? {
+            stub.run(&tape, "installing its system call filters")?;
+        }
+    }
     make_threads(stub, live, &inside.pids)?;
     for thread in &live.threads {
         let now_ns = inside.clocks().monotonic_ns;
         let passed_ns = u64::try_from(now_ns - frozen_at.monotonic_ns).unwrap_or_default();
+        for tape in filters::install(filters, &thread.filters[common..])? {
+            stub.run_on(thread.thread, &tape, "installing a thread's system call filters")?;
+        }
         thread::restore(stub, thread, &inside.calls, (now_ns, passed_ns))?;
     }
     set_after_identity(stub, live)?;

@@ -15,8 +15,9 @@ use crate::descriptors::{self, Preview, Tapes};
 use crate::dump;
 use crate::error::{Error, Result};
 use crate::external::External;
+use crate::filters::Filters;
 use crate::freeze::{self, Frozen};
-use crate::image::{ProcessState, TreeImage, VERSION, VERSION_FIRST};
+use crate::image::{ProcessState, TreeImage, VERSION, VERSION_FIRST, VERSION_SECOND};
 use crate::init::protocol::Root;
 use crate::memory::{Layout, MemorySink, RoundStats, TrackedProcess, Tracker};
 use crate::offer::Offer;
@@ -230,13 +231,16 @@ impl Source {
 
         let system_v = sysv::dump(self.inside.init)?;
         let shm = shm::dump(self.inside.init, layout)?;
+        let init = self.inside.proc.status(Place::Process(1));
+        let init = init.map_err(|error| Error::system("reading the status of a job's init", error))?;
+        let mut filters = Filters::new(init.seccomp_filters);
         let mut images = Vec::new();
         let mut last_pid = 1;
         for process in self.inside.processes()? {
             let image = match by_number.get_mut(&process) {
                 Some(held) => {
                     let region = held.region.ok_or(Error::Gone)?;
-                    dump::process(&self.inside, &mut held.frozen, region)?
+                    dump::process(&self.inside, &mut held.frozen, region, &mut filters)?
                 }
                 None => {
                     let stat = match self.inside.proc.stat(Place::Process(process)) {
@@ -270,9 +274,17 @@ impl Source {
                 tracing::error!(%error, ?lock, "the job does not let go of a file lock");
             }
         }
+        let filters = filters.found;
+        let version = if !filters.is_empty() {
+            VERSION
+        } else if root_exit.is_some() || !shm.is_empty() {
+            VERSION_SECOND
+        } else {
+            VERSION_FIRST
+        };
         // Read last: time that is counted twice makes a timer late, which is allowed, and never early.
         Ok(TreeImage {
-            version: if root_exit.is_none() && shm.is_empty() { VERSION_FIRST } else { VERSION },
+            version,
             clocks: self.inside.clocks(),
             root,
             root_exit,
@@ -282,6 +294,7 @@ impl Source {
             descriptors,
             system_v,
             shm,
+            filters,
         })
     }
 

@@ -73,14 +73,13 @@ pub(crate) fn stay_reasons(
     external: &dyn External,
 ) -> Result<Vec<StayReason>> {
     let mut reasons = Vec::new();
-    let init_filters = inside.proc.status(Place::Process(1)).map(|status| status.seccomp_filters).unwrap_or_default();
     for process in inside.processes()? {
         let here = Place::Process(process);
         let (Ok(stat), Ok(status)) = (inside.proc.stat(here), inside.proc.status(here)) else { continue };
         let mut stay = |what: &str, why: String| reasons.push(StayReason::new(process, what, why));
         judge_place(&stat, &mut stay);
         if !stat.is_zombie() {
-            judge_process(inside, process, &stat, &status, init_filters, &mut stay);
+            judge_process(inside, process, &stat, &status, &mut stay);
         } else if stat.threads > 1 {
             stay("process", "its first thread has ended while others run".into());
         }
@@ -109,26 +108,15 @@ fn judge_place(stat: &Stat, stay: &mut impl FnMut(&str, String)) {
     }
 }
 
-fn judge_process(
-    inside: &Inside,
-    process: u32,
-    stat: &Stat,
-    status: &Status,
-    init_filters: u32,
-    stay: &mut impl FnMut(&str, String),
-) {
+fn judge_process(inside: &Inside, process: u32, stat: &Stat, status: &Status, stay: &mut impl FnMut(&str, String)) {
     if stat.terminal != 0 {
         stay("process", "it has a controlling terminal".into());
     }
     if status.tracer != 0 {
         stay("process", format!("process {} traces it (a debugger or strace)", status.tracer));
     }
-    match (status.seccomp, status.seccomp_filters) {
-        (1, _) => stay("process", "it is in strict seccomp mode".into()),
-        (_, filters) if filters > init_filters => {
-            stay("process", "it has system call filters of its own".into());
-        }
-        _ => {}
+    if status.seccomp == 1 {
+        stay("process", "it is in strict seccomp mode".into());
     }
     if status.untag_mask != u64::MAX {
         stay("process", "it uses linear address masking".into());

@@ -162,7 +162,7 @@ impl Target {
         restorer.place(&mut self.stubs, externals, &mut objects)?;
 
         for (process, live) in alive(&image) {
-            restore::process(&mut self.stubs, process, live, image.clocks)?;
+            restore::process(&mut self.stubs, process, live, image.clocks, &image.filters)?;
         }
         self.end_ended(&image)?;
         self.set_last_pid(image.last_pid)?;

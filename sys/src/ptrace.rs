@@ -7,6 +7,8 @@
 //! ptrace belongs to the thread that seized: on any other thread all of this fails with `ESRCH`. Tracees are killed by
 //! the kernel when that thread ends without letting them go.
 
+mod filters;
+
 use std::io;
 use std::os::raw::c_void;
 use std::time::{Duration, Instant};

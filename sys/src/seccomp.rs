@@ -31,6 +31,18 @@ pub struct Instruction {
     pub operand: u32,
 }
 
+impl Instruction {
+    /// Bytes of one.
+    pub const BYTES: usize = 8;
+
+    /// As the kernel has it in memory.
+    pub fn bytes(&self) -> [u8; Instruction::BYTES] {
+        let [c0, c1] = self.code.to_ne_bytes();
+        let [o0, o1, o2, o3] = self.operand.to_ne_bytes();
+        [c0, c1, self.jump_true, self.jump_false, o0, o1, o2, o3]
+    }
+}
+
 /// A complete filter. It can be sent to another process, which installs it on itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program(Vec<Instruction>);
@@ -139,6 +151,12 @@ impl Assembler {
         self.finish(Action::Allow);
         assert!(self.code.len() <= libc::BPF_MAXINSNS as usize, "the kernel takes at most 4096 instructions");
         Program(self.code)
+    }
+}
+
+impl From<Vec<Instruction>> for Program {
+    fn from(instructions: Vec<Instruction>) -> Program {
+        Program(instructions)
     }
 }
 

@@ -7,6 +7,7 @@ use sys::ptrace::Stopped;
 use sys::tape::{Region, Tape};
 
 use crate::error::{Error, Result};
+use crate::filters::Filters;
 use crate::image::{Credentials, Rseq, Scheduling, ThreadImage};
 use crate::sandbox::Inside;
 
@@ -19,6 +20,7 @@ pub(super) fn thread(
     thread: u32,
     stopped: &mut Stopped,
     region: Region,
+    filters: &mut Filters,
 ) -> Result<ThreadImage> {
     let failed = |what: &'static str| move |error: std::io::Error| Error::process(process, what, error);
     let here = Place::Thread(process, thread);
@@ -81,6 +83,7 @@ pub(super) fn thread(
         },
         parent_death_signal: low(results.word(death_signal)),
         timer_slack_ns: results.get(slack).unwrap_or_default(),
+        filters: filters.of(stopped, status.seccomp_filters).map_err(failed("reading its system call filters"))?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Whole processes: started, dumped, restored. Needs root.
 
 mod files;
+mod filters;
 mod moves;
 mod sandbox;
 mod support;
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Every trial has processes of its own; on a small machine more at once only makes timing worse.
     arguments.test_threads.get_or_insert(2);
-    let trials: Vec<Trial> = [sandbox::trials(), moves::trials(), files::trials()].into_iter().flatten().collect();
+    let trials: Vec<Trial> =
+        [sandbox::trials(), moves::trials(), files::trials(), filters::trials()].into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
