@@ -1,13 +1,14 @@
 //! What a running tree is made of: reasons to stay, and what a target must have.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use sys::libc;
+use sys::fds::{self, Compare};
 use sys::proc::{Place, Stat, Status};
-use sys::process::Shared;
 use sys::vm::{self, Remote};
+use sys::{Pid, libc};
 
 use crate::descriptors;
 use crate::error::{Error, Result};
@@ -31,14 +32,15 @@ impl Inside {
             }
         }
         // A child of vfork borrows its parent's memory until it executes a program.
-        let pids: BTreeMap<u32, sys::Pid> = living.iter().map(|p| (p.process, p.pid)).collect();
-        living.retain(|process| {
-            pids.get(&process.parent)
-                .is_none_or(|parent| !sys::process::share(*parent, process.pid, Shared::Memory).unwrap_or(false))
-        });
+        let pids: BTreeMap<u32, Pid> = living.iter().map(|p| (p.process, p.pid)).collect();
+        living.retain(|process| pids.get(&process.parent).is_none_or(|parent| !share_memory(*parent, process.pid)));
         sort_by_descent(&mut living, |process| (process.process, process.parent));
         Ok(living)
     }
+}
+
+fn share_memory(one: Pid, other: Pid) -> bool {
+    matches!(fds::kcmp(Compare::Memory, (one, 0), (other, 0)), Ok(Ordering::Equal))
 }
 
 /// Sorts so that every parent comes before its children. `numbers` gives an item's own number and its parent's.

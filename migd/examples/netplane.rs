@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use checkpoint::{CommandSpec, Event, ExitStatus, Sandbox, SandboxSpec};
 use migd::api::NodeAddress;
 use migd::net::{Board, Guest, NetConfig, NetImage, NetPlane, SocketKey, Stock, Visitor, filter, furnish_namespace};
 use sys::epoll::{Epoll, Events, Interest};
+use sys::fds::sockets::{self, DESCRIPTORS_IN_MESSAGE};
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "init") {
@@ -228,7 +229,7 @@ fn swap_on_demand(mut plane: NetPlane, net: &mut Net, control: &mut UnixStream, 
         let (thawed, ends) = net.swap(plane)?;
         plane = thawed;
         let mut placed = BTreeMap::new();
-        let mut descriptors: Vec<BorrowedFd<'_>> = Vec::new();
+        let mut descriptors: Vec<RawFd> = Vec::new();
         for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
             let path = entry?.path();
             let number = path.file_name().map(|name| name.to_string_lossy().into_owned()).ok_or("a name")?;
@@ -239,13 +240,13 @@ fn swap_on_demand(mut plane: NetPlane, net: &mut Net, control: &mut UnixStream, 
             };
             let end = ends.get(&key).ok_or_else(|| format!("socket {key} has no end"))?;
             placed.insert(number, descriptors.len());
-            descriptors.push(end.as_fd());
+            descriptors.push(end.as_raw_fd());
         }
         let text = serde_json::to_vec(&placed)?;
-        if descriptors.len() > sys::unix::MAX_DESCRIPTORS {
+        if descriptors.len() > DESCRIPTORS_IN_MESSAGE {
             return Err("too many descriptors for one message".into());
         }
-        sys::unix::send_descriptors(control.as_fd(), &text, &descriptors)?;
+        sockets::send_with_descriptors(control.as_fd(), &text, &descriptors)?;
         control.read_exact(&mut byte)?;
         drop(ends);
         plane.resume();

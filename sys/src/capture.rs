@@ -5,7 +5,9 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::outcome::{check, owned};
 
 /// What a capture lets through. Only IPv4 is looked into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,12 +96,7 @@ impl Capture {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // Protocol 0 receives nothing until bind names one: so nothing arrives unsifted.
         // SAFETY: no pointer is passed.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
-        let capture = Capture(unsafe { OwnedFd::from_raw_fd(fd) });
+        let capture = Capture(owned(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?);
         capture.attach(&sieve.program())?;
         capture.bind(link)?;
         Ok(capture)
@@ -123,7 +120,7 @@ impl Capture {
         let length = size_of::<T>() as libc::socklen_t;
         // SAFETY: `value` is readable for its size, and what it may point to outlives the call, which copies it.
         let result = unsafe { libc::setsockopt(self.0.as_raw_fd(), level, name, (&raw const *value).cast(), length) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        check(result).map(drop)
     }
 
     fn bind(&self, link: u32) -> io::Result<()> {
@@ -135,7 +132,7 @@ impl Capture {
         let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the address is readable for the length given.
         let result = unsafe { libc::bind(self.0.as_raw_fd(), (&raw const address).cast(), length) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        check(result).map(drop)
     }
 
     /// The next frame: its beginning is put into `buffer`, its whole length is returned. `None` when none waits.
@@ -172,7 +169,7 @@ impl Capture {
                 &raw mut length,
             )
         };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(statistics.tp_drops) }
+        check(result).map(|_| statistics.tp_drops)
     }
 }
 

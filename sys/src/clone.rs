@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::Pid;
-use crate::process::check;
+use crate::outcome::check;
 
 /// `struct clone_args` of clone3(2), in its third version.
 #[repr(C)]
@@ -141,7 +141,7 @@ struct Identity {
 impl Identity {
     fn assume(&self) -> io::Result<()> {
         // SAFETY: setsid takes nothing and touches no memory.
-        check(unsafe { libc::setsid() }.into())?;
+        check(unsafe { libc::setsid() })?;
         // SAFETY: umask takes one integer.
         unsafe { libc::umask(self.umask) };
         for &(resource, soft, hard) in &self.rlimits {

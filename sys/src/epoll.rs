@@ -1,10 +1,13 @@
 //! epoll(7) and eventfd(2).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bitflags::bitflags;
+
+use crate::fds;
+use crate::outcome::{check, owned};
 
 bitflags! {
     /// What to wait for, or what has happened.
@@ -72,13 +75,7 @@ impl AsFd for Epoll {
 impl Epoll {
     /// A new instance.
     pub fn new() -> io::Result<Epoll> {
-        // SAFETY: takes integers only.
-        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just made this descriptor for us.
-        Ok(Epoll(unsafe { OwnedFd::from_raw_fd(fd) }))
+        fds::events::epoll().map(Epoll)
     }
 
     /// Watches a descriptor. Closing its last duplicate ends the watch.
@@ -100,7 +97,7 @@ impl Epoll {
         let mut event = libc::epoll_event { events: interest.bits(), u64: token };
         // SAFETY: `event` is valid for the call, which copies it.
         let result = unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        check(result).map(drop)
     }
 
     /// Waits for events, at most as long as given (`None`: for ever). A signal ends the wait with no events.
@@ -152,12 +149,7 @@ impl EventFd {
     /// A new, non-blocking counter at zero.
     pub fn new() -> io::Result<EventFd> {
         // SAFETY: takes integers only.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just made this descriptor for us.
-        Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
+        owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }).map(EventFd)
     }
 
     /// Makes the counter readable.

@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | this one | pidfd, kcmp, fcntl, files, pipes |
+//! | this one | kcmp, fcntl, files, pipes |
 //! | [`events`] | eventfd, timerfd, signalfd, epoll, inotify |
 //! | [`sockets`] | sockets with raw addresses and options, descriptors in messages, peeking |
 //! | [`diag`] | what the kernel tells about Unix sockets (`sock_diag(7)`) |
@@ -18,39 +18,15 @@ use std::cmp::Ordering;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::Pid;
-
-/// Turns a C result into an `io::Result`.
-pub(crate) fn checked(result: i64) -> io::Result<i64> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// Turns a C result that is a new descriptor into its owner.
-pub(crate) fn owned(result: i64) -> io::Result<OwnedFd> {
-    let number = checked(result)?;
-    let number = RawFd::try_from(number).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-    // SAFETY: the kernel has just made this descriptor for the caller, and nobody else knows its number.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
+use crate::outcome::{check, counted, owned};
 
 fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
-}
-
-/// `pidfd_open(2)`.
-pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
-}
-
-/// `pidfd_getfd(2)`: a duplicate of another process's descriptor. It shares the open file description.
-pub fn pidfd_getfd(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_getfd takes three integers.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
 }
 
 /// What `kcmp(2)` compares.
@@ -58,12 +34,14 @@ pub fn pidfd_getfd(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd
 pub enum Compare {
     /// Open file descriptions: the indexes are descriptor numbers.
     File,
-    /// Descriptor tables.
+    /// Descriptor tables; the indexes say nothing.
     Table,
+    /// Address spaces; the indexes say nothing.
+    Memory,
 }
 
 fn kcmp_order(result: i64) -> io::Result<Ordering> {
-    match checked(result)? {
+    match check(result)? {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),
         2 => Ok(Ordering::Greater),
@@ -77,6 +55,7 @@ pub fn kcmp(what: Compare, one: (Pid, RawFd), other: (Pid, RawFd)) -> io::Result
     // From linux/kcmp.h.
     let kind = match what {
         Compare::File => 0,
+        Compare::Memory => 1,
         Compare::Table => 2,
     };
     // SAFETY: kcmp takes five integers with these two types.
@@ -101,13 +80,13 @@ pub fn kcmp_epoll_target(file: (Pid, RawFd), epoll: (Pid, RawFd), target: RawFd,
             slot.as_ptr(),
         )
     };
-    Ok(checked(result)? == 0)
+    Ok(check(result)? == 0)
 }
 
 fn fcntl(fd: BorrowedFd<'_>, command: i32, argument: i32) -> io::Result<i32> {
     // SAFETY: callers pass commands that take an integer or nothing.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) };
-    checked(i64::from(result)).map(|_| result)
+    check(result).map(|_| result)
 }
 
 /// `F_GETFL`: access mode and status flags.
@@ -157,7 +136,7 @@ struct OwnerEx {
 pub fn io_owner(fd: BorrowedFd<'_>) -> io::Result<Option<Owner>> {
     let mut owner = OwnerEx { kind: 0, pid: 0 };
     // SAFETY: F_GETOWN_EX (16) writes a struct f_owner_ex, which OwnerEx is.
-    checked(unsafe { libc::fcntl(fd.as_raw_fd(), 16, &raw mut owner) }.into())?;
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), 16, &raw mut owner) })?;
     let pid = Pid::from_raw(owner.pid);
     Ok(match (owner.pid, owner.kind) {
         (0, _) => None,
@@ -176,22 +155,7 @@ pub fn set_io_owner(fd: BorrowedFd<'_>, owner: Owner) -> io::Result<()> {
     };
     let owner = OwnerEx { kind, pid: pid.as_raw() };
     // SAFETY: F_SETOWN_EX (15) reads a struct f_owner_ex, which OwnerEx is.
-    checked(unsafe { libc::fcntl(fd.as_raw_fd(), 15, &raw const owner) }.into()).map(drop)
-}
-
-/// `F_GET_SEALS`.
-pub fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
-    fcntl(fd, libc::F_GET_SEALS, 0)
-}
-
-/// `F_ADD_SEALS`.
-pub fn add_seals(fd: BorrowedFd<'_>, seals: i32) -> io::Result<()> {
-    fcntl(fd, libc::F_ADD_SEALS, seals).map(drop)
-}
-
-/// `F_GETLEASE`: `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
-pub fn lease(fd: BorrowedFd<'_>) -> io::Result<i32> {
-    fcntl(fd, libc::F_GETLEASE, 0)
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), 15, &raw const owner) }).map(drop)
 }
 
 /// `F_GETPIPE_SZ` in bytes.
@@ -210,14 +174,14 @@ pub fn set_pipe_capacity(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
 pub fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH } | libc::LOCK_NB;
     // SAFETY: flock takes two integers.
-    checked(unsafe { libc::flock(fd.as_raw_fd(), operation) }.into()).map(drop)
+    check(unsafe { libc::flock(fd.as_raw_fd(), operation) }).map(drop)
 }
 
 /// `F_OFD_SETLK`: a lock on a range that belongs to the open file description. `length` 0 reaches to the end.
 pub fn lock_description(fd: BorrowedFd<'_>, write: bool, start: i64, length: i64) -> io::Result<()> {
     let mut lock = lock_record(write, start, length);
     // SAFETY: F_OFD_SETLK reads a struct flock.
-    checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }.into()).map(drop)
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }).map(drop)
 }
 
 fn lock_record(write: bool, start: i64, length: i64) -> libc::flock {
@@ -309,7 +273,7 @@ pub fn mode_and_inode(bytes: &[u8]) -> (u32, u64) {
 pub fn status(fd: BorrowedFd<'_>) -> io::Result<Status> {
     let mut raw = MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: the kernel fills a struct stat at the address of one.
-    checked(unsafe { libc::fstat(fd.as_raw_fd(), raw.as_mut_ptr()) }.into())?;
+    check(unsafe { libc::fstat(fd.as_raw_fd(), raw.as_mut_ptr()) })?;
     // SAFETY: it is initialised, by zeros at first and by the kernel now.
     Ok(Status::from_raw(unsafe { raw.assume_init_ref() }))
 }
@@ -319,7 +283,7 @@ pub fn status_at(directory: BorrowedFd<'_>, name: &CStr, follow: bool) -> io::Re
     let mut raw = MaybeUninit::<libc::stat>::zeroed();
     let flags = if follow { 0 } else { libc::AT_SYMLINK_NOFOLLOW } | libc::AT_EMPTY_PATH;
     // SAFETY: the name ends in a zero byte; the kernel fills a struct stat at the address of one.
-    checked(unsafe { libc::fstatat(directory.as_raw_fd(), name.as_ptr(), raw.as_mut_ptr(), flags) }.into())?;
+    check(unsafe { libc::fstatat(directory.as_raw_fd(), name.as_ptr(), raw.as_mut_ptr(), flags) })?;
     // SAFETY: it is initialised, by zeros at first and by the kernel now.
     Ok(Status::from_raw(unsafe { raw.assume_init_ref() }))
 }
@@ -329,7 +293,7 @@ pub fn read_link_at<'b>(directory: BorrowedFd<'_>, name: &CStr, buffer: &'b mut 
     // SAFETY: the name ends in a zero byte; the kernel writes at most the buffer's length into it.
     let result =
         unsafe { libc::readlinkat(directory.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
-    let length = usize::try_from(checked(result as i64)?).unwrap_or(0);
+    let length = counted(result)?;
     Ok(&buffer[..length])
 }
 
@@ -337,7 +301,7 @@ pub fn read_link_at<'b>(directory: BorrowedFd<'_>, name: &CStr, buffer: &'b mut 
 pub fn file_system(fd: BorrowedFd<'_>) -> io::Result<i64> {
     let mut raw = MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: the kernel fills a struct statfs at the address of one.
-    checked(unsafe { libc::fstatfs(fd.as_raw_fd(), raw.as_mut_ptr()) }.into())?;
+    check(unsafe { libc::fstatfs(fd.as_raw_fd(), raw.as_mut_ptr()) })?;
     // SAFETY: it is initialised, by zeros at first and by the kernel now.
     Ok(unsafe { raw.assume_init_ref() }.f_type)
 }
@@ -345,20 +309,20 @@ pub fn file_system(fd: BorrowedFd<'_>) -> io::Result<i64> {
 /// `fchmod(2)`.
 pub fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     // SAFETY: fchmod takes two integers.
-    checked(unsafe { libc::fchmod(fd.as_raw_fd(), mode & 0o7777) }.into()).map(drop)
+    check(unsafe { libc::fchmod(fd.as_raw_fd(), mode & 0o7777) }).map(drop)
 }
 
 /// `fchown(2)`.
 pub fn set_owner(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: fchown takes three integers.
-    checked(unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) }.into()).map(drop)
+    check(unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) }).map(drop)
 }
 
 /// `ftruncate(2)`.
 pub fn set_size(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
     let size = i64::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: ftruncate takes two integers.
-    checked(unsafe { libc::ftruncate(fd.as_raw_fd(), size) }.into()).map(drop)
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), size) }).map(drop)
 }
 
 /// Major and minor number of a device.
@@ -376,7 +340,7 @@ pub fn open_at(directory: Option<BorrowedFd<'_>>, path: &OsStr, flags: i32, mode
     let path = c_string(path)?;
     let directory = directory.map_or(libc::AT_FDCWD, |fd| fd.as_raw_fd());
     // SAFETY: the path ends in a zero byte.
-    owned(unsafe { libc::openat(directory, path.as_ptr(), flags | libc::O_CLOEXEC, mode) }.into())
+    owned(unsafe { libc::openat(directory, path.as_ptr(), flags | libc::O_CLOEXEC, mode) })
 }
 
 /// Opens what a descriptor of ours refers to once more: a new open file description of the same file.
@@ -388,7 +352,7 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
 pub fn rename_at(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Result<()> {
     let (from, to, directory) = (c_string(from)?, c_string(to)?, directory.as_raw_fd());
     // SAFETY: both paths end in a zero byte.
-    checked(unsafe { libc::renameat(directory, from.as_ptr(), directory, to.as_ptr()) }.into()).map(drop)
+    check(unsafe { libc::renameat(directory, from.as_ptr(), directory, to.as_ptr()) }).map(drop)
 }
 
 /// `mkfifo(3)`: a named pipe, for its owner only.
@@ -402,14 +366,14 @@ pub fn remove_at(directory: BorrowedFd<'_>, path: &OsStr, is_directory: bool) ->
     let path = c_string(path)?;
     let flags = if is_directory { libc::AT_REMOVEDIR } else { 0 };
     // SAFETY: the path ends in a zero byte.
-    checked(unsafe { libc::unlinkat(directory.as_raw_fd(), path.as_ptr(), flags) }.into()).map(drop)
+    check(unsafe { libc::unlinkat(directory.as_raw_fd(), path.as_ptr(), flags) }).map(drop)
 }
 
 /// `mkdirat(2)`.
 pub fn make_directory_at(directory: BorrowedFd<'_>, path: &OsStr, mode: u32) -> io::Result<()> {
     let path = c_string(path)?;
     // SAFETY: the path ends in a zero byte.
-    checked(unsafe { libc::mkdirat(directory.as_raw_fd(), path.as_ptr(), mode) }.into()).map(drop)
+    check(unsafe { libc::mkdirat(directory.as_raw_fd(), path.as_ptr(), mode) }).map(drop)
 }
 
 /// Owner (user, group) and permissions of the file that an O_PATH descriptor names; not for symbolic links.
@@ -417,13 +381,13 @@ pub fn change_node(node: BorrowedFd<'_>, owner: Option<(u32, u32)>, mode: u32) -
     let number = node.as_raw_fd();
     if let Some((uid, gid)) = owner {
         // SAFETY: the path is a literal that ends in a zero byte; an empty one means the descriptor.
-        checked(unsafe { libc::fchownat(number, c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) }.into())?;
+        check(unsafe { libc::fchownat(number, c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) })?;
     }
     // fchmodat2(2), which takes AT_EMPTY_PATH; libc doesn't have its number on every target.
     const SYS_FCHMODAT2: libc::c_long = 452;
     // SAFETY: the path is a literal that ends in a zero byte; an empty one means the descriptor.
     let result = unsafe { libc::syscall(SYS_FCHMODAT2, number, c"".as_ptr(), mode & 0o7777, libc::AT_EMPTY_PATH) };
-    checked(result).map(drop)
+    check(result).map(drop)
 }
 
 /// Whether files can be made in a directory.
@@ -435,36 +399,29 @@ pub fn is_writable(path: &CStr) -> bool {
 /// `lseek(2)` with SEEK_SET.
 pub fn seek(fd: BorrowedFd<'_>, offset: i64) -> io::Result<()> {
     // SAFETY: lseek takes three integers.
-    checked(unsafe { libc::lseek(fd.as_raw_fd(), offset, libc::SEEK_SET) }).map(drop)
-}
-
-/// `memfd_create(2)`; `MFD_CLOEXEC` is added.
-pub fn memfd(name: &OsStr, flags: u32) -> io::Result<OwnedFd> {
-    let name = c_string(name)?;
-    // SAFETY: the name ends in a zero byte.
-    owned(unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) }.into())
+    check(unsafe { libc::lseek(fd.as_raw_fd(), offset, libc::SEEK_SET) }).map(drop)
 }
 
 /// `pipe2(2)`: read end, write end. `O_CLOEXEC` is added.
 pub fn pipe(flags: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
     // SAFETY: the kernel writes two descriptor numbers into an array of two.
-    checked(unsafe { libc::pipe2(ends.as_mut_ptr(), flags | libc::O_CLOEXEC) }.into())?;
-    Ok((owned(ends[0].into())?, owned(ends[1].into())?))
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), flags | libc::O_CLOEXEC) })?;
+    Ok((owned(ends[0])?, owned(ends[1])?))
 }
 
 /// `tee(2)`: puts up to `length` bytes of one pipe into another too, without taking them from the first or waiting.
 pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: usize) -> io::Result<usize> {
     // SAFETY: tee takes integers only.
     let result = unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), length, libc::SPLICE_F_NONBLOCK) };
-    Ok(usize::try_from(checked(result as i64)?).unwrap_or(0))
+    counted(result)
 }
 
 /// `FIONREAD`: bytes that wait to be read.
 pub fn bytes_waiting(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: FIONREAD writes an int at the address of one.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) }.into())?;
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
@@ -472,21 +429,21 @@ pub fn bytes_waiting(fd: BorrowedFd<'_>) -> io::Result<usize> {
 pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the kernel writes at most the buffer's length into it.
     let result = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-    Ok(usize::try_from(checked(result as i64)?).unwrap_or(0))
+    counted(result)
 }
 
 /// `write(2)`.
 pub fn write(fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
     // SAFETY: the kernel reads at most the slice's length from it.
     let result = unsafe { libc::write(fd.as_raw_fd(), data.as_ptr().cast(), data.len()) };
-    Ok(usize::try_from(checked(result as i64)?).unwrap_or(0))
+    counted(result)
 }
 
 /// The events that hold for a descriptor right now (`poll(2)` without waiting).
 pub fn readiness(fd: BorrowedFd<'_>, events: i16) -> io::Result<i16> {
     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     // SAFETY: one pollfd at the address of one.
-    checked(unsafe { libc::poll(&raw mut entry, 1, 0) }.into())?;
+    check(unsafe { libc::poll(&raw mut entry, 1, 0) })?;
     Ok(entry.revents)
 }
 
@@ -500,7 +457,7 @@ pub fn numbers_in(directory: BorrowedFd<'_>) -> io::Result<Vec<RawFd>> {
         // SAFETY: the kernel writes at most the buffer's length into it.
         let result =
             unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
-        let length = usize::try_from(checked(result)?).unwrap_or(0);
+        let length = usize::try_from(check(result)?).unwrap_or(0);
         if length == 0 {
             return Ok(numbers);
         }
@@ -525,23 +482,23 @@ pub fn numbers_in(directory: BorrowedFd<'_>) -> io::Result<Vec<RawFd>> {
 /// ([`crate::fds::leave_shared_directory`]).
 pub fn change_root(directory: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: fchdir takes one integer.
-    checked(unsafe { libc::fchdir(directory.as_raw_fd()) }.into())?;
+    check(unsafe { libc::fchdir(directory.as_raw_fd()) })?;
     // SAFETY: the path is a literal that ends in a zero byte.
-    checked(unsafe { libc::chroot(c".".as_ptr()) }.into())?;
+    check(unsafe { libc::chroot(c".".as_ptr()) })?;
     // SAFETY: the path is a literal that ends in a zero byte.
-    checked(unsafe { libc::chdir(c"/".as_ptr()) }.into()).map(drop)
+    check(unsafe { libc::chdir(c"/".as_ptr()) }).map(drop)
 }
 
 /// `unshare(CLONE_FS)`: from here on root, working directory and umask are the calling thread's own.
 pub fn leave_shared_directory() -> io::Result<()> {
     // SAFETY: unshare takes one integer; CLONE_FS touches no memory.
-    checked(unsafe { libc::unshare(libc::CLONE_FS) }.into()).map(drop)
+    check(unsafe { libc::unshare(libc::CLONE_FS) }).map(drop)
 }
 
 /// `setns(2)` for the calling thread: `CLONE_NEW*` bits with a pidfd, or one bit with a namespace's descriptor.
 pub fn enter_namespaces(of: BorrowedFd<'_>, kinds: i32) -> io::Result<()> {
     // SAFETY: setns takes two integers.
-    checked(unsafe { libc::setns(of.as_raw_fd(), kinds) }.into()).map(drop)
+    check(unsafe { libc::setns(of.as_raw_fd(), kinds) }).map(drop)
 }
 
 /// Changes effective user and group of the calling thread alone; the real and saved ones stay, so that it can go back.
@@ -550,12 +507,12 @@ pub fn set_thread_identity(uid: u32, gid: u32) -> io::Result<()> {
     if uid == 0 {
         // Back to root first: only root may change the group.
         // SAFETY: setresuid takes three integers; the raw call changes this thread only.
-        checked(unsafe { libc::syscall(libc::SYS_setresuid, keep, uid, keep) })?;
+        check(unsafe { libc::syscall(libc::SYS_setresuid, keep, uid, keep) })?;
     }
     // SAFETY: setresgid takes three integers; the raw call changes this thread only.
-    checked(unsafe { libc::syscall(libc::SYS_setresgid, keep, gid, keep) })?;
+    check(unsafe { libc::syscall(libc::SYS_setresgid, keep, gid, keep) })?;
     // SAFETY: setresuid takes three integers; the raw call changes this thread only.
-    checked(unsafe { libc::syscall(libc::SYS_setresuid, keep, uid, keep) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_setresuid, keep, uid, keep) }).map(drop)
 }
 
 #[cfg(test)]

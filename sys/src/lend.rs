@@ -2,7 +2,7 @@
 //!
 //! vmsplice(2) puts references to pages into a pipe, splice(2) moves them on into the socket, which since Linux 6.5 queues them as
 //! they are (`MSG_SPLICE_PAGES`). Whoever lends pages mustn't write to them before the peer has read them, or it reads
-//! something else; [`super::unix::memory_unread_by_peer`] says how much it hasn't read at most.
+//! something else; [`super::sockets::memory_unread`] says how much it hasn't read at most.
 
 use std::cell::Cell;
 use std::io;
@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use crate::fds;
+use crate::outcome::{check, counted};
 
 /// Size of a page, in bytes.
 pub const PAGE: usize = 4096;
@@ -69,7 +70,7 @@ impl Pages {
         // SAFETY: `place` has checked that the range is within the mapping.
         let start = unsafe { self.start.add(offset) };
         // SAFETY: what `renew` discards is bytes, which are valid whatever they are, and no reference to them is alive.
-        check(unsafe { libc::madvise(start.as_ptr().cast(), len, advice) })
+        check(unsafe { libc::madvise(start.as_ptr().cast(), len, advice) }).map(drop)
     }
 
     fn place(&self, pages: &Range<usize>) -> (usize, usize) {
@@ -115,7 +116,7 @@ impl Lane {
         let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         // SAFETY: the kernel takes references to the pages of `bytes`, and doesn't write to them.
         let put = unsafe { libc::vmsplice(self.write.as_raw_fd(), &raw const part, 1, libc::SPLICE_F_NONBLOCK) };
-        let put = usize::try_from(put).map_err(|_| io::Error::last_os_error())?;
+        let put = counted(put)?;
         let mut taken = 0;
         let mut outcome = Ok(());
         while taken < put {
@@ -151,12 +152,8 @@ impl Lane {
         let (from, to, flags) = (self.read.as_raw_fd(), to.as_raw_fd(), libc::SPLICE_F_NONBLOCK);
         // SAFETY: no offsets are given, so that the kernel takes integers only.
         let count = unsafe { libc::splice(from, none, to, none, len, flags) };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+        counted(count)
     }
-}
-
-fn check(result: i32) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -192,7 +189,7 @@ mod tests {
         let (ours, theirs) = unix::pair(true).expect("pair");
         let lane = Lane::new(32).expect("lane");
         let pages = Pages::new(17).expect("pages");
-        let unread = || unix::memory_unread_by_peer(ours.as_fd()).expect("SIOCOUTQ");
+        let unread = || fds::sockets::memory_unread(ours.as_fd()).expect("SIOCOUTQ");
         let bytes = &pages.bytes(0..17)[100..100 + 65_483];
         assert_eq!(lane.lend(ours.as_fd(), bytes).expect("lend"), bytes.len());
         assert!(unread() >= bytes.len());

@@ -10,6 +10,7 @@ pub mod memfd;
 pub mod namespaces;
 pub mod netlink;
 pub mod netns;
+mod outcome;
 pub mod packet;
 pub mod pagemap;
 pub mod proc;

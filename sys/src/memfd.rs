@@ -3,7 +3,9 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::outcome::{check, owned};
 
 /// Creates a memory file (close-on-exec, sealing allowed).
 ///
@@ -11,12 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 /// As memfd_create(2).
 pub fn create(name: &CStr) -> io::Result<File> {
     // SAFETY: the name is a terminated string that outlives the call.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just gave this descriptor to us and nobody else knows it.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    owned(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) }).map(File::from)
 }
 
 /// The seals (`F_SEAL_*`) of a memory file; none for a file that has no seals at all.
@@ -39,7 +36,7 @@ pub fn seals(file: impl AsFd) -> io::Result<u32> {
 pub fn add_seals(file: impl AsFd, seals: u32) -> io::Result<()> {
     // SAFETY: F_ADD_SEALS takes an integer.
     let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_ADD_SEALS, seals) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    check(result).map(drop)
 }
 
 /// The first run of data at or after `offset`: its start and end. `None` when there is none.
@@ -76,7 +73,7 @@ pub fn punch_hole(file: impl AsFd, start: u64, end: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: fallocate takes numbers only.
     let result = unsafe { libc::fallocate(file.as_fd().as_raw_fd(), mode, offset, length) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    check(result).map(drop)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::mount::MsFlags;
 
-use crate::process::check;
+use crate::outcome::check;
 
 bitflags::bitflags! {
     /// Kinds of namespaces (unshare(2)).
@@ -30,7 +30,7 @@ bitflags::bitflags! {
 /// Moves the calling process into new namespaces (for [`Namespaces::PID`] and [`Namespaces::TIME`]: its future children).
 pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
     // SAFETY: unshare takes one integer; none of these flags affects memory.
-    check(unsafe { libc::unshare(namespaces.bits()) }.into()).map(drop)
+    check(unsafe { libc::unshare(namespaces.bits()) }).map(drop)
 }
 
 /// Sets what a new time namespace adds to the clocks. Must come after [`unshare`] and before the first child.

@@ -10,7 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::fds;
 
 /// Where the files of named namespaces live.
 pub const NETNS_DIRECTORY: &str = "/run/netns";
@@ -94,7 +96,7 @@ impl NetNamespace {
     /// # Errors
     /// What `setns` said.
     pub fn enter(&self) -> io::Result<()> {
-        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+        enter(self.as_fd())
     }
 
     /// Runs `work` inside the namespace, on a thread made for it; the caller's thread stays where it is.
@@ -128,6 +130,14 @@ impl AsFd for NetNamespace {
 pub fn of_process(pid: u32) -> io::Result<NamespaceId> {
     let metadata = fs::metadata(format!("/proc/{pid}/ns/net"))?;
     Ok(NamespaceId { device: metadata.dev(), inode: metadata.ino() })
+}
+
+/// Takes the calling thread, and what it starts from now on, into a network namespace. Sockets it makes belong there.
+///
+/// # Errors
+/// As setns(2).
+pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    fds::enter_namespaces(namespace, libc::CLONE_NEWNET)
 }
 
 /// Takes the name of a namespace away; the namespace itself ends with its last process. A name that is not there

@@ -3,7 +3,9 @@
 //! man 7 packet. The socket receives nothing (protocol 0), so it costs nothing while it is open.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use crate::outcome::{counted, owned};
 
 /// A packet socket that only sends, in the network namespace in which it was opened.
 #[derive(Debug)]
@@ -16,12 +18,7 @@ impl PacketSocket {
     /// As socket(2); EPERM without CAP_NET_RAW.
     pub fn open() -> io::Result<PacketSocket> {
         // SAFETY: no pointer is passed.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
-        Ok(PacketSocket(unsafe { OwnedFd::from_raw_fd(fd) }))
+        owned(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) }).map(PacketSocket)
     }
 
     /// Sends one whole Ethernet frame out of the device with index `link`.
@@ -39,6 +36,6 @@ impl PacketSocket {
         let sent = unsafe {
             libc::sendto(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const address).cast(), length)
         };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        counted(sent).map(drop)
     }
 }

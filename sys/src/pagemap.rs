@@ -10,11 +10,9 @@ use crate::lend::{PAGE, Pages};
 use crate::uffd::{self, WriteTracker};
 
 bitflags::bitflags! {
-    /// `PAGE_IS_*` of `linux/fs.h`.
+    /// `PAGE_IS_*` of `linux/fs.h`, those that are asked for.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct Category: u64 {
-        /// The page's mapping has asynchronous write protection (it is registered with a `WP_ASYNC` userfaultfd).
-        const WP_ALLOWED = 1 << 0;
         /// Not write-protected: written since the last protecting scan, or never protected.
         const WRITTEN = 1 << 1;
         /// A page of a file or of shared memory, as opposed to the process's own copy.
@@ -25,10 +23,6 @@ bitflags::bitflags! {
         const SWAPPED = 1 << 4;
         /// The shared page of zeros.
         const ZERO = 1 << 5;
-        /// Part of a huge page.
-        const HUGE = 1 << 6;
-        /// Unused here.
-        const SOFT_DIRTY = 1 << 7;
         /// A guard page made with `MADV_GUARD_INSTALL` (Linux 6.15).
         const GUARD = 1 << 8;
     }

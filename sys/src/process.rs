@@ -2,22 +2,10 @@
 //! kernel tells about them by system call.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::Pid;
-
-/// Turns the result of a raw system call made through `libc::syscall` into a `Result`.
-pub(crate) fn check(result: libc::c_long) -> io::Result<i64> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// Takes ownership of a descriptor that a system call has just returned.
-pub(crate) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
-    let number = check(result)?;
-    let number = RawFd::try_from(number).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-    // SAFETY: the kernel has just given us this descriptor and nobody else knows its number.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
+use crate::outcome::{check, owned};
 
 /// Reading of a clock in nanoseconds; 0 for a clock that doesn't exist.
 pub fn clock_ns(clock: libc::clockid_t) -> i64 {
@@ -36,7 +24,14 @@ pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })
 }
 
-/// A duplicate of another process's descriptor (pidfd_getfd(2)).
+/// A descriptor that stands for one thread (`PIDFD_THREAD`, Linux 6.9); before, `EINVAL`. It is closed on exec.
+pub fn pidfd_open_thread(thread: Pid) -> io::Result<OwnedFd> {
+    // PIDFD_THREAD has the value of O_EXCL.
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, thread.as_raw(), libc::O_EXCL) })
+}
+
+/// A duplicate of another process's descriptor (pidfd_getfd(2)): it shares the open file description and is closed on exec.
 pub fn pidfd_getfd(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_getfd takes three integers and touches no memory of ours.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
@@ -52,7 +47,7 @@ pub fn pidfd_send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()>
 /// Sends a signal to a process (kill(2)).
 pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes two integers.
-    check(unsafe { libc::kill(pid.as_raw(), signal) }.into()).map(drop)
+    check(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
 }
 
 /// Sends a signal to one thread (tgkill(2)).
@@ -102,11 +97,6 @@ pub fn reap(pid: Pid) -> io::Result<WaitStatus> {
     }
 }
 
-/// Collects one child if it has ended.
-pub fn try_reap(pid: Pid) -> io::Result<Option<WaitStatus>> {
-    Ok(wait(pid.as_raw(), libc::WNOHANG)?.map(|(_, status)| status))
-}
-
 fn wait(pid: libc::pid_t, options: libc::c_int) -> io::Result<Option<(Pid, WaitStatus)>> {
     loop {
         let mut status = 0;
@@ -133,15 +123,15 @@ fn wait(pid: libc::pid_t, options: libc::c_int) -> io::Result<Option<(Pid, WaitS
 pub fn child_signals() -> io::Result<OwnedFd> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set it is given.
-    check(unsafe { libc::sigemptyset(set.as_mut_ptr()) }.into())?;
+    check(unsafe { libc::sigemptyset(set.as_mut_ptr()) })?;
     // SAFETY: the set was initialised above.
     let mut set = unsafe { set.assume_init() };
     // SAFETY: the set is initialised and ours.
-    check(unsafe { libc::sigaddset(&raw mut set, libc::SIGCHLD) }.into())?;
+    check(unsafe { libc::sigaddset(&raw mut set, libc::SIGCHLD) })?;
     // SAFETY: blocking a signal touches only the calling thread's mask; the old mask isn't asked for.
-    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) }.into())?;
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
     // SAFETY: the set is initialised; -1 asks for a new descriptor.
-    owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }.into())
+    owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
 /// Head and length of another thread's robust futex list (get_robust_list(2)).
@@ -228,7 +218,7 @@ pub fn affinity(thread: Pid) -> io::Result<Vec<u8>> {
     Ok(mask)
 }
 
-/// The soft and hard limit of another process.
+/// The soft and hard limit of a process; number 0 is the caller.
 pub fn limit(pid: Pid, resource: u32) -> io::Result<(u64, u64)> {
     let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     let new: *const libc::rlimit64 = std::ptr::null();
@@ -237,7 +227,7 @@ pub fn limit(pid: Pid, resource: u32) -> io::Result<(u64, u64)> {
     Ok((old.rlim_cur, old.rlim_max))
 }
 
-/// Sets the soft and hard limit of another process.
+/// Sets the soft and hard limit of a process; number 0 is the caller.
 pub fn set_limit(pid: Pid, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let new = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
     let old: *mut libc::rlimit64 = std::ptr::null_mut();
@@ -245,42 +235,18 @@ pub fn set_limit(pid: Pid, resource: u32, soft: u64, hard: u64) -> io::Result<()
     check(unsafe { libc::syscall(libc::SYS_prlimit64, pid.as_raw(), resource, &raw const new, old) }).map(drop)
 }
 
-/// What two threads may share (kcmp(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shared {
-    /// The address space.
-    Memory,
-    /// The table of descriptors.
-    Descriptors,
-    /// Root, working directory and umask.
-    FileSystem,
-    /// Signal handlers.
-    Handlers,
-    /// The I/O context.
-    IoContext,
-    /// The list of semaphore undo operations.
-    SemaphoreUndo,
-}
-
-/// Whether two threads share something.
-pub fn share(first: Pid, second: Pid, what: Shared) -> io::Result<bool> {
-    let kind: i32 = match what {
-        Shared::Memory => 1,
-        Shared::Descriptors => 2,
-        Shared::FileSystem => 3,
-        Shared::Handlers => 4,
-        Shared::IoContext => 5,
-        Shared::SemaphoreUndo => 6,
-    };
-    // SAFETY: kcmp takes integers only for these kinds.
-    let result = check(unsafe { libc::syscall(libc::SYS_kcmp, first.as_raw(), second.as_raw(), kind, 0, 0) })?;
-    Ok(result == 0)
+/// Raises this process's soft limit of open descriptors to the hard one; returns it.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let own = Pid::from_raw(0);
+    let (_, hard) = limit(own, libc::RLIMIT_NOFILE)?;
+    set_limit(own, libc::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
 }
 
 /// Lets a descriptor survive the next exec.
 pub fn keep_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: F_SETFD takes an integer.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }.into()).map(drop)
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).map(drop)
 }
 
 /// Takes a descriptor that was inherited over an exec under a number told by whoever executed this program. The number
@@ -290,9 +256,9 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
     // SAFETY: F_DUPFD_CLOEXEC takes an integer; a number that isn't open is an error.
-    let duplicate = owned(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) }.into())?;
+    let duplicate = owned(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: nothing in this program owns the number: it came from before the exec.
-    check(unsafe { libc::close(number) }.into())?;
+    check(unsafe { libc::close(number) })?;
     Ok(duplicate)
 }
 
@@ -312,7 +278,7 @@ impl PidNamespace {
         const NS_GET_PID_FROM_PIDNS: libc::c_ulong = 0x8004_b706;
         // SAFETY: the argument of this request is an integer, not a pointer.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), NS_GET_PID_FROM_PIDNS, libc::c_ulong::from(inside)) };
-        check(result.into())?;
+        check(result)?;
         Ok(Pid::from_raw(result))
     }
 
@@ -322,7 +288,7 @@ impl PidNamespace {
         const NS_GET_PID_IN_PIDNS: libc::c_ulong = 0x8004_b708;
         let number = libc::c_ulong::from(outside.as_raw().unsigned_abs());
         // SAFETY: the argument of this request is an integer, not a pointer.
-        let result = check(unsafe { libc::ioctl(self.0.as_raw_fd(), NS_GET_PID_IN_PIDNS, number) }.into())?;
+        let result = check(unsafe { libc::ioctl(self.0.as_raw_fd(), NS_GET_PID_IN_PIDNS, number) })?;
         u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::ERANGE))
     }
 }

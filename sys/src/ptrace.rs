@@ -14,7 +14,8 @@ use std::os::raw::c_void;
 use std::time::{Duration, Instant};
 
 use crate::Pid;
-use crate::process::{check, tgkill};
+use crate::outcome::check;
+use crate::process::tgkill;
 use crate::vm::{self, Remote};
 
 const PTRACE_GETSIGMASK: u32 = 0x420a;

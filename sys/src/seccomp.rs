@@ -7,9 +7,11 @@
 
 use std::io;
 use std::mem::{offset_of, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
+
+use crate::outcome::{check, counted, owned};
 
 /// `AUDIT_ARCH_X86_64` (linux/audit.h): `EM_X86_64 | __AUDIT_ARCH_64BIT | __AUDIT_ARCH_LE`.
 pub const ARCH_X86_64: u32 = 0xc000_003e;
@@ -225,7 +227,7 @@ impl Program {
 
 fn install(program: &libc::sock_fprog) -> io::Result<Listener> {
     // SAFETY: `program` points to a filter that outlives the call; the kernel copies and verifies it.
-    let fd = unsafe {
+    let listener = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
@@ -233,17 +235,13 @@ fn install(program: &libc::sock_fprog) -> io::Result<Listener> {
             std::ptr::from_ref(program),
         )
     };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-    Ok(Listener(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    owned(listener).map(Listener)
 }
 
 fn set_no_new_privs() -> io::Result<()> {
     // SAFETY: takes integers only.
     let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    check(result).map(drop)
 }
 
 /// A call that the filter handed over. The calling thread waits until it is answered, or until a signal cancels it.
@@ -332,7 +330,7 @@ impl Listener {
     fn send(&self, mut response: libc::seccomp_notif_resp) -> io::Result<()> {
         // SAFETY: the kernel reads a structure of the size that the request number encodes.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut response) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        check(result).map(drop)
     }
 
     /// Puts a descriptor into the caller's table and ends the call with its number, both at once; returns the number.
@@ -361,7 +359,7 @@ impl Listener {
         };
         // SAFETY: the kernel reads a structure of the size that the request number encodes.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &raw const request) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+        check(result).map(|_| result)
     }
 
     /// Asks for wake-ups on the waker's own CPU, which shortens the exchange of a call and its answer.
@@ -369,7 +367,7 @@ impl Listener {
         let flags = if on { SYNC_WAKE_UP } else { 0 };
         // SAFETY: the request takes an integer.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS, flags) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        check(result).map(drop)
     }
 }
 
@@ -408,11 +406,7 @@ pub fn write_memory_at<const N: usize>(thread: i32, places: [(u64, &[u8]); N]) -
 }
 
 fn complete(count: isize, wanted: usize) -> io::Result<()> {
-    match usize::try_from(count) {
-        Ok(count) if count == wanted => Ok(()),
-        Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
-        Err(_) => Err(io::Error::last_os_error()),
-    }
+    if counted(count)? == wanted { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EFAULT)) }
 }
 
 const _: () = assert!(size_of::<libc::seccomp_notif>() == 80);

@@ -7,6 +7,8 @@ use std::fs::{self, File};
 use std::io;
 use std::ptr;
 
+use crate::outcome::{check, counted};
+
 /// Identity and rights of an object (`struct ipc_perm`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
@@ -64,8 +66,9 @@ pub struct Queue {
     pub messages: usize,
 }
 
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+/// The identifier that a `*get` call returned.
+fn number(result: i32) -> io::Result<i32> {
+    check(result).map(|_| result)
 }
 
 /// The lines of a table of /proc/sysvipc, each as numbers. The rights are octal. No table, no objects: such a kernel has none.
@@ -168,7 +171,7 @@ pub fn make_segment(id: i32, permissions: Permissions, bytes: u64) -> io::Result
     let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
     choose("shm", id)?;
     // SAFETY: shmget takes numbers only.
-    let got = check(unsafe { libc::shmget(permissions.key, bytes, creation(permissions)) })?;
+    let got = number(unsafe { libc::shmget(permissions.key, bytes, creation(permissions)) })?;
     chosen("shared memory", id, got, remove_segment)
 }
 
@@ -247,7 +250,7 @@ pub fn make_semaphores(id: i32, permissions: Permissions, values: &[u16]) -> io:
     let count = i32::try_from(values.len()).map_err(io::Error::other)?;
     choose("sem", id)?;
     // SAFETY: semget takes numbers only.
-    let got = check(unsafe { libc::semget(permissions.key, count, creation(permissions)) })?;
+    let got = number(unsafe { libc::semget(permissions.key, count, creation(permissions)) })?;
     chosen("semaphores", id, got, remove_semaphores)?;
     // SAFETY: the kernel reads as many values as the set has, which are those given.
     check(unsafe { libc::semctl(id, 0, libc::SETALL, values.as_ptr()) })?;
@@ -301,7 +304,7 @@ pub fn messages(queue: &Queue) -> io::Result<Vec<Message>> {
             let got = unsafe {
                 libc::msgrcv(queue.id, buffer.as_mut_ptr().cast(), queue.bytes, index, MSG_COPY | libc::IPC_NOWAIT)
             };
-            let length = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+            let length = counted(got)?;
             let (kind, content) = buffer.split_at(WORD);
             let kind = kind.try_into().map(i64::from_ne_bytes).map_err(io::Error::other)?;
             Ok((kind, content[..length].to_vec()))
@@ -316,7 +319,7 @@ pub fn messages(queue: &Queue) -> io::Result<Vec<Message>> {
 pub fn make_queue(id: i32, permissions: Permissions, capacity: u64, messages: &[Message]) -> io::Result<()> {
     choose("msg", id)?;
     // SAFETY: msgget takes numbers only.
-    let got = check(unsafe { libc::msgget(permissions.key, creation(permissions)) })?;
+    let got = number(unsafe { libc::msgget(permissions.key, creation(permissions)) })?;
     chosen("message queue", id, got, remove_queue)?;
     let mut settings = queue_settings(id)?;
     settings.msg_perm = perm(permissions);

@@ -184,14 +184,6 @@ impl Region {
         Ok(moved)
     }
 
-    /// Whether the region is still there: a process that executed another program has lost it.
-    pub fn is_there(self, pid: Pid) -> bool {
-        let mut found = vec![0; code().len()];
-        let length = found.len();
-        vm::read_vectored(pid, &mut found, &[Remote { address: self.start, length }]).is_ok_and(|read| read == length)
-            && found == code()
-    }
-
     /// Unmaps the region. The thread can't run tapes in it any more.
     pub fn remove(self, thread: &mut Stopped) -> io::Result<()> {
         // The call made from the region's own code: the thread never returns to it.
@@ -376,16 +368,6 @@ impl Tape {
     /// Whether it has no calls.
     pub fn is_empty(&self) -> bool {
         self.calls.is_empty()
-    }
-
-    /// Number of calls on it.
-    pub fn len(&self) -> usize {
-        self.calls.len()
-    }
-
-    /// Bytes of data on it.
-    pub fn data_len(&self) -> usize {
-        self.data.len()
     }
 
     /// Adds a call that may fail. Arguments not given are 0.

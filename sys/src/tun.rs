@@ -9,10 +9,11 @@
 
 use std::ffi::CStr;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::ebpf::Filter;
 use crate::netns::NetNamespace;
+use crate::outcome::{check, counted, owned};
 
 /// Length of the header before each packet, `struct virtio_net_hdr`.
 pub const HEADER_LEN: usize = 10;
@@ -161,7 +162,7 @@ impl Tun {
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
         let count = unsafe { libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+        counted(count)
     }
 
     /// Has `filter` decide which packets wait to be received, or all do. It stays with the device.
@@ -171,7 +172,7 @@ impl Tun {
     pub fn set_filter(&self, filter: Option<&Filter>) -> io::Result<()> {
         let fd: i32 = filter.map_or(-1, |filter| filter.as_fd().as_raw_fd());
         // SAFETY: the kernel reads one int.
-        check(unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETFILTEREBPF, &raw const fd) })
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETFILTEREBPF, &raw const fd) }).map(drop)
     }
 
     /// The device's name in its network namespace.
@@ -189,10 +190,7 @@ impl Tun {
     /// EINVAL from kernels before Linux 5.7.
     pub fn namespace(&self) -> io::Result<NetNamespace> {
         // SAFETY: the request takes no argument.
-        let fd = unsafe { libc::ioctl(self.0.as_raw_fd(), TUNGETDEVNETNS) };
-        check(fd.min(0))?;
-        // SAFETY: the kernel just made the descriptor for us.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+        owned(unsafe { libc::ioctl(self.0.as_raw_fd(), TUNGETDEVNETNS) }).map(NetNamespace::from)
     }
 
     /// Hands the kernel one packet, the first slice of which is its [`Header`].
@@ -200,7 +198,7 @@ impl Tun {
         let count = i32::try_from(slices.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         // SAFETY: an `IoSlice` is guaranteed to have the layout of an iovec, and the slices outlive the call.
         let written = unsafe { libc::writev(self.0.as_raw_fd(), slices.as_ptr().cast(), count) };
-        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        counted(written).map(drop)
     }
 }
 
@@ -274,7 +272,7 @@ impl Tap {
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         // SAFETY: the kernel writes at most `buffer.len()` bytes into `buffer`.
         let count = unsafe { libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+        counted(count)
     }
 
     /// Hands the kernel one frame, the first slice of which is its [`Header`].
@@ -282,7 +280,7 @@ impl Tap {
         let count = i32::try_from(slices.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         // SAFETY: an `IoSlice` is guaranteed to have the layout of an iovec, and the slices outlive the call.
         let written = unsafe { libc::writev(self.0.as_raw_fd(), slices.as_ptr().cast(), count) };
-        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        counted(written).map(drop)
     }
 }
 
@@ -342,10 +340,6 @@ fn ifreq_named(name: &str) -> io::Result<libc::ifreq> {
         *to = from.cast_signed();
     }
     Ok(request)
-}
-
-fn check(result: i32) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

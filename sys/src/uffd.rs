@@ -9,6 +9,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use crate::outcome::{check, owned};
+
 /// `flags` argument of `userfaultfd(2)` for the creation inside the process: needs no privilege there.
 pub const CREATE_FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY) as u64;
 
@@ -85,7 +87,7 @@ impl WriteTracker {
         // SAFETY: UFFDIO_REGISTER reads and writes one `struct uffdio_register`, which `RegisterArgument` mirrors; it changes
         // no content of the tracked memory.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut argument) };
-        check(result)
+        check(result).map(drop)
     }
 
     /// Whether the address space that this belongs to still exists: not after the process exited or called execve.
@@ -111,7 +113,7 @@ impl WriteTracker {
         let mut argument = Range { start, len: end - start };
         // SAFETY: UFFDIO_UNREGISTER reads one `struct uffdio_range`, which `Range` mirrors; it changes no content of memory.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_UNREGISTER, &raw mut argument) };
-        check(result)
+        check(result).map(drop)
     }
 }
 
@@ -127,15 +129,5 @@ impl AsFd for WriteTracker {
 /// `EPERM` where `vm.unprivileged_userfaultfd` and seccomp forbid it, `ENOSYS` where the kernel has none.
 pub fn create() -> io::Result<OwnedFd> {
     // SAFETY: userfaultfd takes flags only.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, CREATE_FLAGS) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = i32::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-    // SAFETY: the kernel just gave this descriptor to us and nobody else knows it.
-    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    owned(unsafe { libc::syscall(libc::SYS_userfaultfd, CREATE_FLAGS) })
 }

@@ -283,7 +283,7 @@ fn connect_from(fixture: &Fixture, own: SocketAddr, server: SocketAddr) -> TcpSt
 fn wait_until_the_peer_has_all(stream: &TcpStream) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let unsent = sys::unix::memory_unread_by_peer(stream.as_fd()).expect("a socket");
+        let unsent = sys::fds::sockets::memory_unread(stream.as_fd()).expect("a socket");
         if unsent == 0 {
             return;
         }

@@ -243,7 +243,7 @@ pub struct ContentImage {
     /// It travels as shared memory of the layout.
     pub in_memory_image: bool,
     /// F_GET_SEALS.
-    pub seals: i32,
+    pub seals: u32,
 }
 
 /// Where a file without a name comes from.

@@ -23,7 +23,7 @@ pub(crate) fn enter_kinds<T: Send>(
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("in the job".into()).spawn_scoped(scope, move || {
             fds::leave_shared_directory()?;
-            let process = fds::pidfd_open(process)?;
+            let process = sys::process::pidfd_open(process)?;
             fds::enter_namespaces(process.as_fd(), kinds)?;
             work()
         })?;

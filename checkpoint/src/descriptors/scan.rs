@@ -81,8 +81,8 @@ impl Seen {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        let process = fds::pidfd_open(self.pid)?;
-        let file = fds::pidfd_getfd(process.as_fd(), self.number)?;
+        let process = sys::process::pidfd_open(self.pid)?;
+        let file = sys::process::pidfd_getfd(process.as_fd(), self.number)?;
         Ok(self.file.get_or_init(|| file))
     }
 }

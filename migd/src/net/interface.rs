@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn furnish_namespace(namespace: BorrowedFd<'_>, addresses: &[(IpAddr, u8)], mtu: u32) -> Result<OwnedFd, NetError> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            sys::unix::enter_network_namespace(namespace).map_err(NetError::io("enter the job's network namespace"))?;
+            sys::netns::enter(namespace).map_err(NetError::io("enter the job's network namespace"))?;
             furnish(addresses, mtu)
         });
         thread.join().expect("nothing in the thread panics")

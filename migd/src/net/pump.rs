@@ -99,12 +99,11 @@ impl Pump {
         listener: OwnedFd,
         mailbox: Mailbox,
     ) -> Result<(Pump, BTreeMap<SocketKey, OwnedFd>), NetError> {
-        if let Err(error) = sys::unix::raise_descriptor_limit() {
+        if let Err(error) = sys::process::raise_descriptor_limit() {
             tracing::warn!(%error, "can't raise the limit of open descriptors; the job gets fewer connections");
         }
         if let Some(namespace) = &config.namespace {
-            sys::unix::enter_network_namespace(namespace.as_fd())
-                .map_err(NetError::io("enter the job's network namespace"))?;
+            sys::netns::enter(namespace.as_fd()).map_err(NetError::io("enter the job's network namespace"))?;
         }
         let slots = Slots::new().map_err(NetError::io("get memory for packets"))?;
         let clock = Clock(std::time::Instant::now());

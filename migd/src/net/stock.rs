@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use sys::epoll::Epoll;
-use sys::unix;
 
 use super::bridge::{Pair, SocketKey, watch};
 
@@ -38,7 +37,7 @@ impl Stock {
     /// # Errors
     /// As epoll_create1(2).
     pub fn new(namespace: Option<OwnedFd>) -> io::Result<Stock> {
-        let most = match unix::raise_descriptor_limit() {
+        let most = match sys::process::raise_descriptor_limit() {
             Ok(most) => usize::try_from(most).unwrap_or(usize::MAX),
             Err(error) => {
                 tracing::warn!(%error, "can't raise the limit of open descriptors; the job gets fewer connections");
@@ -69,7 +68,7 @@ impl Stock {
         let made = std::thread::scope(|scope| {
             let making = scope.spawn(|| {
                 if let Some(namespace) = namespace {
-                    unix::enter_network_namespace(namespace.as_fd())?;
+                    sys::netns::enter(namespace.as_fd())?;
                 }
                 keys.iter().map(|_| Pair::new(true)).collect::<io::Result<Vec<Pair>>>()
             });

@@ -5,13 +5,14 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::{c_string, checked, owned};
+use super::c_string;
+use crate::outcome::{check, owned};
 
 /// `eventfd2(2)`; close-on-exec.
 pub fn eventfd(count: u64, semaphore: bool) -> io::Result<OwnedFd> {
     let flags = libc::EFD_CLOEXEC | if semaphore { libc::EFD_SEMAPHORE } else { 0 };
     // SAFETY: eventfd takes two integers.
-    let fd = owned(unsafe { libc::eventfd(0, flags) }.into())?;
+    let fd = owned(unsafe { libc::eventfd(0, flags) })?;
     if count > 0 {
         // The argument of the call has 32 bits only.
         super::write(std::os::fd::AsFd::as_fd(&fd), &count.to_ne_bytes())?;
@@ -22,7 +23,7 @@ pub fn eventfd(count: u64, semaphore: bool) -> io::Result<OwnedFd> {
 /// `timerfd_create(2)`; close-on-exec.
 pub fn timerfd(clock: i32) -> io::Result<OwnedFd> {
     // SAFETY: timerfd_create takes two integers.
-    owned(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) }.into())
+    owned(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) })
 }
 
 fn time_spec(time: Duration) -> io::Result<libc::timespec> {
@@ -35,19 +36,7 @@ pub fn set_timer(fd: BorrowedFd<'_>, flags: i32, first: Duration, interval: Dura
     let value = libc::itimerspec { it_interval: time_spec(interval)?, it_value: time_spec(first)? };
     // SAFETY: the kernel reads a struct itimerspec at the address of one; null is allowed for the old value.
     let result = unsafe { libc::timerfd_settime(fd.as_raw_fd(), flags, &raw const value, std::ptr::null_mut()) };
-    checked(result.into()).map(drop)
-}
-
-/// `timerfd_gettime(2)`: time left until the next expiry, and the interval.
-pub fn timer(fd: BorrowedFd<'_>) -> io::Result<(Duration, Duration)> {
-    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut value = libc::itimerspec { it_interval: zero, it_value: zero };
-    // SAFETY: the kernel writes a struct itimerspec at the address of one.
-    checked(unsafe { libc::timerfd_gettime(fd.as_raw_fd(), &raw mut value) }.into())?;
-    let duration = |time: libc::timespec| {
-        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
-    };
-    Ok((duration(value.it_value), duration(value.it_interval)))
+    check(result).map(drop)
 }
 
 /// `TFD_IOC_SET_TICKS`: expiries that were not read yet. The kernel takes no zero.
@@ -55,7 +44,7 @@ pub fn set_timer_ticks(fd: BorrowedFd<'_>, ticks: u64) -> io::Result<()> {
     // _IOW('T', 0, __u64)
     const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
     // SAFETY: the kernel reads a u64 at the address of one.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) }.into()).map(drop)
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) }).map(drop)
 }
 
 /// `signalfd4(2)`; close-on-exec. Bit 0 of the mask is signal 1.
@@ -67,24 +56,7 @@ pub fn signalfd(mask: u64) -> io::Result<OwnedFd> {
 /// `epoll_create1(2)`; close-on-exec.
 pub fn epoll() -> io::Result<OwnedFd> {
     // SAFETY: epoll_create1 takes one integer.
-    owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }.into())
-}
-
-/// `EPOLL_CTL_ADD` with raw events and data.
-pub fn epoll_add(epoll: BorrowedFd<'_>, target: BorrowedFd<'_>, events: u32, data: u64) -> io::Result<()> {
-    let mut event = libc::epoll_event { events, u64: data };
-    // SAFETY: the kernel reads a struct epoll_event at the address of one.
-    let result = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, target.as_raw_fd(), &raw mut event) };
-    checked(result.into()).map(drop)
-}
-
-/// What is ready right now, at most 64: (events, data).
-pub fn epoll_ready(epoll: BorrowedFd<'_>) -> io::Result<Vec<(u32, u64)>> {
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
-    // SAFETY: the kernel writes at most 64 events into an array of 64.
-    let count = checked(unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), 64, 0) }.into())?;
-    let count = usize::try_from(count).unwrap_or(0);
-    Ok(events[..count].iter().map(|event| (event.events, event.u64)).collect())
+    owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })
 }
 
 /// `struct epoll_event` as bytes, for a call made elsewhere.
@@ -98,7 +70,7 @@ pub fn epoll_event_bytes(events: u32, data: u64) -> [u8; 12] {
 /// `inotify_init1(2)`; close-on-exec.
 pub fn inotify() -> io::Result<OwnedFd> {
     // SAFETY: inotify_init1 takes one integer.
-    owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) }.into())
+    owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })
 }
 
 /// `inotify_add_watch(2)` that gets the given watch number.
@@ -107,9 +79,9 @@ pub fn inotify_watch(fd: BorrowedFd<'_>, path: &OsStr, mask: u32, number: i32) -
     const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
     let path = c_string(path)?;
     // SAFETY: this ioctl takes its argument by value.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), INOTIFY_IOC_SETNEXTWD, number) }.into())?;
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), INOTIFY_IOC_SETNEXTWD, number) })?;
     // SAFETY: the path ends in a zero byte.
-    let given = checked(unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) }.into())?;
+    let given = check(unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) })?;
     if given == i64::from(number) { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EEXIST)) }
 }
 

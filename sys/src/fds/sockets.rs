@@ -7,7 +7,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::{checked, owned};
+use crate::outcome::{check, counted, owned};
 
 /// The most descriptors that one message can carry (SCM_MAX_FD).
 pub const DESCRIPTORS_IN_MESSAGE: usize = 253;
@@ -15,7 +15,7 @@ pub const DESCRIPTORS_IN_MESSAGE: usize = 253;
 /// `socket(2)`; close-on-exec.
 pub fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: socket takes three integers.
-    owned(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) }.into())
+    owned(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) })
 }
 
 /// `socketpair(2)` in AF_UNIX; close-on-exec.
@@ -23,8 +23,8 @@ pub fn socket_pair(kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
     let kind = kind | libc::SOCK_CLOEXEC;
     // SAFETY: the kernel writes two descriptor numbers into an array of two.
-    checked(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) }.into())?;
-    Ok((owned(ends[0].into())?, owned(ends[1].into())?))
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
+    Ok((owned(ends[0])?, owned(ends[1])?))
 }
 
 fn address_length(address: &[u8]) -> io::Result<u32> {
@@ -35,33 +35,27 @@ fn address_length(address: &[u8]) -> io::Result<u32> {
 pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
     let length = address_length(address)?;
     // SAFETY: the kernel reads as many bytes as the slice has.
-    checked(unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), length) }.into()).map(drop)
+    check(unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), length) }).map(drop)
 }
 
 /// `connect(2)`.
 pub fn connect(fd: BorrowedFd<'_>, address: &[u8]) -> io::Result<()> {
     let length = address_length(address)?;
     // SAFETY: the kernel reads as many bytes as the slice has.
-    checked(unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), length) }.into()).map(drop)
+    check(unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), length) }).map(drop)
 }
 
 /// `listen(2)`.
 pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     // SAFETY: listen takes two integers.
-    checked(unsafe { libc::listen(fd.as_raw_fd(), backlog) }.into()).map(drop)
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
 /// `accept4(2)`; close-on-exec.
 pub fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let none = std::ptr::null_mut();
     // SAFETY: null is allowed for address and length.
-    owned(unsafe { libc::accept4(fd.as_raw_fd(), none, none.cast(), libc::SOCK_CLOEXEC) }.into())
-}
-
-/// `shutdown(2)` with SHUT_RD, SHUT_WR or SHUT_RDWR.
-pub fn shutdown(fd: BorrowedFd<'_>, how: i32) -> io::Result<()> {
-    // SAFETY: shutdown takes two integers.
-    checked(unsafe { libc::shutdown(fd.as_raw_fd(), how) }.into()).map(drop)
+    owned(unsafe { libc::accept4(fd.as_raw_fd(), none, none.cast(), libc::SOCK_CLOEXEC) })
 }
 
 /// `getsockname(2)`.
@@ -69,7 +63,7 @@ pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut buffer = [0u8; 128];
     let mut length: libc::socklen_t = 128;
     // SAFETY: the kernel writes at most `length` bytes into the buffer of that length.
-    checked(unsafe { libc::getsockname(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), &raw mut length) }.into())?;
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), &raw mut length) })?;
     Ok(buffer[..(length as usize).min(128)].to_vec())
 }
 
@@ -78,7 +72,7 @@ pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut buffer = [0u8; 128];
     let mut length: libc::socklen_t = 128;
     // SAFETY: the kernel writes at most `length` bytes into the buffer of that length.
-    checked(unsafe { libc::getpeername(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), &raw mut length) }.into())?;
+    check(unsafe { libc::getpeername(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), &raw mut length) })?;
     Ok(buffer[..(length as usize).min(128)].to_vec())
 }
 
@@ -88,7 +82,7 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<Vec<u8>> 
     let mut length: libc::socklen_t = 256;
     // SAFETY: the kernel writes at most `length` bytes into the buffer of that length.
     let result = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, buffer.as_mut_ptr().cast(), &raw mut length) };
-    checked(result.into())?;
+    check(result)?;
     Ok(buffer[..(length as usize).min(256)].to_vec())
 }
 
@@ -102,7 +96,12 @@ pub fn int_option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> 
 pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let length = address_length(value)?;
     // SAFETY: the kernel reads as many bytes as the slice has.
-    checked(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), length) }.into()).map(drop)
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), length) }).map(drop)
+}
+
+/// `setsockopt(2)` of an option that is an int.
+pub fn set_int_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    set_option(fd, level, name, &value.to_ne_bytes())
 }
 
 /// SO_PEERCRED: process, user, group.
@@ -121,16 +120,17 @@ pub fn bound_file(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     const SIOCUNIXFILE: libc::c_ulong = 0x89e0;
     // SAFETY: this ioctl takes no argument.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE, 0) };
-    let file = owned(result.into())?;
+    let file = owned(result)?;
     super::set_close_on_exec(std::os::fd::AsFd::as_fd(&file), true)?;
     Ok(file)
 }
 
-/// `SIOCOUTQ`: memory of what was sent and not yet received by the peer.
+/// `SIOCOUTQ`: memory of what was sent and not yet received by the peer. On a Unix socket this counts the kernel's buffers, so
+/// only zero is exact.
 pub fn memory_unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: TIOCOUTQ writes an int at the address of one.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) }.into())?;
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) })?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
@@ -202,31 +202,12 @@ fn send_message(fd: BorrowedFd<'_>, data: &[u8], address: &[u8], control: &[u8])
     }
     // SAFETY: all pointers of the message are to slices that outlive the call, with their lengths; all are only read.
     let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
-    Ok(usize::try_from(checked(sent as i64)?).unwrap_or(0))
+    counted(sent)
 }
 
 fn empty_message() -> libc::msghdr {
     // SAFETY: a msghdr of zeros is valid: null pointers with zero lengths.
     unsafe { MaybeUninit::zeroed().assume_init() }
-}
-
-/// Receives data with descriptors without waiting; (bytes, descriptors). All are close-on-exec.
-pub fn receive_with_descriptors(fd: BorrowedFd<'_>, data: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut control = Control([0; 2048]);
-    let (bytes, _, control_length, _) =
-        receive_message(fd, data, &mut [], &mut control.0, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC)?;
-    let mut descriptors = Vec::new();
-    each_control(&control.0[..control_length], |_, kind, body| {
-        if kind == libc::SCM_RIGHTS {
-            for number in body.chunks_exact(4) {
-                let number = i32::from_ne_bytes([number[0], number[1], number[2], number[3]]);
-                if let Ok(fd) = owned(number.into()) {
-                    descriptors.push(fd);
-                }
-            }
-        }
-    });
-    Ok((bytes, descriptors))
 }
 
 fn receive_message(
@@ -246,7 +227,7 @@ fn receive_message(
     message.msg_namelen = address_length(name)?;
     // SAFETY: all pointers of the message are to slices held exclusively for the call, with their lengths.
     let received = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
-    let received = usize::try_from(checked(received as i64)?).unwrap_or(0);
+    let received = counted(received)?;
     let name_length = (message.msg_namelen as usize).min(name.len());
     Ok((received, name_length, message.msg_controllen.min(control.len()), message.msg_flags))
 }

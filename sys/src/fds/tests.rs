@@ -1,4 +1,7 @@
+use std::io::IoSliceMut;
 use std::os::fd::AsFd;
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::*;
 
@@ -69,8 +72,14 @@ fn descriptors_pass_in_bulk() {
     let copies: Vec<OwnedFd> = (0..100).map(|_| one.try_clone().unwrap()).collect();
     let numbers: Vec<RawFd> = copies.iter().map(AsRawFd::as_raw_fd).collect();
     sockets::send_with_descriptors(one.as_fd(), b"x", &numbers).unwrap();
-    let (length, received) = sockets::receive_with_descriptors(other.as_fd(), &mut [0; 8]).unwrap();
-    assert_eq!((length, received.len()), (1, 100));
+    let mut byte = [0; 8];
+    let mut slices = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([RawFd; 100]);
+    let message = recvmsg::<()>(other.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::empty()).unwrap();
+    let Some(ControlMessageOwned::ScmRights(received)) = message.cmsgs().unwrap().next() else {
+        panic!("no descriptors came")
+    };
+    assert_eq!((message.bytes, received.len()), (1, 100));
 }
 
 #[test]

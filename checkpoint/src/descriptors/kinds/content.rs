@@ -3,14 +3,14 @@
 //! Several open files of one inode refer to one [`ContentImage`]; what the job also maps is carried by the memory part, and
 //! the target opens the very object that is mapped.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use serde_bytes::ByteBuf;
-use sys::fds;
-use sys::libc;
+use sys::{fds, libc, memfd};
 
 use super::super::image::{ContentFile, ContentImage, Kind, Origin};
 use super::super::scan::Seen;
@@ -98,7 +98,7 @@ fn content(seen: &Seen, dump: &Dumping<'_>) -> Result<ContentImage, Problem> {
         }
     };
     let seals = match origin {
-        Origin::Memfd(_) => fds::seals(seen.file()?.as_fd())?,
+        Origin::Memfd(_) => memfd::seals(seen.file()?)?,
         Origin::Deleted(_) => 0,
     };
     Ok(ContentImage {
@@ -124,8 +124,8 @@ fn read(seen: &Seen, size: u64) -> io::Result<Pieces> {
 pub(in super::super) fn make(image: &ContentImage) -> io::Result<OwnedFd> {
     let fd = match &image.origin {
         Origin::Memfd(name) => {
-            // MFD_ALLOW_SEALING: without it the kernel starts with F_SEAL_SEAL, which the image then has as well.
-            fds::memfd(std::ffi::OsStr::from_bytes(name), libc::MFD_ALLOW_SEALING)?
+            // Made so that it can be sealed: else the kernel starts with F_SEAL_SEAL, which the image then has as well.
+            memfd::create(&CString::new(name.as_slice())?)?.into()
         }
         Origin::Deleted(directory) => {
             let directory = std::ffi::OsStr::from_bytes(directory);
@@ -151,6 +151,6 @@ pub(in super::super) fn open(content: &OwnedFd, image: &ContentFile, flags: i32)
 
 /// Seals it as it was.
 pub(in super::super) fn seal(content: &OwnedFd, image: &ContentImage) -> io::Result<()> {
-    let missing = image.seals & !fds::seals(content.as_fd()).unwrap_or(image.seals);
-    if missing == 0 { Ok(()) } else { fds::add_seals(content.as_fd(), missing) }
+    let missing = image.seals & !memfd::seals(content).unwrap_or(image.seals);
+    if missing == 0 { Ok(()) } else { memfd::add_seals(content, missing) }
 }

@@ -51,12 +51,12 @@ pub(super) fn queue(fd: BorrowedFd<'_>, domain: i32) -> io::Result<Vec<DatagramI
         let value = sockets::int_option(fd, level, name)?;
         if value == 0 {
             before.push((level, name));
-            sockets::set_option(fd, level, name, &1i32.to_ne_bytes())?;
+            sockets::set_int_option(fd, level, name, 1i32)?;
         }
     }
     let peeked = sockets::peek_datagrams(fd);
     for (level, name) in before {
-        sockets::set_option(fd, level, name, &0i32.to_ne_bytes())?;
+        sockets::set_int_option(fd, level, name, 0i32)?;
     }
     Ok(peeked?.iter().flat_map(images).collect())
 }
@@ -159,7 +159,7 @@ pub(super) fn fill(fd: BorrowedFd<'_>, domain: i32, queue: &[DatagramImage]) -> 
         return Ok(());
     };
     let before = sockets::int_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF)?;
-    sockets::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &ROOM.to_ne_bytes())?;
+    sockets::set_int_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, ROOM)?;
     let shared = [libc::SO_REUSEADDR, libc::SO_REUSEPORT]
         .iter()
         .any(|name| sockets::int_option(fd, libc::SOL_SOCKET, *name).is_ok_and(|value| value != 0));
@@ -177,7 +177,7 @@ pub(super) fn fill(fd: BorrowedFd<'_>, domain: i32, queue: &[DatagramImage]) -> 
         sent?;
     }
     // The kernel doubles what it is given.
-    sockets::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(before / 2).to_ne_bytes())
+    sockets::set_int_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, before / 2)
 }
 
 fn deliver(fd: BorrowedFd<'_>, local: SocketAddr, datagram: &DatagramImage, senders: &mut Senders) -> io::Result<()> {

@@ -138,7 +138,7 @@ pub(in super::super) fn set_options(fd: BorrowedFd<'_>, options: &[SocketOption]
         match (forced, <[u8; 4]>::try_from(value.as_slice())) {
             (Some((_, force)), Ok(bytes)) => {
                 let half = i32::from_ne_bytes(bytes) / 2;
-                sockets::set_option(fd, *level, *force, &half.to_ne_bytes())?;
+                sockets::set_int_option(fd, *level, *force, half)?;
             }
             _ => sockets::set_option(fd, *level, *name, value)
                 .map_err(|error| io::Error::other(format!("socket option {level}/{name}: {error}")))?,

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use sys::fds::events::epoll_event_bytes;
 use sys::tape::Tape;
-use sys::{Pid, fds, libc};
+use sys::{Pid, libc};
 
 use super::super::image::{EpollWatch, Kind, OpenFile, Slot};
 use super::super::preview::{EpollPreview, Preview};
@@ -240,5 +240,5 @@ pub(super) fn fetch_misplaced(restorer: &mut Restorer, uses: &[u32]) -> Result<(
 
 fn fetch(restorer: &Restorer, (process, number): (u32, RawFd)) -> io::Result<OwnedFd> {
     let pid = make::pid_of(restorer, process).ok_or(io::ErrorKind::NotFound)?;
-    fds::pidfd_getfd(fds::pidfd_open(pid)?.as_fd(), number)
+    sys::process::pidfd_getfd(sys::process::pidfd_open(pid)?.as_fd(), number)
 }

@@ -131,7 +131,7 @@ fn simple(
         Kind::Epoll { .. } => fds::events::epoll(),
         Kind::Process { process } => {
             let pid = pid_of(restorer, *process).ok_or_else(|| missing("no such process"))?;
-            fds::pidfd_open(pid)
+            sys::process::pidfd_open(pid)
         }
         Kind::External(_) | Kind::Path(_) | Kind::Inotify { .. } | Kind::Socket(_) | Kind::Unix(_) => {
             Err(missing("not made here"))

@@ -56,9 +56,9 @@ impl Channel {
         let (here, there) = (half(0), half(4));
         let hard = results.word(limits.plus(8));
 
-        let stub = fds::pidfd_open(pid)?;
-        let own = fds::pidfd_getfd(stub.as_fd(), here)?;
-        sockets::set_option(own.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(64i32 << 20).to_ne_bytes())?;
+        let stub = sys::process::pidfd_open(pid)?;
+        let own = sys::process::pidfd_getfd(stub.as_fd(), here)?;
+        sockets::set_int_option(own.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 64i32 << 20)?;
 
         let most = RawFd::try_from(hard).unwrap_or(RawFd::MAX);
         let last = occupied.last().copied().unwrap_or(-1);

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netstack::State;
+use sys::fds::sockets;
 use sys::seccomp::Notification;
 use sys::unix::{self, Receive, Timeout};
 
@@ -62,7 +63,7 @@ impl Bridge {
             Phase::Gone { ended: ended @ Ended::Failed, .. } => {
                 *ended = Ended::NotConnected;
                 // The kernel's note of it goes as well.
-                let _ = unix::option(end.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR);
+                let _ = sockets::int_option(end.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR);
                 Err(socket.error.take().unwrap_or(libc::ECONNABORTED))
             }
             Phase::Gone { ended: Ended::NotConnected, .. } => {
@@ -266,7 +267,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// Writes into the program's end until it isn't writable any more; returns how much.
 pub(super) fn fill_up(program_end: BorrowedFd<'_>) -> usize {
     // The kernel raises this to its minimum of some 4.5 KiB.
-    drop(unix::set_option(program_end, libc::SOL_SOCKET, libc::SO_SNDBUF, 0));
+    drop(sockets::set_int_option(program_end, libc::SOL_SOCKET, libc::SO_SNDBUF, 0));
     let block = [0u8; 2048];
     let mut filled = 0;
     while let Ok(count) = unix::send(program_end, &[IoSlice::new(&block)]) {

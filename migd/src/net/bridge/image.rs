@@ -20,6 +20,7 @@ use std::rc::Rc;
 use netstack::{SocketId, TcpOptions};
 use serde::{Deserialize, Serialize};
 use sys::epoll::Epoll;
+use sys::fds::{self, sockets};
 use sys::seccomp::Listener;
 use sys::unix::{self, Half, Receive};
 
@@ -181,9 +182,7 @@ impl Bridge {
         // Only a socket with something unread is worth the search for its program's end.
         let waits = match &socket.phase {
             Phase::Connected { end, .. } => {
-                unix::memory_unread_by_peer(end.fd.as_fd())
-                    .map_err(NetError::io("ask a socket pair for unread bytes"))?
-                    > 0
+                sockets::memory_unread(end.fd.as_fd()).map_err(NetError::io("ask a socket pair for unread bytes"))? > 0
             }
             Phase::Gone { .. } => true,
             _ => false,
@@ -403,7 +402,7 @@ fn is_empty(socket: &Socket) -> bool {
     is_calm(socket)
         && socket.end().is_some_and(|end| {
             let fd = end.fd.as_fd();
-            matches!(unix::memory_unread_by_peer(fd), Ok(0)) && matches!(unix::bytes_readable(fd), Ok(0))
+            matches!(sockets::memory_unread(fd), Ok(0)) && matches!(fds::bytes_waiting(fd), Ok(0))
         })
 }
 
@@ -483,7 +482,7 @@ struct Waiting {
 /// What waits to be read, left where it is.
 fn peek(end: BorrowedFd<'_>) -> Result<Waiting, NetError> {
     let failed = || NetError::io("copy the unread bytes of a socket");
-    let length = unix::bytes_readable(end).map_err(failed())?;
+    let length = fds::bytes_waiting(end).map_err(failed())?;
     let mut bytes = vec![0; length];
     if length == 0 {
         return Ok(Waiting::default());

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use netstack::{Shutdown, TcpOption};
+use sys::fds;
 use sys::seccomp::{self, Notification};
 use sys::unix::{self, Half};
 
@@ -321,7 +322,7 @@ impl Bridge {
         let Some(socket) = self.sockets.get(&key) else {
             return Reply::Proceed;
         };
-        let waiting = socket.end().map_or(0, |end| unix::bytes_readable(end.fd.as_fd()).unwrap_or(0));
+        let waiting = socket.end().map_or(0, |end| fds::bytes_waiting(end.fd.as_fd()).unwrap_or(0));
         let status = socket.id().map(|id| {
             self.stack.refresh(id);
             self.stack.status(id)

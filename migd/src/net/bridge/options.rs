@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use netstack::{Congestion, TcpOption, TcpOptions};
+use sys::fds::sockets;
 use sys::seccomp::Notification;
 use sys::unix::{self, Timeout};
 
@@ -302,7 +303,7 @@ impl Bridge {
     /// SO_ERROR, which is told once.
     fn pending_error(&mut self, key: SocketKey, end: &OwnedFd) -> i32 {
         // The kernel's idea of a broken pair must go as well, whatever it is.
-        let native = unix::option(end.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0);
+        let native = sockets::int_option(end.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0);
         let Some(socket) = self.sockets.get_mut(&key) else {
             return native;
         };
@@ -341,7 +342,7 @@ impl BridgeOptions {
     /// Sets what acts on the program's end itself.
     pub(super) fn apply(&self, end: BorrowedFd<'_>) {
         if let Some(on) = self.inert.get(&(libc::SOL_SOCKET, libc::SO_OOBINLINE)) {
-            drop(unix::set_option(end, libc::SOL_SOCKET, libc::SO_OOBINLINE, *on));
+            drop(sockets::set_int_option(end, libc::SOL_SOCKET, libc::SO_OOBINLINE, *on));
         }
         if self.receive_timeout.is_some() {
             drop(unix::set_timeout(end, Timeout::Receive, self.receive_timeout));
@@ -350,10 +351,10 @@ impl BridgeOptions {
             drop(unix::set_timeout(end, Timeout::Send, self.send_timeout));
         }
         if let Some(bytes) = self.receive_low_water {
-            drop(unix::set_option(end, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes));
+            drop(sockets::set_int_option(end, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes));
         }
         if let Some(priority) = self.priority {
-            drop(unix::set_option(end, libc::SOL_SOCKET, libc::SO_PRIORITY, priority));
+            drop(sockets::set_int_option(end, libc::SOL_SOCKET, libc::SO_PRIORITY, priority));
         }
     }
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use sys::unix;
+use sys::Pid;
+use sys::process::{pidfd_getfd, pidfd_open, pidfd_open_thread};
 
 /// Threads remembered; more are forgotten all at once, which costs one pidfd_open(2) each to learn anew.
 const THREADS_MAX: usize = 512;
@@ -29,14 +30,14 @@ impl Processes {
     /// A duplicate of a descriptor of the thread.
     pub(super) fn duplicate(&mut self, thread: i32, number: RawFd) -> io::Result<OwnedFd> {
         if let Some(known) = self.threads.get(&thread) {
-            match unix::duplicate_from(known.pidfd.as_fd(), number) {
+            match pidfd_getfd(known.pidfd.as_fd(), number) {
                 // The thread has ended, and its number may belong to a new one by now.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => drop(self.threads.remove(&thread)),
                 result => return result,
             }
         }
         let pidfd = self.learn(thread)?;
-        unix::duplicate_from(pidfd.as_fd(), number)
+        pidfd_getfd(pidfd.as_fd(), number)
     }
 
     fn learn(&mut self, thread: i32) -> io::Result<&OwnedFd> {
@@ -45,8 +46,8 @@ impl Processes {
         }
         // Linux before 6.9 has pidfds for whole processes only, and those by their first thread.
         let process = process_of(thread).unwrap_or(thread);
-        let pidfd = match unix::open_thread(thread) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => unix::open_process(process)?,
+        let pidfd = match pidfd_open_thread(Pid::from_raw(thread)) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => pidfd_open(Pid::from_raw(process))?,
             result => result?,
         };
         if self.witness.is_none() {
@@ -123,6 +124,7 @@ fn status_field(thread: i32, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sys::unix;
 
     #[test]
     fn finds_sockets_of_its_own_process() {

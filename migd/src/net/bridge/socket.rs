@@ -10,6 +10,7 @@ use std::time::Duration;
 use netstack::{Instant, SocketId, TcpOptions};
 use serde::{Deserialize, Serialize};
 use sys::epoll::{Epoll, Interest};
+use sys::fds::sockets;
 use sys::seccomp::Notification;
 use sys::unix;
 
@@ -200,7 +201,7 @@ impl End {
 
     /// Gives back what the program has read.
     pub(super) fn settle_loans(&mut self) {
-        let Ok(unread) = unix::memory_unread_by_peer(self.fd.as_fd()) else {
+        let Ok(unread) = sockets::memory_unread(self.fd.as_fd()) else {
             return;
         };
         let read = self.written.saturating_sub(unread as u64);

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::AsFd;
 
 use netstack::{Handled, Instant, RxPacket, Shutdown, SocketError, SocketId, State};
+use sys::fds;
 use sys::unix::{self, Half, Receive};
 
 use super::socket::{Connected, End, Ended, Phase, ProgramBuffer, Socket, SocketKey};
@@ -172,7 +173,7 @@ impl Bridge {
         }
         let unread = |bridge: &Bridge| {
             let end = bridge.sockets.get(&key).and_then(Socket::end);
-            end.is_some_and(|end| unix::bytes_readable(end.fd.as_fd()).is_ok_and(|count| count > 0))
+            end.is_some_and(|end| fds::bytes_waiting(end.fd.as_fd()).is_ok_and(|count| count > 0))
         };
         if !unread(self) {
             let sent = self.program_end(key).map(|end| unix::send(end.as_fd(), &[IoSlice::new(b"x")]));
@@ -286,7 +287,7 @@ fn interpret(error: &io::Error, end: &mut End) -> Option<Pulled> {
 
 /// With no room in the stack, whether the stream ends right here. Reads no byte of it.
 fn look_for_end(end: &mut End) -> Pulled {
-    if unix::bytes_readable(end.fd.as_fd()).is_ok_and(|count| count > 0) {
+    if fds::bytes_waiting(end.fd.as_fd()).is_ok_and(|count| count > 0) {
         return Pulled::Pending;
     }
     discard(end)

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sys::fds::{self, sockets};
 use sys::libc;
+use sys::unix::Half;
 
 use super::super::super::image::{SocketFile, UnixImage, UnixMessage, UnixState};
 use super::super::sockets::set_options;
@@ -454,14 +455,14 @@ fn as_user<T>(user: Option<(u32, u32)>, work: impl FnOnce() -> io::Result<T>) ->
 
 /// Makes room for whatever was in the queue; the size that belongs there is set last.
 fn large_send_buffer(fd: BorrowedFd<'_>) -> io::Result<()> {
-    sockets::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(256i32 << 20).to_ne_bytes())
+    sockets::set_int_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 256i32 << 20)
 }
 
 fn shut(fd: BorrowedFd<'_>, shutdown: u8) -> io::Result<()> {
     match shutdown & 3 {
         0 => Ok(()),
-        1 => sockets::shutdown(fd, libc::SHUT_RD),
-        2 => sockets::shutdown(fd, libc::SHUT_WR),
-        _ => sockets::shutdown(fd, libc::SHUT_RDWR),
+        1 => sys::unix::shutdown(fd, Half::Read),
+        2 => sys::unix::shutdown(fd, Half::Write),
+        _ => sys::unix::shutdown(fd, Half::Both),
     }
 }
