@@ -29,13 +29,3 @@ pub trait External {
     /// The key of the object with this inode, or `None` when it is the job's own affair.
     fn key(&self, kind: FdKind, inode: u64) -> Option<ExternalKey>;
 }
-
-/// A caller that holds no descriptor of the job.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoExternals;
-
-impl External for NoExternals {
-    fn key(&self, _: FdKind, _: u64) -> Option<ExternalKey> {
-        None
-    }
-}

@@ -177,12 +177,6 @@ impl Source {
         Ok(())
     }
 
-    /// Dumps the frozen tree; memory that wasn't sent yet goes to the sink.
-    pub fn dump(&mut self, external: &dyn External, sink: &mut dyn MemorySink) -> Result<TreeImage> {
-        let memory = self.dump_memory(sink)?;
-        self.dump_rest(external, memory)
-    }
-
     /// The first half of a dump: memory. The sink is not needed after it.
     pub fn dump_memory(&mut self, sink: &mut dyn MemorySink) -> Result<DumpedMemory> {
         if self.frozen.is_empty() {

@@ -249,12 +249,6 @@ impl Cluster {
         self.state().record.as_ref()?.0.prefix_of(address).copied()
     }
 
-    /// The directory itself.
-    #[must_use]
-    pub fn directory(&self) -> &Arc<dyn Directory> {
-        &self.directory
-    }
-
     /// One job.
     ///
     /// # Errors

@@ -5,7 +5,6 @@
 //! - [`records`]: what is stored: the cluster, its nodes, blocks, addresses and jobs.
 //! - [`allocator`]: which address a new job gets, decided from blocks this node holds, without I/O or a clock.
 //! - [`cluster`]: the operations the daemon calls; each is one transaction.
-//! - [`history`]: holds recorded histories of addresses and owners against the rules; for tests and simulations.
 //!
 //! An address is handed out only by a transaction that finds it unused, so two nodes can't give out the same one even if
 //! their allocators disagree about blocks.
@@ -16,7 +15,6 @@ pub mod directory;
 pub mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
-pub mod history;
 pub mod records;
 
 pub use cluster::{Cluster, ClusterError, NewJob, Transfer, Wanted};

@@ -102,11 +102,6 @@ impl Header {
         self.payload_len
     }
 
-    /// The kind of message that follows.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
     /// Checks the payload against the header and decodes it.
     ///
     /// # Errors

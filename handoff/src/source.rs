@@ -134,11 +134,6 @@ impl Source {
         self.protocol
     }
 
-    /// Where the move stands.
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
     /// What is being moved.
     pub fn claim(&self) -> &Claim {
         &self.claim

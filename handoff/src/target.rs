@@ -117,11 +117,6 @@ impl Target {
         Target { node: node.to_owned(), claim: None, phase: Phase::Idle, epoch: 0, asked: false }
     }
 
-    /// Where the move stands.
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
     /// What is being moved, once the offer is here.
     pub fn claim(&self) -> Option<&Claim> {
         self.claim.as_ref()

@@ -50,12 +50,6 @@ struct Object {
 }
 
 impl Filler {
-    /// A filler of nothing yet.
-    #[must_use]
-    pub fn new() -> Filler {
-        Filler::default()
-    }
-
     /// One that can make System V shared memory and files in `/dev/shm`, in the namespaces of this process.
     #[must_use]
     pub fn in_namespace_of(init: Pid) -> Filler {

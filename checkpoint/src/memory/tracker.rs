@@ -54,12 +54,6 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// A tracker of nothing yet.
-    #[must_use]
-    pub fn new() -> Tracker {
-        Tracker::default()
-    }
-
     /// One that knows the job's own `/dev/shm`: that of this process.
     #[must_use]
     pub fn in_namespace_of(init: Pid) -> Tracker {
@@ -185,9 +179,6 @@ impl Tracker {
         let layout = self.tell_layout(processes, sink, true)?;
         Ok((layout, RoundStats { bytes, pages: bytes / PAGE, dirty_left: 0 }))
     }
-
-    /// Ends the tracking and leaves no trace of it.
-    pub fn stop(self) {}
 
     /// Makes `spaces` hold exactly the processes named.
     fn follow(&mut self, processes: &[TrackedProcess], mut inject: Option<Inject<'_>>) -> io::Result<()> {

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use checkpoint::descriptors::image::Kind;
-use checkpoint::external::NoExternals;
 use checkpoint::{External, ExternalKey, FdKind};
 use support::{Directory, Program, Tree};
 
@@ -93,6 +92,15 @@ fn a_socket_from_outside_moves_once_its_peer_is_gone() {
     drop(stubs.restore(image.clone(), &mut |key| panic!("no {key:?} here")));
     support::assert_alike(&image, &stubs.dump(&NoExternals).expect("the restored can move"));
     assert_eq!(image.sockets[0].queue[0].data.as_slice(), b"last words");
+}
+
+/// Holds no descriptor of the job.
+struct NoExternals;
+
+impl External for NoExternals {
+    fn key(&self, _: FdKind, _: u64) -> Option<ExternalKey> {
+        None
+    }
 }
 
 /// Calls every socket the test's.

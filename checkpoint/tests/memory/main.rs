@@ -34,7 +34,7 @@ fn churn(seed: u64, rounds: u32) {
     let arguments = [seed_text.as_ref(), file.as_os_str(), "3".as_ref()];
     let group = Group::start(&program, &arguments, Stdio::from(OwnedFd::from(theirs)));
     let mut target = Target::new(&scratch);
-    let mut tracker = Tracker::new();
+    let mut tracker = Tracker::default();
     for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(20 + u64::from(round) * 7 % 30));
         let stats = tracker.round(&processes(&group), &mut |process| inject(process.pid, &mut mailbox), &mut target);
@@ -118,7 +118,7 @@ fn speed() {
     let scratch = Scratch::new();
     for megabytes in ["1024"] {
         let mut hoard = Source::start(&scratch, "hoard", &[megabytes, "64", "100000"]);
-        let mut tracker = Tracker::new();
+        let mut tracker = Tracker::default();
         let started = Instant::now();
         let stats = hoard.round(&mut tracker, &mut Nowhere);
         println!("source, first round of {megabytes} MiB: {:.0} MB/s", rate(stats.bytes, started.elapsed()));
@@ -144,7 +144,7 @@ fn speed() {
         println!("end of tracking: {:?}", started.elapsed());
 
         let mut target = Target::new(&scratch);
-        let mut tracker = Tracker::new();
+        let mut tracker = Tracker::default();
         let started = Instant::now();
         let (_, stats) = tracker.finish(&processes(&hoard.group), &mut target).unwrap();
         println!("source and target, {} bytes: {:.0} MB/s", stats.bytes, rate(stats.bytes, started.elapsed()));
@@ -171,7 +171,7 @@ fn largest_area(target: &Target) -> (u64, u64, u32) {
 fn a_bursty_writer_is_frozen_in_a_pause() {
     let scratch = Scratch::new();
     let mut hoard = Source::start(&scratch, "hoard", &["128", "32", "150"]);
-    let mut tracker = Tracker::new();
+    let mut tracker = Tracker::default();
     let mut policy = Policy::new(Budget::default());
     let started = Instant::now();
     let left = loop {
@@ -201,7 +201,7 @@ fn special_mappings_arrive() {
     let mut source = Source::start(&scratch, "special", &[scratch.path().to_str().unwrap()]);
     // At once, and after a round.
     for rounds in 0..2 {
-        let (mut target, mut tracker) = (Target::new(&scratch), Tracker::new());
+        let (mut target, mut tracker) = (Target::new(&scratch), Tracker::default());
         for _ in 0..rounds {
             source.round(&mut tracker, &mut target);
         }
@@ -233,7 +233,7 @@ fn tracking_leaves_no_trace() {
         (lines, descriptors)
     };
     let before = state();
-    let mut tracker = Tracker::new();
+    let mut tracker = Tracker::default();
     for _ in 0..3 {
         source.round(&mut tracker, &mut Nowhere);
     }
@@ -243,7 +243,7 @@ fn tracking_leaves_no_trace() {
     source.group.freeze();
     tracker.finish(&processes(&source.group), &mut Nowhere).unwrap();
     source.group.thaw();
-    tracker.stop();
+    drop(tracker);
     assert_eq!(before, state());
 }
 

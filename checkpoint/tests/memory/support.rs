@@ -253,7 +253,7 @@ pub struct Target {
 
 impl Target {
     pub fn new(scratch: &Scratch) -> Target {
-        Target { filler: Filler::new(), stubs: TestStubs::new(scratch.compile_stub()), last: None }
+        Target { filler: Filler::default(), stubs: TestStubs::new(scratch.compile_stub()), last: None }
     }
 }
 

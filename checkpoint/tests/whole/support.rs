@@ -192,7 +192,8 @@ impl Job {
             }
         }
         source.freeze()?;
-        let image = source.dump(&self.streams, &mut Wire(&mut target))?;
+        let memory = source.dump_memory(&mut Wire(&mut target))?;
+        let image = source.dump_rest(&self.streams, memory)?;
         let streams = &self.streams;
         target.restore(image, &mut |key| streams.open(key))?;
         drop(target);
@@ -230,7 +231,8 @@ impl Job {
         source.freeze()?;
         let freeze = start.elapsed();
         happens(Moment::Frozen, &self.sandbox)?;
-        let image = source.dump(&self.streams, &mut Wire(&mut target))?;
+        let memory = source.dump_memory(&mut Wire(&mut target))?;
+        let image = source.dump_rest(&self.streams, memory)?;
         let dump = start.elapsed() - freeze;
         let streams = &self.streams;
         target.restore(image, &mut |key| streams.open(key))?;

@@ -429,28 +429,14 @@ impl Cluster {
         }
     }
 
-    /// The one change of owner: from exactly this owner to a node, at the next epoch. With `known`, a record of the job from
-    /// any time, it is a single request.
+    /// The one change of owner: from exactly this owner to a node, at the next epoch. The job's addresses and sockets are
+    /// afterwards at `home`, or where the job runs. With `known`, a record of the job from any time, it is a single request.
     ///
     /// With `to` being the present node it is a fence: whoever else tries to take over from the same epoch loses.
     ///
     /// # Errors
     /// [`DirectoryError::Unknown`] means it may have been done: ask again with [`Cluster::job`].
     pub async fn transfer(
-        &self,
-        id: &JobId,
-        from: &Owner,
-        to: &str,
-        known: Option<&JobRecord>,
-    ) -> Result<Transfer, ClusterError> {
-        self.transfer_leaving(id, from, to, None, known).await
-    }
-
-    /// As [`Cluster::transfer`] of a job whose addresses and sockets are, after it, at `home` instead of where it runs.
-    ///
-    /// # Errors
-    /// As [`Cluster::transfer`].
-    pub async fn transfer_leaving(
         &self,
         id: &JobId,
         from: &Owner,

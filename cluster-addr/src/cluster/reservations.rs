@@ -10,7 +10,7 @@ use super::{Cluster, ClusterError, RACES_MAX, check_name, jobs::TRIES};
 use crate::{
     allocator::Family,
     directory::{DirectoryError, Expect, Outcome, Transaction},
-    records::{AddressRecord, RESERVATIONS, ReservationRecord, address_key, decode, encode, reservation_key},
+    records::{AddressRecord, ReservationRecord, address_key, decode, encode, reservation_key},
 };
 
 impl Cluster {
@@ -120,14 +120,5 @@ impl Cluster {
             }
         }
         Err(ClusterError::Contended)
-    }
-
-    /// All reservations.
-    ///
-    /// # Errors
-    /// [`ClusterError::Directory`].
-    pub async fn reservations(&self) -> Result<Vec<ReservationRecord>, ClusterError> {
-        let listing = self.directory.list(RESERVATIONS).await?;
-        Ok(listing.entries.iter().map(|e| decode(&e.key, &e.versioned.value)).collect::<Result<_, _>>()?)
     }
 }

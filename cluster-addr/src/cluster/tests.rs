@@ -87,7 +87,7 @@ async fn an_address_is_used_again_after_its_rest_wherever_its_job_ended() {
     let b = node_at(&directory, "b", now.clone()).await;
     let job1 = a.create_job(job(1)).await.expect("one of two");
     let job2 = a.create_job(job(2)).await.expect("two of two");
-    b.transfer(&job1.id, &job1.owner, "b", Some(&job1)).await.expect("moved");
+    b.transfer(&job1.id, &job1.owner, "b", None, Some(&job1)).await.expect("moved");
     let job1 = b.job(&job1.id).await.expect("an answer").expect("it runs");
     let (_, revision) = a.jobs().await.expect("listed");
     let mut watch = a.watch_jobs(revision).await.expect("watched");
@@ -139,17 +139,17 @@ async fn of_two_transfers_from_one_epoch_one_wins() {
     let a = create(&directory, "10.77.0.0/24", "a").await;
     let b = Cluster::open(directory.clone(), node("b")).await.expect("joined");
     let record = a.create_job(job(1)).await.expect("a job");
-    let won = b.transfer(&record.id, &record.owner, "b", Some(&record)).await.expect("an answer");
+    let won = b.transfer(&record.id, &record.owner, "b", None, Some(&record)).await.expect("an answer");
     assert_eq!(won, Transfer::Won(Owner { node: "b".into(), epoch: 2 }));
     for known in [None, Some(&record)] {
-        let fence = a.transfer(&record.id, &record.owner, "a", known).await.expect("an answer");
+        let fence = a.transfer(&record.id, &record.owner, "a", None, known).await.expect("an answer");
         assert_eq!(fence, Transfer::Lost(Some(Owner { node: "b".into(), epoch: 2 })));
     }
     assert!(!a.release(&record).await.expect("an answer"), "an old owner can't release");
     // What is known of the job may be old, or of another version of this program.
     let odd = JobRecord { started_ms: 7, ..record.clone() };
     let owner = Owner { node: "b".into(), epoch: 2 };
-    let back = b.transfer(&record.id, &owner, "a", Some(&odd)).await.expect("an answer");
+    let back = b.transfer(&record.id, &owner, "a", None, Some(&odd)).await.expect("an answer");
     assert_eq!(back, Transfer::Won(Owner { node: "a".into(), epoch: 3 }));
 }
 

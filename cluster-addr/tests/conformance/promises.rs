@@ -255,7 +255,7 @@ pub async fn epochs_never_go_back(host: &mut dyn Host) {
                     let now = cluster.job(&id).await.expect("read").expect("there").owner;
                     let to = if now.node == "a" { "b" } else { "a" };
                     if let Transfer::Won(owner) =
-                        cluster.transfer(&id, &now, to, Some(&known)).await.expect("an answer")
+                        cluster.transfer(&id, &now, to, None, Some(&known)).await.expect("an answer")
                     {
                         wins.push(owner);
                     }

@@ -1,10 +1,11 @@
 //! Many nodes take, move and release addresses over a directory that loses, delays and repeats nothing but answers too late or
 //! not at all, while daemons and machines crash, nodes are cut off and the directory goes away for a while. Time is virtual,
 //! one seed makes one run. What the nodes were told and what the directory recorded are both held against the rules
-//! (`cluster_addr::history`), and at the end the records against each other.
+//! ([`history`]), and at the end the records against each other.
 //!
 //! `make soak-addresses` runs 200 nodes and 60,000 addresses over 1,000 seeds; here it is less.
 
+mod history;
 mod node;
 mod world;
 

@@ -135,7 +135,7 @@ impl Node {
         };
         let Some(record) = chosen else { return };
         loop {
-            let answer = self.cluster.transfer(&record.id, &record.owner, &self.name, Some(&*record)).await;
+            let answer = self.cluster.transfer(&record.id, &record.owner, &self.name, None, Some(&*record)).await;
             let owner = match answer {
                 Ok(Transfer::Won(owner)) => owner,
                 // An earlier try had won.

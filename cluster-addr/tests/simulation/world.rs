@@ -14,10 +14,10 @@ use cluster_addr::cluster::Survey;
 use cluster_addr::directory::{
     Change, Directory, DirectoryError, Entry, Listing, Outcome, Reply, Revision, Transaction, Versioned, Watch,
 };
-use cluster_addr::history::{Event, History};
 use cluster_addr::records::{CLUSTER_KEY, JOBS, decode, encode};
 use cluster_addr::{ClusterRecord, JobId, JobRecord, Prefix};
 
+use crate::history::{Event, History};
 use crate::node;
 
 /// How long a node waits for an answer.

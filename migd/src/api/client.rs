@@ -1,7 +1,7 @@
 //! Asking a daemon, as the command line, the lab and the shims do.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,11 +44,6 @@ impl Client {
     /// The daemon (or shim) that serves the socket at `path`. Connects only when something is asked.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
-    }
-
-    /// The socket.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Asks, and returns the one answer. `R` is what the request's documentation says.

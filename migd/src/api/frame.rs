@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Longest frame that is sent or accepted. Nothing large travels in frames: the longest are parts of a log and the inspection of a job with
 /// very many sockets.
@@ -82,23 +82,6 @@ pub async fn read_body(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Opti
     Ok(Some(body))
 }
 
-/// Reads one message; see [`read_body`].
-///
-/// # Errors
-/// As [`read_body`].
-pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
-    read_body(stream).await?.map(|body| decode(&body)).transpose()
-}
-
-/// Writes one message.
-///
-/// # Errors
-/// As the stream's.
-pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
-    stream.write_all(&encode(message)?).await?;
-    stream.flush().await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +89,10 @@ mod tests {
 
     fn block_on<F: Future>(future: F) -> F::Output {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    async fn read<T: DeserializeOwned>(stream: &mut &[u8]) -> io::Result<Option<T>> {
+        read_body(stream).await?.map(|body| decode(&body)).transpose()
     }
 
     #[test]

@@ -237,7 +237,7 @@ pub async fn transfer(
         Err(error) => return Ok(unknown(&error)),
     };
     let wanted = Owner { node: to.to_owned(), epoch: from.epoch.saturating_add(1) };
-    let reply = match cluster.transfer_leaving(&id, &from, to, home, node.known_job(job).as_ref()).await {
+    let reply = match cluster.transfer(&id, &from, to, home, node.known_job(job).as_ref()).await {
         Ok(Transfer::Won(owner)) => TransferReply::Won { epoch: owner.epoch },
         // An earlier try, whose answer got lost, had made it.
         Ok(Transfer::Lost(Some(owner))) if owner == wanted => TransferReply::Won { epoch: owner.epoch },

@@ -124,12 +124,6 @@ impl Lab {
         Ok(())
     }
 
-    /// Where the etcd of the lab's directory is, if it is in one; as `migd daemon --directory` takes it.
-    #[must_use]
-    pub fn etcd_place(&self) -> Option<String> {
-        place(&self.layout)
-    }
-
     /// Kills a member of the etcd (SIGKILL) and waits until it is gone.
     ///
     /// # Errors

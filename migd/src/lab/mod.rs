@@ -30,7 +30,7 @@ pub use cleanup::{Leftovers, down, own_name, remove_abandoned};
 pub use commands::{Args, Engine, main};
 pub use jobs::Moved;
 pub use layout::{Kind, Layout, Member, Names, state_directory};
-pub use link::{BadLink, BothWays, Bursts, Faults, Passed, Rate};
+pub use link::{BadLink, BothWays, Bursts, Faults, Rate};
 
 /// How to make a lab.
 #[derive(Debug, Clone)]
@@ -155,12 +155,6 @@ impl Lab {
         let (near, far) = network::replace_uplink(&self.names, &self.layout, member)
             .with_context(|| format!("can't put another link before {client}"))?;
         BadLink::start(near, far, faults, seed).context("can't start an emulated link")
-    }
-
-    /// Process id of a node's daemon, when it was started by this value and not stopped.
-    #[must_use]
-    pub fn daemon_pid(&self, node: &str) -> Option<u32> {
-        self.daemons.iter().find(|daemon| daemon.node == node).map(nodes::Daemon::pid)
     }
 
     /// Kills a node's daemon (SIGKILL) and waits until it is gone.

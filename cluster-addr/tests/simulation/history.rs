@@ -9,7 +9,7 @@
 
 use std::{collections::HashMap, fmt, net::IpAddr, time::Duration};
 
-use crate::{
+use cluster_addr::{
     directory::{Change, DirectoryError},
     records::{JOBS, JobId, JobRecord, Owner, decode},
 };
@@ -162,12 +162,6 @@ impl History {
         Ok(())
     }
 
-    /// How many events there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.events.len()
-    }
-
     /// How many addresses were taken more than once.
     #[must_use]
     pub fn reused(&self) -> usize {
@@ -178,12 +172,6 @@ impl History {
             }
         }
         taken.into_values().filter(|count| *count > 1).count()
-    }
-
-    /// Whether nothing happened.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
     }
 
     /// Replays all events; `rest` is how long an address must rest.
