@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use sys::libc;
 use sys::proc::Place;
+use sys::ptrace::Stopped;
 use sys::tape::{Region, Results, Tape};
 
 use crate::descriptors::{self, Preview, Tapes};
@@ -365,8 +366,9 @@ fn has_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
-/// Makes a userfaultfd in a process and fetches it, with the process standing still meanwhile.
-fn inject(inside: &Inside, process: TrackedProcess) -> Result<OwnedFd> {
+/// Makes a userfaultfd in a process and fetches it, with the process standing still meanwhile. `None` when the process has no room
+/// for another descriptor.
+fn inject(inside: &Inside, process: TrackedProcess) -> Result<Option<OwnedFd>> {
     let number = process.process;
     let failed = |what: &'static str| move |error: io::Error| Error::process(number, what, error);
     // Everything that was stopped on the way is let go at the end.
@@ -375,17 +377,46 @@ fn inject(inside: &Inside, process: TrackedProcess) -> Result<OwnedFd> {
     let leader = frozen.leader()?;
     let region = Region::install(leader, REGION_AT, true).map_err(failed("mapping pages to run calls in"))?;
     let made = (|| {
-        let mut tape = Tape::new();
-        let fd = tape.require(libc::SYS_userfaultfd, &[sys::uffd::CREATE_FLAGS.into()]);
-        let results = tape.run(leader, region)?;
-        let there = i32::try_from(results.get(fd)?).map_err(io::Error::other)?;
+        let there = match userfaultfd(leader, region) {
+            Ok(there) => there,
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let handle = sys::process::pidfd_open(process.pid)?;
         let here = sys::process::pidfd_getfd(handle.as_fd(), there);
         let mut tape = Tape::new();
         tape.require(libc::SYS_close, &[there.into()]);
         tape.run(leader, region)?;
-        here
+        here.map(Some)
     })();
     region.remove(leader).map_err(failed("taking our pages away"))?;
     made.map_err(failed("making a userfaultfd in it"))
+}
+
+/// Has a process make a userfaultfd; its number there. A process may have all the descriptors that its soft limit allows, which it
+/// can raise for a moment.
+fn userfaultfd(leader: &mut Stopped, region: Region) -> io::Result<i32> {
+    let mut tape = Tape::new();
+    let limits = tape.room(16);
+    let resource = u64::from(libc::RLIMIT_NOFILE);
+    tape.require(libc::SYS_prlimit64, &[0.into(), resource.into(), 0.into(), limits.into()]);
+    let make = |tape: &mut Tape| tape.syscall(libc::SYS_userfaultfd, &[sys::uffd::CREATE_FLAGS.into()]);
+    let made = make(&mut tape);
+    let results = tape.run(leader, region)?;
+    let (soft, hard) = (results.word(limits), results.word(limits.plus(8)));
+    let made = match results.get(made) {
+        Err(error) if error.raw_os_error() == Some(libc::EMFILE) && soft < hard => {
+            let mut tape = Tape::new();
+            let set = |tape: &mut Tape, soft: u64| {
+                let limits = tape.data(&[soft, hard].map(u64::to_ne_bytes).concat());
+                tape.require(libc::SYS_prlimit64, &[0.into(), resource.into(), limits.into(), 0.into()]);
+            };
+            set(&mut tape, hard);
+            let made = make(&mut tape);
+            set(&mut tape, soft);
+            tape.run(leader, region)?.get(made)?
+        }
+        other => other?,
+    };
+    i32::try_from(made).map_err(io::Error::other)
 }

@@ -200,9 +200,15 @@ impl Space {
         Ok(loses)
     }
 
-    /// Sends every page that was written since the last pass, while the process may go on writing.
+    /// Whether it can be seen what the process writes to.
+    fn is_followed(&self) -> bool {
+        self.tracker.is_some() && !self.bypasses_faults
+    }
+
+    /// Sends every page that was written since the last pass, while the process may go on writing. Nothing when it can't be
+    /// seen what it writes to: all of that is for the freeze.
     pub fn copy(&mut self, reader: &mut Reader, sink: &mut dyn MemorySink) -> io::Result<Pass> {
-        if self.bypasses_faults {
+        if !self.is_followed() {
             return Ok(Pass::default());
         }
         let mut reading = reader.start(sink, self.process.process, self.process.pid, &self.memory, false);
@@ -244,7 +250,7 @@ impl Space {
             };
             let mut runs: Vec<Region> = Vec::new();
             let tracked = Query { require_tracked: true, ..query };
-            let is_followed = self.tracker.is_some() && !self.bypasses_faults;
+            let is_followed = self.is_followed();
             let mut settled = SpanSet::new();
             if is_followed {
                 settled = settled::settled(&mut self.pagemap, self.process.pid, area, &known)?;
@@ -304,9 +310,12 @@ impl Space {
         Ok(Pass { bytes: sent.length() })
     }
 
-    /// Bytes written since the last pass, as of now.
+    /// Bytes written since the last pass, as of now, of what a further pass would send.
     pub fn dirty(&mut self) -> io::Result<u64> {
         let mut bytes = 0;
+        if !self.is_followed() {
+            return Ok(0);
+        }
         for area in self.mappings.iter().filter(|area| area.has_own_pages()) {
             let mut query = content_query(area, self.knows_guards);
             query.all_of |= Category::WRITTEN;

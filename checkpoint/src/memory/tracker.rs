@@ -36,8 +36,9 @@ pub struct TrackedProcess {
 }
 
 /// Makes a userfaultfd *inside* the process (flags [`sys::uffd::CREATE_FLAGS`]), fetches it, and closes it there: the process
-/// must stand still meanwhile, so that no child inherits the number.
-pub type Inject<'a> = &'a mut dyn FnMut(TrackedProcess) -> io::Result<OwnedFd>;
+/// must stand still meanwhile, so that no child inherits the number. `None` when it can't have one: then all its memory is sent in
+/// the freeze.
+pub type Inject<'a> = &'a mut dyn FnMut(TrackedProcess) -> io::Result<Option<OwnedFd>>;
 
 /// Copies a job's memory while it runs.
 ///
@@ -197,7 +198,7 @@ impl Tracker {
             };
             let (true, Some(inject)) = (needs_tracker, inject.as_mut()) else { continue };
             let userfaultfd = unless_ended(*process, "make a userfaultfd in it", inject(*process))?;
-            if let (Some(userfaultfd), Some(space)) = (userfaultfd, self.spaces.get_mut(&process.process)) {
+            if let (Some(Some(userfaultfd)), Some(space)) = (userfaultfd, self.spaces.get_mut(&process.process)) {
                 space.track(userfaultfd)?;
             }
         }

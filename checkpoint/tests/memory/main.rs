@@ -37,7 +37,8 @@ fn churn(seed: u64, rounds: u32) {
     let mut tracker = Tracker::default();
     for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(20 + u64::from(round) * 7 % 30));
-        let stats = tracker.round(&processes(&group), &mut |process| inject(process.pid, &mut mailbox), &mut target);
+        let stats =
+            tracker.round(&processes(&group), &mut |process| inject(process.pid, &mut mailbox).map(Some), &mut target);
         let stats = stats.unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"));
         eprintln!("seed {seed} round {round}: {stats:?}");
     }
@@ -103,7 +104,7 @@ impl Source {
 
     fn round(&mut self, tracker: &mut Tracker, sink: &mut dyn MemorySink) -> checkpoint::RoundStats {
         let processes = processes(&self.group);
-        tracker.round(&processes, &mut |process| inject(process.pid, &mut self.mailbox), sink).unwrap()
+        tracker.round(&processes, &mut |process| inject(process.pid, &mut self.mailbox).map(Some), sink).unwrap()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod files;
 mod filters;
+mod limits;
 mod moves;
 mod sandbox;
 mod support;
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Every trial has processes of its own; on a small machine more at once only makes timing worse.
     arguments.test_threads.get_or_insert(2);
-    let trials: Vec<Trial> =
-        [sandbox::trials(), moves::trials(), files::trials(), filters::trials()].into_iter().flatten().collect();
+    let all = [sandbox::trials(), moves::trials(), files::trials(), filters::trials(), limits::trials()];
+    let trials: Vec<Trial> = all.into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
