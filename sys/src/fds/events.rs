@@ -39,6 +39,15 @@ pub fn set_timer(fd: BorrowedFd<'_>, flags: i32, first: Duration, interval: Dura
     check(result).map(drop)
 }
 
+/// `timerfd_gettime(2)`, of which only an effect is wanted. The kernel lets a periodic timer that has expired rest until somebody
+/// asks; then it counts the expiries since, and lets it run again.
+pub fn count_expiries(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut value = libc::itimerspec { it_interval: zero, it_value: zero };
+    // SAFETY: the kernel writes a struct itimerspec to the address of one.
+    check(unsafe { libc::timerfd_gettime(fd.as_raw_fd(), &raw mut value) }).map(drop)
+}
+
 /// `TFD_IOC_SET_TICKS`: expiries that were not read yet. The kernel takes no zero.
 pub fn set_timer_ticks(fd: BorrowedFd<'_>, ticks: u64) -> io::Result<()> {
     // _IOW('T', 0, __u64)
