@@ -1,7 +1,8 @@
 //! Packets received into memory whose pages are lent to the program's end of a socket, so that the bulk of a stream is copied
 //! once on its way from the TUN device and not a second time into the pair.
 //!
-//! A packet is read into a *slot*, so that its payload begins at a page's border. A slot whose payload a pair has queued is on
+//! A packet is read into a *slot*, so that its payload begins at a page's border. Some are read before the first of them is
+//! taken in: what they bring then reaches a program in quick succession, and wakes it once. A slot whose payload a pair has queued is on
 //! *loan* until the program has read it; then it serves the next packet, still in the processor's cache. The kernel says how
 //! much a program hasn't read, which bounds from below what it has. When that can't be asked any more (our end is closed) or
 //! says too little (the program has spliced pages away, see `Bridge::spliced`), the slot gets new pages instead.
@@ -17,6 +18,8 @@ use sys::tun;
 
 /// Slots of a job: what eight streams can have on its way in their pairs. Memory is taken as slots come into use.
 const SLOTS: usize = 128;
+/// Packets read before they are taken in.
+pub(super) const BATCH: usize = 8;
 /// Pages for the headers, and for the longest payload.
 const SLOT_PAGES: usize = 1 + 16;
 /// Pages that a payload can lie on, at whatever place it begins.
@@ -65,8 +68,16 @@ impl Drop for Loan {
 pub(super) struct Slots {
     pages: Pages,
     desk: Desk,
-    /// Where in its slot the present packet begins.
+    batch: [Place; BATCH],
+}
+
+/// One packet of a batch.
+#[derive(Clone, Copy)]
+struct Place {
+    slot: usize,
+    /// Where in its slot the packet begins.
     start: usize,
+    length: usize,
 }
 
 /// Lends the slot with the present packet.
@@ -74,7 +85,7 @@ pub(super) struct Desk {
     shelf: Rc<RefCell<Shelf>>,
     /// `None` when it couldn't be made, or pages not be renewed: nothing is lent.
     lane: Option<Lane>,
-    /// The slot that the next packet is read into.
+    /// The slot with the present packet.
     current: usize,
     /// Length of the headers of packets with much payload.
     headers: Cell<usize>,
@@ -83,7 +94,7 @@ pub(super) struct Desk {
 
 impl Slots {
     pub(super) fn new() -> io::Result<Slots> {
-        let shelf = Shelf { free: (1..SLOTS).rev().collect(), stale: Vec::new() };
+        let shelf = Shelf { free: (BATCH..SLOTS).rev().collect(), stale: Vec::new() };
         let shelf = Rc::new(RefCell::new(shelf));
         let lane = Lane::new(LANE_PAGES).map_err(|error| {
             tracing::warn!(%error, "can't make a pipe to lend received bytes; they are copied");
@@ -91,40 +102,49 @@ impl Slots {
         let lane = lane.ok();
         let (headers, lent) = (Cell::new(HEADERS_DEFAULT), Cell::new(false));
         let desk = Desk { shelf, lane, current: 0, headers, lent };
-        Ok(Slots { pages: Pages::new(SLOTS * SLOT_PAGES)?, desk, start: 0 })
+        let batch = std::array::from_fn(|slot| Place { slot, start: 0, length: 0 });
+        Ok(Slots { pages: Pages::new(SLOTS * SLOT_PAGES)?, desk, batch })
     }
 
-    /// Where to read a packet and its virtio-net header.
-    pub(super) fn buffer(&mut self) -> &mut [u8] {
-        self.start = PAGE - tun::HEADER_LEN - self.desk.headers.get();
-        &mut self.pages.bytes_mut(pages_of(self.desk.current))[self.start..]
+    /// Where to read the packet of a batch that has this place, with its virtio-net header.
+    pub(super) fn buffer(&mut self, place: usize) -> &mut [u8] {
+        let place = &mut self.batch[place];
+        place.start = PAGE - tun::HEADER_LEN - self.desk.headers.get();
+        &mut self.pages.bytes_mut(pages_of(place.slot))[place.start..]
     }
 
-    /// The first `length` bytes of [`Slots::buffer`], and the desk that can lend them.
-    pub(super) fn packet(&self, length: usize) -> (&[u8], &Desk) {
-        (&self.pages.bytes(pages_of(self.desk.current))[self.start..][..length], &self.desk)
+    /// How many bytes [`Slots::buffer`] got.
+    pub(super) fn set_length(&mut self, place: usize, length: usize) {
+        self.batch[place].length = length;
     }
 
-    /// Another packet can be read.
-    pub(super) fn advance(&mut self) {
+    /// These bytes, and the desk that can lend them.
+    pub(super) fn packet(&mut self, place: usize) -> (&[u8], &Desk) {
+        let Place { slot, start, length } = self.batch[place];
+        self.desk.current = slot;
+        (&self.pages.bytes(pages_of(slot))[start..][..length], &self.desk)
+    }
+
+    /// The packet has been taken in. If it was lent, its place gets another slot.
+    pub(super) fn advance(&mut self, place: usize) {
         if !self.desk.lent.replace(false) {
             return;
         }
         let mut shelf = self.desk.shelf.borrow_mut();
         if let Some(slot) = shelf.free.pop() {
-            self.desk.current = slot;
+            self.batch[place].slot = slot;
             return;
         }
         let slot = shelf.stale.pop().expect("a slot is lent only when there is another one");
         drop(shelf);
-        self.desk.current = slot;
+        self.batch[place].slot = slot;
         if let Err(error) = self.pages.renew(pages_of(slot)).or_else(|_| self.replace_pages()) {
             tracing::error!(%error, "can't renew the pages of a receive buffer; received bytes are copied from now on");
             self.desk.lane = None;
         }
     }
 
-    /// New pages for all slots, whoever has the old ones.
+    /// New pages for all slots, whoever has the old ones. The rest of the batch is lost with those, as if on its way.
     fn replace_pages(&mut self) -> io::Result<()> {
         self.pages = Pages::new(SLOTS * SLOT_PAGES)?;
         Ok(())

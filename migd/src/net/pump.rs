@@ -20,7 +20,7 @@ use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
 use super::door::Door;
 use super::home::{Away, Deputy, Guest};
-use super::lending::Slots;
+use super::lending::{BATCH, Slots};
 use super::plane::{Command, Mailbox, NetError, NetImage};
 use super::siege::Siege;
 use super::spin::{Spin, WINDOW};
@@ -372,9 +372,8 @@ impl Pump {
             return home.serve(stack, now);
         }
         for _ in 0..SERVED_A_ROUND {
-            if !self.bridge.serve_next() {
-                return;
-            }
+            let Some(key) = self.bridge.serve_next() else { return };
+            self.spin.note_socket(key.0);
             if self.bridge.take_pulled() >= BULK_LEN {
                 self.transmit(now);
             }
@@ -389,60 +388,75 @@ impl Pump {
     }
 
     fn receive_packets(&mut self) {
-        let Pump { bridge, home, tun, wire, slots, recorder, spin, door, besieged, clock, tun_readable, .. } = self;
-        if slots.is_short() {
-            bridge.settle_loans();
+        if self.slots.is_short() {
+            self.bridge.settle_loans();
         }
         let mut budget = BYTES_A_ROUND;
-        while budget > 0 {
-            let length = match tun.receive(slots.buffer()) {
-                Ok(length) => length,
+        while budget > 0 && self.tun_readable {
+            let count = self.read_batch(&mut budget);
+            (0..count).for_each(|place| self.handle_packet(place));
+        }
+    }
+
+    /// Reads packets until there is none or the batch is full; returns how many.
+    fn read_batch(&mut self, budget: &mut usize) -> usize {
+        for place in 0..BATCH {
+            match self.tun.receive(self.slots.buffer(place)) {
+                Ok(length) => {
+                    self.slots.set_length(place, length);
+                    *budget = budget.saturating_sub(length.max(PACKET_WEIGHT));
+                }
                 Err(error) => {
-                    *tun_readable = false;
+                    self.tun_readable = false;
                     if error.kind() != io::ErrorKind::WouldBlock {
                         tracing::warn!(%error, "can't read the TUN device");
                     }
-                    return;
-                }
-            };
-            budget = budget.saturating_sub(length.max(PACKET_WEIGHT));
-            let (whole, desk) = slots.packet(length);
-            let Some((header_bytes, data)) = whole.split_first_chunk() else {
-                continue;
-            };
-            let header = tun::Header::decode(header_bytes);
-            let checksum = match header.checksum {
-                tun::Checksum::Full => Checksum::Verify,
-                tun::Checksum::Partial { .. } | tun::Checksum::Verified => Checksum::Verified,
-            };
-            if length >= BULK_LEN {
-                spin.note_bulk();
-            }
-            let gso_size = header.segmentation.map(|segmentation| segmentation.size);
-            if recorder.is_on() {
-                recorder.packet(Direction::In, &[data]);
-            }
-            if !door.admits(data, || clock.now()) {
-                *besieged = true;
-                continue;
-            }
-            let handled = bridge.handle_packet(RxPacket { data, checksum, gso_size }, desk);
-            if handled == Handled::Foreign {
-                match (&mut *wire, &mut *home) {
-                    (Some(wire), _) => wire.receive(header_bytes, data),
-                    (None, Some(home)) => home.send_packet(header_bytes, data),
-                    (None, None) => {}
+                    return place;
                 }
             }
-            while let Some(packet) = bridge.stack.poll_foreign() {
-                match (&mut *wire, &mut *home) {
-                    (Some(wire), _) => wire.receive(&WHOLE, &packet),
-                    (None, Some(home)) => home.send_packet(&WHOLE, &packet),
-                    (None, None) => {}
-                }
-            }
-            slots.advance();
         }
+        BATCH
+    }
+
+    /// Takes in one packet of the batch.
+    fn handle_packet(&mut self, place: usize) {
+        let Pump { bridge, home, wire, slots, recorder, spin, door, besieged, clock, .. } = self;
+        let (whole, desk) = slots.packet(place);
+        let Some((header_bytes, data)) = whole.split_first_chunk() else {
+            return;
+        };
+        let header = tun::Header::decode(header_bytes);
+        let checksum = match header.checksum {
+            tun::Checksum::Full => Checksum::Verify,
+            tun::Checksum::Partial { .. } | tun::Checksum::Verified => Checksum::Verified,
+        };
+        if whole.len() >= BULK_LEN {
+            spin.note_bulk();
+        }
+        let gso_size = header.segmentation.map(|segmentation| segmentation.size);
+        if recorder.is_on() {
+            recorder.packet(Direction::In, &[data]);
+        }
+        if !door.admits(data, || clock.now()) {
+            *besieged = true;
+            return;
+        }
+        let handled = bridge.handle_packet(RxPacket { data, checksum, gso_size }, desk);
+        if handled == Handled::Foreign {
+            match (&mut *wire, &mut *home) {
+                (Some(wire), _) => wire.receive(header_bytes, data),
+                (None, Some(home)) => home.send_packet(header_bytes, data),
+                (None, None) => {}
+            }
+        }
+        while let Some(packet) = bridge.stack.poll_foreign() {
+            match (&mut *wire, &mut *home) {
+                (Some(wire), _) => wire.receive(&WHOLE, &packet),
+                (None, Some(home)) => home.send_packet(&WHOLE, &packet),
+                (None, None) => {}
+            }
+        }
+        slots.advance(place);
     }
 
     /// Tells the stack whether there are more packets to take in, which is the next thing to happen then. After some rounds

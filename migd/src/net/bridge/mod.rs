@@ -179,7 +179,7 @@ impl Bridge {
     /// Serves the sockets that changed on either side.
     pub(super) fn serve(&mut self) {
         for _ in 0..SERVED_A_ROUND {
-            if !self.serve_next() {
+            if self.serve_next().is_none() {
                 return;
             }
         }
@@ -190,19 +190,17 @@ impl Bridge {
         std::mem::take(&mut self.pulled)
     }
 
-    /// Serves one socket that changed; false when there is none.
-    pub(super) fn serve_next(&mut self) -> bool {
+    /// Serves one socket that changed, and says which; `None` when there is none.
+    pub(super) fn serve_next(&mut self) -> Option<SocketKey> {
         while let Some(id) = self.stack.poll_changed() {
             if let Some(&key) = self.by_id.get(&id) {
                 self.enqueue(key);
             }
         }
-        let Some(key) = self.queue.pop_front() else {
-            return false;
-        };
+        let key = self.queue.pop_front()?;
         self.queued.remove(&key);
         self.serve_socket(key);
-        true
+        Some(key)
     }
 
     fn serve_socket(&mut self, key: SocketKey) {
