@@ -51,10 +51,7 @@ impl Handler for Timer {
     }
 
     fn dump(&self, seen: &Seen, _: usize, _: &mut Dumping<'_>) -> Result<Kind, Problem> {
-        // A periodic timer that has expired and wasn't read shows no time left, as one that is off. This changes nothing that a
-        // program could notice: whoever reads it has the same done.
-        events::count_expiries(seen.file()?.as_fd())?;
-        let mut timer = parse_timer(seen.info()?).ok_or_else(|| incomplete("a timerfd"))?;
+        let mut timer = settled_timer(seen)?;
         if timer.settime_flags & libc::TFD_TIMER_ABSTIME != 0 && is_settable(timer.clock) && timer.left_ns > 0 {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
@@ -63,6 +60,29 @@ impl Handler for Timer {
         Ok(Kind::Timer(timer))
     }
 }
+
+/// A timer with the time that is left of it. A periodic one that has expired and wasn't read shows none, as one that is off; when its
+/// expiries are counted it runs again. That changes nothing that a program could notice: whoever reads the timer has the same done.
+fn settled_timer(seen: &Seen) -> io::Result<TimerImage> {
+    let mut attempts = 0;
+    loop {
+        events::count_expiries(seen.file()?.as_fd())?;
+        let info = FdInfo::read(seen.pid, seen.number)?;
+        let mut timer = parse_timer(&info).ok_or_else(|| incomplete("a timerfd"))?;
+        if timer.interval_ns == 0 || timer.left_ns > 0 || timer.ticks == 0 {
+            return Ok(timer);
+        }
+        // It has expired again between the two.
+        attempts += 1;
+        if attempts == ATTEMPTS {
+            timer.left_ns = timer.interval_ns;
+            return Ok(timer);
+        }
+    }
+}
+
+/// How often a timer that expires all the time is looked at before it is given its whole interval.
+const ATTEMPTS: u32 = 16;
 
 fn is_settable(clock: i32) -> bool {
     clock == libc::CLOCK_REALTIME || clock == libc::CLOCK_REALTIME_ALARM
