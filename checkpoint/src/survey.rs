@@ -28,7 +28,7 @@ impl Inside {
             let Ok(stat) = self.proc.stat(Place::Process(process)) else { continue };
             let Ok(pid) = self.pids.outside(process) else { continue };
             if !stat.is_zombie() {
-                living.push(TrackedProcess { process, parent: stat.parent, pid });
+                living.push(TrackedProcess { process, parent: stat.parent, session: stat.session, pid });
             }
         }
         // A child of vfork borrows its parent's memory until it executes a program.

@@ -95,13 +95,37 @@ impl Target {
     }
 
     fn prepare(&mut self, next: &ProcessLayout) -> Result<()> {
+        // Everybody is born into the session of whoever made it, so a session has to be there before those who are in it. Who leads one has
+        // made it after its birth, and perhaps after it was looked at: then a child of its shows that it has.
+        if next.session == next.process || next.session == next.parent {
+            self.lead_session(next.session)?;
+        }
         if !self.stubs.contains(next.process) {
-            // A process that appeared after the offer is in its parent's session, or the image will say otherwise.
-            let inherited = self.sessions.get(&next.parent).copied().unwrap_or(next.process);
-            let session = *self.sessions.entry(next.process).or_insert(inherited);
+            let session = match next.session {
+                // From a source that doesn't tell: as its parent's, or the image will say otherwise.
+                0 => self.sessions.get(&next.parent).copied().unwrap_or(next.process),
+                told => told,
+            };
+            let session = *self.sessions.entry(next.process).or_insert(session);
             self.stubs.create(next.process, next.parent, session, libc::SIGCHLD)?;
         }
         self.stubs.make_room(next)
+    }
+
+    /// Has a process, if it is there already, make a session of its own, unless it has.
+    fn lead_session(&mut self, process: u32) -> Result<()> {
+        if !self.stubs.contains(process) {
+            return Ok(());
+        }
+        let stub = self.stubs.get(process)?;
+        if stub.session != process {
+            let mut tape = Tape::new();
+            tape.require(libc::SYS_setsid, &[]);
+            stub.run(&tape, "making its session")?;
+            stub.session = process;
+            self.sessions.insert(process, process);
+        }
+        Ok(())
     }
 
     /// Fills in memory.
@@ -200,10 +224,7 @@ impl Target {
             if process.session != process.process {
                 return Err(Error::Image(format!("process {} changed its session; try again", process.process)));
             }
-            let mut tape = Tape::new();
-            tape.require(libc::SYS_setsid, &[]);
-            stub.run(&tape, "making its session")?;
-            stub.session = process.session;
+            self.lead_session(process.process)?;
         }
         // Leaders first: a group has to be there to be joined.
         let leaders = self.stubs.numbers().into_iter().filter(|n| image.processes.iter().any(|p| p.group == *n));

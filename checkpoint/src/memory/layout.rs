@@ -23,6 +23,9 @@ pub struct ProcessLayout {
     pub process: u32,
     /// Number of its parent; 1 is init. Parents come before their children in [`Layout::processes`].
     pub parent: u32,
+    /// Its session; 0 when it isn't told, which is then known from the offer or inherited.
+    #[serde(default)]
+    pub session: u32,
     /// Its mappings, ascending.
     pub areas: Vec<Area>,
     /// Pages sent earlier that are back to what the mapping has by itself (zeros, or the file's bytes). Only the layout of

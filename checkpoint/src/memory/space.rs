@@ -69,7 +69,12 @@ impl Space {
             details: HashMap::new(),
             details_read: None,
             mappings: Vec::new(),
-            layout: ProcessLayout { process: process.process, parent: process.parent, ..ProcessLayout::default() },
+            layout: ProcessLayout {
+                process: process.process,
+                parent: process.parent,
+                session: process.session,
+                ..ProcessLayout::default()
+            },
             bypasses_faults: false,
             sent: SpanSet::new(),
             zeros: SpanSet::new(),
@@ -90,6 +95,7 @@ impl Space {
             && self.tracker.as_ref().is_some_and(|tracker| tracker.is_alive().unwrap_or(false));
         self.process = process;
         self.layout.parent = process.parent;
+        self.layout.session = process.session;
         if !same {
             // Another program (execve), or nothing held yet. What was sent stays in the books: the target has it.
             self.tracker = None;

@@ -31,6 +31,8 @@ pub struct TrackedProcess {
     pub process: u32,
     /// Its parent's; 1 is init.
     pub parent: u32,
+    /// Its session.
+    pub session: u32,
     /// Its number for us.
     pub pid: Pid,
 }

@@ -18,6 +18,7 @@ fn processes(group: &Group) -> Vec<TrackedProcess> {
     let tracked = |(pid, parent): (sys::Pid, sys::Pid)| TrackedProcess {
         process: pid.as_raw() as u32,
         parent: parent.as_raw() as u32,
+        session: 0,
         pid,
     };
     group.members().into_iter().map(tracked).collect()

@@ -5,6 +5,7 @@ mod filters;
 mod limits;
 mod moves;
 mod sandbox;
+mod sessions;
 mod support;
 mod timers;
 
@@ -19,8 +20,15 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Every trial has processes of its own; on a small machine more at once only makes timing worse.
     arguments.test_threads.get_or_insert(2);
-    let all =
-        [sandbox::trials(), moves::trials(), files::trials(), filters::trials(), limits::trials(), timers::trials()];
+    let all = [
+        sandbox::trials(),
+        moves::trials(),
+        files::trials(),
+        filters::trials(),
+        limits::trials(),
+        timers::trials(),
+        sessions::trials(),
+    ];
     let trials: Vec<Trial> = all.into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
