@@ -422,8 +422,8 @@ impl<'de> de::Deserializer<'de> for &mut Decoder<'_, 'de> {
         false
     }
 
-    /// For types that take what there is, such as `serde_bytes`. Structs and enums need [`Self::deserialize_struct`] and
-    /// [`Self::deserialize_enum`], since nothing marks them.
+    /// For types that take what there is, such as `serde_bytes`. Structs and enums need `deserialize_struct` and
+    /// `deserialize_enum`, since nothing marks them.
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.input.peek()? {
             marker::NIL => self.deserialize_unit(visitor),

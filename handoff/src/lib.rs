@@ -17,7 +17,7 @@
 //!   the target's impossible (the *fence*); when it loses the fence the job runs at the target and the source discards
 //!   it.
 //! * While an answer is unknown the job stays frozen on both sides, and both ask again.
-//! * An [`message::Abort`] is a promise: the target sends it only when it has not asked for the swap or has lost it, the
+//! * A [`Message::Abort`] is a promise: the target sends it only when it has not asked for the swap or has lost it, the
 //!   source only while it is free to abort or after it won the fence. Whoever receives one may act on it at once.
 
 pub mod frame;

@@ -7,7 +7,7 @@
 //! | [`daemon`] | one per node: jobs, peers, directory, routes |
 //! | [`shim`] | one per job: launch, output, move |
 //! | [`net`] | a job's packet pump and bridge, inside its shim |
-//! | [`lab`], [`demo`], [`bench`] | a cluster of network namespaces, and what is shown and measured in it |
+//! | [`lab`], [`demo`], [`mod@bench`] | a cluster of network namespaces, and what is shown and measured in it |
 
 pub mod api;
 pub mod bench;

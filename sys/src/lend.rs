@@ -2,7 +2,7 @@
 //!
 //! vmsplice(2) puts references to pages into a pipe, splice(2) moves them on into the socket, which since Linux 6.5 queues them as
 //! they are (`MSG_SPLICE_PAGES`). Whoever lends pages mustn't write to them before the peer has read them, or it reads
-//! something else; [`super::sockets::memory_unread`] says how much it hasn't read at most.
+//! something else; [`crate::fds::sockets::memory_unread`] says how much it hasn't read at most.
 
 use std::cell::Cell;
 use std::io;

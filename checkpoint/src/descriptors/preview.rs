@@ -68,7 +68,7 @@ const RARE_MODES: u32 = (libc::EPOLLONESHOT | libc::EPOLLWAKEUP | libc::EPOLLEXC
 
 /// What the processes of a running job have open now, at most `most` slots in a part.
 ///
-/// Also returns the epoll instances, for [`super::dump`].
+/// Also returns the epoll instances, for [`super::dump()`].
 ///
 /// # Errors
 /// /proc can't be read.

@@ -79,11 +79,11 @@ pub struct JobFile {
     pub node: NodeAddress,
     /// Epoch under which this node owns the job; for a job to be received, the epoch at which the source owns it.
     pub epoch: u64,
-    /// Whether the job is to be received from another node ([`ShimRequest::Receive`]) instead of being started.
+    /// Whether the job is to be received from another node ([`super::ShimRequest::Receive`]) instead of being started.
     pub receive: bool,
     /// Devices on which the address is announced.
     pub uplinks: Vec<String>,
-    /// The daemon's control socket, for [`DaemonRequest::Transfer`] and [`DaemonRequest::JobExited`].
+    /// The daemon's control socket, for [`super::DaemonRequest::Transfer`] and [`super::DaemonRequest::JobExited`].
     pub control: std::path::PathBuf,
 }
 

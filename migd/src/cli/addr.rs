@@ -83,7 +83,7 @@ enum ClusterCommand {
         of the new place by themselves. If anything fails, the directory stays where it is."
     )]
     MigrateDirectory {
-        /// etcd:http://HOST:PORT[,http://HOST:PORT...][/KEYS]
+        /// Where to: `etcd:http://HOST:PORT[,http://HOST:PORT...][/KEYS]`
         #[arg(value_name = "PLACE")]
         to: cluster_addr::etcd::Place,
         /// Print as JSON

@@ -73,7 +73,7 @@ pub struct Args {
     /// Join the cluster of the node that listens there
     #[arg(long, value_name = "IP:PORT", value_parser = parse_listen, required_unless_present = "create")]
     pub join: Option<SocketAddr>,
-    /// Where the directory is, when it is an etcd: etcd:http://HOST:PORT[,http://HOST:PORT...][/KEYS]; with --join it is
+    /// Where the directory is, when it is an etcd: `etcd:http://HOST:PORT[,http://HOST:PORT...][/KEYS]`; with --join it is
     /// learned from that node if not given
     #[arg(long, value_name = "PLACE")]
     pub directory: Option<cluster_addr::etcd::Place>,

@@ -6,7 +6,7 @@
 //!                                                  +---- seccomp notifications
 //! ```
 //!
-//! * [`filter`] is the seccomp filter under which a job runs. It decides which system calls the bridge hears of.
+//! * [`mod@filter`] is the seccomp filter under which a job runs. It decides which system calls the bridge hears of.
 //! * `bridge` answers those calls as Linux would, and moves bytes between socket pairs and the stack.
 //! * `pump` is the thread: it waits for packets, bytes, calls, timers and commands.
 //! * [`NetPlane`] is the handle that the rest of the shim holds.
