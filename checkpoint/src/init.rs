@@ -175,7 +175,7 @@ impl Init<'_> {
         };
         self.listener = None;
         let reply = match request {
-            Request::Spawn(spawn) => match start(self.owner.as_fd(), *spawn) {
+            Request::Spawn(spawn) => match start(self.owner.as_fd(), spawn) {
                 Ok(pid) => {
                     self.root = Some(Root::Runs(pid.as_raw()));
                     Reply::Spawned { pid: pid.as_raw() }
@@ -244,12 +244,7 @@ fn start(owner: BorrowedFd<'_>, spawn: Spawn) -> io::Result<Pid> {
         argv: spawn.argv.into_iter().map(text).collect(),
         env: spawn.env.into_iter().map(|(name, value)| (text(name), text(value))).collect(),
         cwd: text(spawn.cwd).into(),
-        uid: spawn.uid,
-        gid: spawn.gid,
-        groups: spawn.groups,
-        umask: spawn.umask,
         stdio: [input?, output?, error?],
-        rlimits: spawn.rlimits,
     }
     .start()
 }

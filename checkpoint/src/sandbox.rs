@@ -6,12 +6,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sys::Pid;
+use sys::clone::Launch;
 use sys::proc::{Place, Proc};
 use sys::process::PidNamespace;
 
@@ -54,29 +54,6 @@ pub struct SandboxSpec {
     pub filter: Option<sys::seccomp::Program>,
     /// Offsets of its clocks; `None` leaves it in the caller's time namespace.
     pub clock_offsets: Option<ClockOffsets>,
-}
-
-/// A program to start.
-#[derive(Debug)]
-pub struct CommandSpec {
-    /// Program and arguments; a program without a slash is looked up in the `PATH` of `env`.
-    pub argv: Vec<OsString>,
-    /// The whole environment.
-    pub env: Vec<(OsString, OsString)>,
-    /// Working directory.
-    pub cwd: PathBuf,
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-    /// File mode creation mask.
-    pub umask: u32,
-    /// Standard input, output and error.
-    pub stdio: [OwnedFd; 3],
-    /// Resource limits: (RLIMIT_*, soft, hard).
-    pub rlimits: Vec<(u32, u64, u64)>,
 }
 
 /// How a process ended.
@@ -297,20 +274,15 @@ impl Sandbox {
     }
 
     /// Starts a program as the job's first process. Returns its number as the caller sees it.
-    pub fn spawn(&mut self, command: CommandSpec) -> Result<Pid> {
+    pub fn spawn(&mut self, launch: Launch) -> Result<Pid> {
         let bytes = |text: OsString| serde_bytes::ByteBuf::from(text.into_vec());
-        let program = command.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let request = Request::Spawn(Box::new(Spawn {
-            argv: command.argv.into_iter().map(bytes).collect(),
-            env: command.env.into_iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
-            cwd: bytes(command.cwd.into_os_string()),
-            uid: command.uid,
-            gid: command.gid,
-            groups: command.groups,
-            umask: command.umask,
-            stdio: [0, 1, 2].map(|index: usize| command.stdio[index].as_raw_fd()),
-            rlimits: command.rlimits,
-        }));
+        let program = launch.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let request = Request::Spawn(Spawn {
+            argv: launch.argv.into_iter().map(bytes).collect(),
+            env: launch.env.into_iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
+            cwd: bytes(launch.cwd.into_os_string()),
+            stdio: launch.stdio.each_ref().map(AsRawFd::as_raw_fd),
+        });
         match self.control.ask(&request)? {
             Reply::Spawned { pid } => self.control.know_root(pid),
             Reply::Failed { errno: Some(errno), .. } => {

@@ -22,7 +22,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use checkpoint::{CommandSpec, Event, ExitStatus, Sandbox, SandboxSpec};
+use checkpoint::{Event, ExitStatus, Launch, Sandbox, SandboxSpec};
 use migd::api::NodeAddress;
 use migd::net::{Board, Guest, NetConfig, NetImage, NetPlane, SocketKey, Stock, Visitor, filter, furnish_namespace};
 use sys::epoll::{Epoll, Events, Interest};
@@ -90,16 +90,11 @@ fn run() -> Result<u8, Failure> {
         stdin = theirs.into();
     }
     let output = || std::io::stdout().as_fd().try_clone_to_owned();
-    let pid = sandbox.spawn(CommandSpec {
+    let pid = sandbox.spawn(Launch {
         argv,
         env: std::env::vars_os().collect(),
         cwd: std::env::current_dir()?,
-        uid: 0,
-        gid: 0,
-        groups: Vec::new(),
-        umask: 0o022,
         stdio: [stdin, output()?, std::io::stderr().as_fd().try_clone_to_owned()?],
-        rlimits: Vec::new(),
     })?;
     if let Some(control) = &mut control {
         // Ends with the program, which holds the other end alone.
@@ -143,22 +138,18 @@ impl Net {
     }
 }
 
+/// A plane, and the programs' new ends of its sockets.
+type Thawed = (NetPlane, BTreeMap<SocketKey, OwnedFd>);
+
 impl Net {
     /// Freezes a plane and goes on with a new one.
-    fn swap(&mut self, plane: NetPlane) -> Result<(NetPlane, BTreeMap<SocketKey, OwnedFd>), Failure> {
+    fn swap(&mut self, plane: NetPlane) -> Result<Thawed, Failure> {
         self.step += 1;
         let Some(spare) = &self.spare else {
             let image = through_bytes(&plane.freeze()?)?;
             let tun = plane.retire()?;
             drop(plane);
-            return Ok(NetPlane::thaw(
-                self.config()?,
-                image,
-                tun,
-                self.listener.try_clone()?,
-                Stock::new(None)?,
-                None,
-            )?);
+            return self.thaw(image, tun, None);
         };
         let spare = spare.try_clone()?;
         let (ours, theirs) = UnixStream::pair()?;
@@ -190,31 +181,21 @@ impl Net {
                         self.home = Some(home);
                         let line = Some((guest, self.step + 1));
                         drop(plane);
-                        return Ok(NetPlane::thaw(
-                            self.config()?,
-                            image,
-                            spare,
-                            self.listener.try_clone()?,
-                            Stock::new(None)?,
-                            line,
-                        )?);
+                        return self.thaw(image, spare, line);
                     }
                 }
                 drop(plane);
                 let tun = home.retire()?;
                 drop(home);
-                return Ok(NetPlane::thaw(
-                    self.config()?,
-                    image,
-                    tun,
-                    self.listener.try_clone()?,
-                    Stock::new(None)?,
-                    None,
-                )?);
+                return self.thaw(image, tun, None);
             }
         };
         let line = Some((guest, self.step + 1));
-        Ok(NetPlane::thaw(self.config()?, image, spare, self.listener.try_clone()?, Stock::new(None)?, line)?)
+        self.thaw(image, spare, line)
+    }
+
+    fn thaw(&self, image: NetImage, tun: OwnedFd, line: Option<(Guest, u64)>) -> Result<Thawed, Failure> {
+        Ok(NetPlane::thaw(self.config()?, image, tun, self.listener.try_clone()?, Stock::new(None)?, line)?)
     }
 }
 

@@ -85,7 +85,7 @@ pub fn start_sibling(program: &str, arguments: &[String]) -> io::Result<Pid> {
     Ok(Pid::from_raw(libc::pid_t::try_from(result).map_err(|_| io::Error::from_raw_os_error(libc::ERANGE))?))
 }
 
-/// A program to start as the leader of a new session.
+/// A program to start as the leader of a new session: as root, in no other group, with umask 022.
 #[derive(Debug)]
 pub struct Launch {
     /// Program and arguments; a program without a slash is looked up in the `PATH` of `env`.
@@ -94,18 +94,8 @@ pub struct Launch {
     pub env: Vec<(OsString, OsString)>,
     /// Working directory.
     pub cwd: PathBuf,
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-    /// File mode creation mask.
-    pub umask: u32,
     /// Standard input, output and error.
     pub stdio: [OwnedFd; 3],
-    /// Resource limits: (RLIMIT_*, soft, hard).
-    pub rlimits: Vec<(u32, u64, u64)>,
 }
 
 impl Launch {
@@ -120,38 +110,24 @@ impl Launch {
         let mut command = Command::new(program);
         command.args(argv).env_clear().envs(self.env).current_dir(&self.cwd);
         command.stdin(input).stdout(output).stderr(error);
-        let identity =
-            Identity { uid: self.uid, gid: self.gid, groups: self.groups, umask: self.umask, rlimits: self.rlimits };
-        // SAFETY: the closure makes system calls only; it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(move || identity.assume()) };
+        // SAFETY: the function makes system calls only; it allocates nothing and takes no lock.
+        unsafe { command.pre_exec(become_root) };
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).map_err(|_| io::Error::from_raw_os_error(libc::ERANGE))?;
         Ok(Pid::from_raw(pid))
     }
 }
 
-struct Identity {
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-    umask: u32,
-    rlimits: Vec<(u32, u64, u64)>,
-}
-
-impl Identity {
-    fn assume(&self) -> io::Result<()> {
-        // SAFETY: setsid takes nothing and touches no memory.
-        check(unsafe { libc::setsid() })?;
-        // SAFETY: umask takes one integer.
-        unsafe { libc::umask(self.umask) };
-        for &(resource, soft, hard) in &self.rlimits {
-            crate::process::set_limit(Pid::from_raw(0), resource, soft, hard)?;
-        }
-        // SAFETY: the kernel reads as many group numbers as the vector has.
-        check(unsafe { libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) })?;
-        // SAFETY: setresgid takes three integers. The raw call is right here: the child has one thread.
-        check(unsafe { libc::syscall(libc::SYS_setresgid, self.gid, self.gid, self.gid) })?;
-        // SAFETY: setresuid takes three integers.
-        check(unsafe { libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid) }).map(drop)
-    }
+fn become_root() -> io::Result<()> {
+    // SAFETY: setsid takes nothing and touches no memory.
+    check(unsafe { libc::setsid() })?;
+    // SAFETY: umask takes one integer.
+    unsafe { libc::umask(0o022) };
+    let nobody: *const libc::gid_t = std::ptr::null();
+    // SAFETY: of no groups nothing is read.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, 0, nobody) })?;
+    // SAFETY: setresgid takes three integers. The raw call is right here: the child has one thread.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, 0, 0, 0) })?;
+    // SAFETY: setresuid takes three integers.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, 0, 0, 0) }).map(drop)
 }

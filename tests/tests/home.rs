@@ -102,6 +102,15 @@ fn wait_for(fixture: &Fixture, node: &str, mut until: impl FnMut(&[JobView]) -> 
     }
 }
 
+fn wait_until_home_has_ended(fixture: &Fixture) {
+    wait_for(fixture, "A", |jobs| jobs.iter().all(|job| job.state == JobState::Exited));
+    let deadline = Instant::now() + PATIENCE;
+    while !fixture.shims("A").is_empty() {
+        assert!(Instant::now() < deadline, "the home stays\n{}", fixture.state_logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn kill(pid: u32) {
     let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill runs");
     assert!(status.success());
@@ -164,12 +173,7 @@ fn a_lost_process_is_told_to_its_peers_and_leaves_no_home() {
         kill(pid);
     }
     assert_eq!(stream.read(&mut [0]).expect_err("a reset").kind(), ErrorKind::ConnectionReset);
-    wait_for(&fixture, "A", |jobs| jobs.iter().all(|job| job.state == JobState::Exited));
-    let deadline = Instant::now() + PATIENCE;
-    while !fixture.shims("A").is_empty() {
-        assert!(Instant::now() < deadline, "the home stays\n{}", fixture.state_logs());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until_home_has_ended(&fixture);
 }
 
 #[test]
@@ -182,12 +186,7 @@ fn a_job_that_ends_away_from_home_ends_its_connections_in_order() {
     assert_eq!(stream.read(&mut [0; 16]).expect("an answer"), 7);
     std::io::Write::write_all(&mut stream, b"SHUTDOWN NOSAVE\r\n").expect("it is connected");
     assert_eq!(stream.read(&mut [0]).expect("an orderly end"), 0);
-    wait_for(&fixture, "A", |jobs| jobs.iter().all(|job| job.state == JobState::Exited));
-    let deadline = Instant::now() + PATIENCE;
-    while !fixture.shims("A").is_empty() {
-        assert!(Instant::now() < deadline, "the home stays\n{}", fixture.state_logs());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until_home_has_ended(&fixture);
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(crate) struct Begin {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// Start the job's first process.
-    Spawn(Box<Spawn>),
+    Spawn(Spawn),
     /// The job is there already, restored, with its processes standing still.
     Adopt(Root),
     /// Tell what became of the first process.
@@ -53,13 +53,8 @@ pub(crate) struct Spawn {
     pub argv: Vec<serde_bytes::ByteBuf>,
     pub env: Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
     pub cwd: serde_bytes::ByteBuf,
-    pub uid: u32,
-    pub gid: u32,
-    pub groups: Vec<u32>,
-    pub umask: u32,
     /// Numbers of descriptors of the sandbox's owner.
     pub stdio: [i32; 3],
-    pub rlimits: Vec<(u32, u64, u64)>,
 }
 
 /// From the process that makes the namespaces, from PID 1 when it is set up, and in answer to each request.

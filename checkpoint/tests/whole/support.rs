@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use checkpoint::{
-    ClockOffsets, CommandSpec, Event, External, ExternalKey, FdKind, Layout, MemoryChunk, MemorySink, Sandbox,
-    SandboxSpec, Source, Target,
+    ClockOffsets, Event, External, ExternalKey, FdKind, Launch, Layout, MemoryChunk, MemorySink, Sandbox, SandboxSpec,
+    Source, Target,
 };
 
 /// The result of a trial.
@@ -30,22 +30,17 @@ macro_rules! ensure {
 }
 
 /// A command whose output goes to the returned pipe.
-pub fn command(argv: &[&str]) -> io::Result<(CommandSpec, File)> {
+pub fn command(argv: &[&str]) -> io::Result<(Launch, File)> {
     let (reader, writer) = io::pipe()?;
     let error = OwnedFd::from(writer.try_clone()?);
-    let spec = CommandSpec {
+    let spec = Launch {
         argv: argv.iter().map(Into::into).collect(),
         env: vec![
             ("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
             ("HOME".into(), "/root".into()),
         ],
         cwd: "/".into(),
-        uid: 0,
-        gid: 0,
-        groups: vec![],
-        umask: 0o022,
         stdio: [File::open("/dev/null")?.into(), writer.into(), error],
-        rlimits: vec![],
     };
     Ok((spec, File::from(OwnedFd::from(reader))))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use checkpoint::{CommandSpec, Event, ExitStatus, External, ExternalKey, FdKind, Sandbox, SandboxSpec};
+use checkpoint::{Event, ExitStatus, External, ExternalKey, FdKind, Launch, Sandbox, SandboxSpec};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -131,18 +131,13 @@ pub fn launch(shared: &Arc<Shared>) -> anyhow::Result<Job> {
     Ok(Job { shared, sandbox, links, plane, stdio, epoch, announced: Announced::now(), home: None, lines: Vec::new() })
 }
 
-fn command(shared: &Shared, stdio: ProgramEnds) -> CommandSpec {
+fn command(shared: &Shared, stdio: ProgramEnds) -> Launch {
     let spec = &shared.file.spec;
-    CommandSpec {
+    Launch {
         argv: spec.argv.iter().map(Into::into).collect(),
         env: spec.env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
         cwd: spec.cwd.clone().into(),
-        uid: 0,
-        gid: 0,
-        groups: Vec::new(),
-        umask: 0o022,
         stdio,
-        rlimits: Vec::new(),
     }
 }
 
