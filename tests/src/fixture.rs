@@ -9,6 +9,9 @@ use migd::api::{Exit, JobView, SocketPlace};
 use migd::lab::{Lab, Moved, Spec, own_name, remove_abandoned};
 use sys::netns::NetNamespace;
 
+use crate::processes;
+use crate::programs::{REDIS, REDIS_PORT};
+
 /// How long a job may take to end.
 const ENDING: Duration = Duration::from_secs(40);
 /// How long a server may take until it accepts connections.
@@ -90,6 +93,15 @@ impl Fixture {
         server
     }
 
+    /// Starts a redis called `redis` on node A, as [`Fixture::serve`].
+    ///
+    /// # Panics
+    /// When it does not serve in time.
+    #[must_use]
+    pub fn serve_redis(&self) -> SocketAddr {
+        self.serve("redis", &REDIS, REDIS_PORT)
+    }
+
     /// Waits until somebody accepts connections from the client at `server`.
     ///
     /// # Panics
@@ -160,13 +172,7 @@ impl Fixture {
     pub fn shims(&self, node: &str) -> Vec<u32> {
         let jobs = self.lab.names().state(node).join("jobs");
         let jobs = jobs.to_str().expect("plain names").as_bytes().to_owned();
-        let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        let has = |pid: &u32| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|&byte| byte == 0).any(|argument| argument.starts_with(&jobs))
-        };
-        pids.filter(has).collect()
+        processes::with_argument(|argument| argument.starts_with(&jobs))
     }
 
     /// The client's namespace.

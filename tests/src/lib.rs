@@ -3,11 +3,13 @@
 //!
 //! The tests need root, and a `migd` to test: `MIGD_BINARY` names it, otherwise the one built beside the tests is taken.
 
+pub mod counter;
 pub mod datagrams;
 pub mod fixture;
 pub mod iperf;
 pub mod load;
 pub mod pattern;
+pub mod processes;
 pub mod programs;
 pub mod remote;
 pub mod wire;

@@ -17,6 +17,12 @@ const UDP_GO: &str = include_str!("../programs/udp.go");
 /// The asyncio echo server for datagrams.
 const UDP_PYTHON: &str = include_str!("../programs/udp.py");
 
+/// A redis that keeps nothing on disk, on [`REDIS_PORT`] of all its addresses.
+pub const REDIS: [&str; 10] =
+    ["redis-server", "--port", "6379", "--bind", "0.0.0.0", "::", "--protected-mode", "no", "--save", ""];
+/// Where [`REDIS`] listens.
+pub const REDIS_PORT: u16 = 6379;
+
 /// Builds the threaded Rust echo server without any shared library.
 ///
 /// # Panics

@@ -8,6 +8,7 @@ use migd::api::Exit;
 use sha2::{Digest, Sha256};
 use tests::Fixture;
 use tests::pattern::Pattern;
+use tests::programs::{REDIS, REDIS_PORT};
 
 fn must_have_ended_well(fixture: &Fixture, name: &str, node: &str) {
     let exit = fixture.wait_for_end(name);
@@ -57,10 +58,9 @@ fn curl_in_the_middle_of_a_download() {
 fn redis_cli_in_the_middle_of_its_work() {
     const COUNT: usize = 40_000;
     let fixture = Fixture::new();
-    let argv = ["redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
-    let _server = fixture.start_in_client(&argv);
+    let _server = fixture.start_in_client(&REDIS);
     let address = fixture.client_address().to_string();
-    fixture.wait_until_it_serves("redis", SocketAddr::new(IpAddr::V4(fixture.client_address()), 6379));
+    fixture.wait_until_it_serves("redis", SocketAddr::new(IpAddr::V4(fixture.client_address()), REDIS_PORT));
     let count = COUNT.to_string();
     let _ = fixture.run("A", "cli", &["redis-cli", "-h", &address, "-r", &count, "INCR", "counter"]);
     for (from, to) in [("A", "B"), ("B", "A")] {

@@ -1,43 +1,16 @@
 //! The directory under moving jobs: its daemon or one of its members dies and comes back, it moves to another engine.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use migd::api::JobState;
 use migd::lab::Spec;
 use tests::Fixture;
+use tests::counter::Counter;
+use tests::programs::{REDIS, REDIS_PORT};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const REDIS: [&str; 9] =
-    ["redis-server", "--bind", "0.0.0.0", "--port", "6379", "--protected-mode", "no", "--save", ""];
-
-/// A connection to redis that counts, and sees that the server counts the same.
-struct Counter {
-    stream: BufReader<TcpStream>,
-    count: u64,
-}
-
-impl Counter {
-    fn new(fixture: &Fixture, server: SocketAddr) -> Counter {
-        let stream = fixture.connect(server).unwrap_or_else(|error| panic!("{server}: {error}"));
-        // A job may stand still for as long as the directory is away in the middle of its move.
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        Counter { stream: BufReader::new(stream), count: 0 }
-    }
-
-    fn steps(&mut self, count: usize) {
-        for _ in 0..count {
-            self.stream.get_mut().write_all(b"INCR n\r\n").expect("the connection lives");
-            let mut line = String::new();
-            self.stream.read_line(&mut line).expect("the connection lives");
-            self.count += 1;
-            assert_eq!(line.trim_end(), format!(":{}", self.count));
-        }
-    }
-}
-
 fn lab(nodes: usize, etcd: usize) -> Fixture {
     Fixture::of(Spec { nodes, etcd, ..Spec::new("unused").expect("this program has a path") })
 }
@@ -45,7 +18,7 @@ fn lab(nodes: usize, etcd: usize) -> Fixture {
 /// Starts redis on a node and waits until it serves.
 fn serve(fixture: &Fixture, node: &str) -> SocketAddr {
     let job = fixture.run(node, "server", &REDIS);
-    let server = SocketAddr::new(job.address.into(), 6379);
+    let server = SocketAddr::new(job.address.into(), REDIS_PORT);
     fixture.wait_until_it_serves("server", server);
     server
 }

@@ -2,8 +2,6 @@
 //! other move, on every way such a job can go.
 
 use std::io::{ErrorKind, Read};
-use std::net::SocketAddr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use migd::api::{JobState, JobView, MoveOutcome, SocketPlace};
@@ -11,6 +9,7 @@ use migd::demo::wire::Watch;
 use sys::capture::Sieve;
 use tests::iperf::must_have_flowed;
 use tests::load::{echo, redis};
+use tests::processes::kill;
 use tests::programs::python_echo;
 use tests::{Fixture, Load};
 
@@ -66,16 +65,10 @@ fn goes_every_way(fixture: &Fixture, name: &str, load: Load) {
     assert_eq!((seen.frames, seen.lost), (0, 0), "{:x?}", seen.samples);
 }
 
-fn start_redis(fixture: &Fixture) -> SocketAddr {
-    let port = PORT.to_string();
-    let argv = ["redis-server", "--port", &port, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
-    fixture.serve("redis", &argv, PORT)
-}
-
 #[test]
 fn redis_goes_every_way() {
     let fixture = Fixture::with_nodes(3);
-    let server = start_redis(&fixture);
+    let server = fixture.serve_redis();
     let load = Load::start(|| fixture.client(), 3, move |number, shared| redis(server, number + 1, shared));
     goes_every_way(&fixture, "redis", load);
 }
@@ -111,11 +104,6 @@ fn wait_until_home_has_ended(fixture: &Fixture) {
     }
 }
 
-fn kill(pid: u32) {
-    let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill runs");
-    assert!(status.success());
-}
-
 #[test]
 fn iperf3_server_leaves_its_sockets_and_is_followed_in_each_direction() {
     let fixture = Fixture::new();
@@ -144,7 +132,7 @@ fn iperf3_server_leaves_its_sockets_and_is_followed_in_each_direction() {
 #[test]
 fn a_lost_home_is_seen_and_the_job_runs_on() {
     let fixture = Fixture::new();
-    let server = start_redis(&fixture);
+    let server = fixture.serve_redis();
     fixture.move_process("redis", "A", "B");
     let _stream = fixture.connect(server).expect("it serves");
     for pid in fixture.shims("A") {
@@ -164,7 +152,7 @@ fn a_lost_home_is_seen_and_the_job_runs_on() {
 #[test]
 fn a_lost_process_is_told_to_its_peers_and_leaves_no_home() {
     let fixture = Fixture::new();
-    let server = start_redis(&fixture);
+    let server = fixture.serve_redis();
     fixture.move_process("redis", "A", "B");
     let mut stream = fixture.connect(server).expect("it serves");
     std::io::Write::write_all(&mut stream, b"PING\r\n").expect("it is connected");
@@ -179,7 +167,7 @@ fn a_lost_process_is_told_to_its_peers_and_leaves_no_home() {
 #[test]
 fn a_job_that_ends_away_from_home_ends_its_connections_in_order() {
     let fixture = Fixture::new();
-    let server = start_redis(&fixture);
+    let server = fixture.serve_redis();
     fixture.move_process("redis", "A", "B");
     let mut stream = fixture.connect(server).expect("it serves");
     std::io::Write::write_all(&mut stream, b"PING\r\n").expect("it is connected");
@@ -192,7 +180,7 @@ fn a_job_that_ends_away_from_home_ends_its_connections_in_order() {
 #[test]
 fn a_move_that_fails_leaves_all_as_it_was() {
     let mut fixture = Fixture::with_nodes(3);
-    let server = start_redis(&fixture);
+    let server = fixture.serve_redis();
     let load = Load::start(|| fixture.client(), 2, move |number, shared| redis(server, number + 1, shared));
     load.must_progress();
     fixture.move_process("redis", "A", "B");

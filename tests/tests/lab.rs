@@ -1,6 +1,5 @@
 //! The lab itself, and what is left of it when anything in it was killed.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant};
 use migd::lab::{Names, down};
 use tests::Fixture;
 use tests::fixture::{binary, text};
+use tests::processes::{kill, with_argument, with_variable};
 
 /// What of a lab is on the machine: namespaces, files, mounts, and processes that its daemons marked.
 fn traces(names: &Names) -> Vec<String> {
@@ -20,53 +20,30 @@ fn traces(names: &Names) -> Vec<String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
     let own = format!("migd-{}", names.lab());
     found.extend(mounts.lines().filter(|line| line.contains(&own)).map(str::to_owned));
-    found.extend(processes(names.lab()).into_iter().map(|pid| format!("process {pid}")));
+    let mark = format!("MIGD_LAB={}", names.lab());
+    let marked = with_variable(|variable| variable == mark.as_bytes());
+    found.extend(marked.into_iter().map(|pid| format!("process {pid}")));
     found
 }
 
-/// The living processes with the lab's mark.
-fn processes(lab: &str) -> BTreeSet<u32> {
-    let mark = format!("MIGD_LAB={lab}");
-    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let marked = |pid: &u32| {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes())
-    };
-    pids.filter(marked).collect()
-}
-
 /// The job's processes, by an argument that only they have.
-fn processes_with_argument(argument: &str) -> BTreeSet<u32> {
-    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let has = |pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|&byte| byte == 0).any(|entry| entry == argument.as_bytes())
-    };
-    pids.filter(has).collect()
+fn processes_with(argument: &str) -> Vec<u32> {
+    with_argument(|found| found == argument.as_bytes())
 }
 
 fn wait_until_gone(argument: &str) {
     let deadline = Instant::now() + Duration::from_secs(5);
-    while !processes_with_argument(argument).is_empty() {
-        assert!(Instant::now() < deadline, "{argument} still runs: {:?}", processes_with_argument(argument));
+    while !processes_with(argument).is_empty() {
+        assert!(Instant::now() < deadline, "{argument} still runs: {:?}", processes_with(argument));
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn kill(pid: u32) {
-    let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill runs");
-    assert!(status.success());
-}
-
-/// The shim of the only job of a node: the process whose arguments name its directory.
+/// The shim of the only job of a node.
 fn shim(fixture: &Fixture, node: &str) -> u32 {
-    let jobs = fixture.lab.names().state(node).join("jobs");
-    let job = std::fs::read_dir(&jobs).expect("jobs").flatten().next().expect("a job").path();
-    let found = processes_with_argument(job.to_str().expect("plain names"));
-    assert_eq!(found.len(), 1, "{found:?}");
-    *found.first().expect("one")
+    let shims = fixture.shims(node);
+    assert_eq!(shims.len(), 1, "{shims:?}");
+    shims[0]
 }
 
 #[test]
@@ -118,7 +95,7 @@ fn nothing_is_left_after_a_daemon_was_killed() {
     let names = fixture.lab.names().clone();
     let _ = fixture.run("A", "sleeper", &["sleep", "987601"]);
     fixture.lab.kill_daemon("A").expect("it was running");
-    assert!(!processes_with_argument("987601").is_empty(), "the job does not depend on the daemon");
+    assert!(!processes_with("987601").is_empty(), "the job does not depend on the daemon");
     drop(fixture);
     assert_eq!(traces(&names), Vec::<String>::new());
     wait_until_gone("987601");

@@ -1,7 +1,6 @@
 //! What a move must never do: be seen as a reset, or lose the job when the target dies.
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use migd::api::MoveOutcome;
@@ -9,16 +8,11 @@ use migd::demo::redis::{Connection, Reply, encode};
 use migd::demo::wire::Watch;
 use sys::capture::Sieve;
 use tests::load::{echo, http, redis};
+use tests::processes::kill;
 use tests::programs::{python_echo, write_pattern};
 use tests::{Fixture, Load};
 
 const PORT: u16 = 7000;
-
-fn start_redis(fixture: &Fixture) -> SocketAddr {
-    let port = PORT.to_string();
-    let argv = ["redis-server", "--port", &port, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
-    fixture.serve("redis", &argv, PORT)
-}
 
 /// Puts a number of megabytes into redis, so that a move takes its time.
 fn fill(fixture: &Fixture, server: SocketAddr, megabytes: usize) {
@@ -56,7 +50,7 @@ fn ten_moves_under_load_show_no_reset_and_nothing_unreachable() {
 #[test]
 fn a_target_killed_in_mid_move_leaves_the_job_on_the_source() {
     let mut fixture = Fixture::new();
-    let server = start_redis(&fixture);
+    let server = fixture.serve_redis();
     fill(&fixture, server, 300);
     let load = Load::start(|| fixture.client(), 2, move |number, shared| redis(server, number + 1, shared));
     load.must_progress();
@@ -82,31 +76,17 @@ fn a_target_killed_in_mid_move_leaves_the_job_on_the_source() {
 
 /// Kills the receiving shim on B as soon as it is there.
 fn kill_when_it_appears(fixture: &Fixture) {
-    let jobs = fixture.lab.names().state("B").join("jobs");
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let found = shims_below(jobs.to_str().expect("plain names"));
-        if let Some(pid) = found.first() {
+        if let Some(&pid) = fixture.shims("B").first() {
             // In the middle of what it is doing, not at its first instruction.
             std::thread::sleep(Duration::from_millis(30));
-            let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill runs");
-            assert!(status.success(), "the move was over before its target could be killed; use more data");
+            kill(pid);
             return;
         }
         assert!(Instant::now() < deadline, "no shim appeared on B\n{}", fixture.state_logs());
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Processes with an argument that begins with this path.
-fn shims_below(path: &str) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let has = |pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|&byte| byte == 0).any(|argument| argument.starts_with(path.as_bytes()))
-    };
-    pids.filter(has).collect()
 }
 
 /// A restarted node is seen by the others after a moment.

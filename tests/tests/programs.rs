@@ -48,9 +48,7 @@ fn http_load(fixture: &Fixture, server: SocketAddr) -> Load {
 #[test]
 fn redis_server() {
     let fixture = Fixture::new();
-    let port = PORT.to_string();
-    let argv = ["redis-server", "--port", &port, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
-    let server = fixture.serve("redis", &argv, PORT);
+    let server = fixture.serve_redis();
     let load = Load::start(|| fixture.client(), 4, move |number, shared| redis(server, number + 1, shared));
     survives(&fixture, "redis", load);
 }

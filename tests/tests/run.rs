@@ -1,11 +1,12 @@
 //! `migd run` in the foreground: output, exit status and Ctrl-C, also when the job has moved meanwhile.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use tests::Fixture;
 use tests::fixture::text;
+use tests::processes::interrupt;
 
 /// A script that writes a line for each tenth of a second.
 const COUNT: &str = "i=0; while [ $i -lt 60 ]; do echo line $i; echo error $i >&2; i=$((i+1)); sleep 0.1; done; exit 5";
@@ -14,11 +15,6 @@ fn start(fixture: &Fixture, arguments: &[&str]) -> Child {
     let mut command = fixture.migd("A", arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("migd starts")
-}
-
-fn interrupt(child: &Child) {
-    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
-    assert!(status.success());
 }
 
 /// Waits for the end, but not for ever.
@@ -84,7 +80,7 @@ fn ctrl_c_reaches_the_job_where_it_is() {
         if moved {
             fixture.move_job(name, "A", "B");
         }
-        interrupt(&child);
+        interrupt(child.id());
         let code = wait(&mut child);
         let mut rest = String::new();
         output.read_to_string(&mut rest).expect("a pipe");

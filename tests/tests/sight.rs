@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tests::Fixture;
+use tests::processes::interrupt;
 use tests::programs::python_echo;
 
 const PORT: u16 = 7000;
@@ -68,8 +69,7 @@ fn a_recording_has_every_packet_over_moves_and_the_sockets_are_listed() {
         assert!(Instant::now() < deadline, "the last word isn't recorded");
         std::thread::sleep(Duration::from_millis(50));
     }
-    let status = std::process::Command::new("kill").args(["-INT", &recorder.id().to_string()]).status();
-    assert!(status.expect("kill runs").success());
+    interrupt(recorder.id());
     assert!(recorder.wait().expect("our child").success());
     // Every word passed in both directions, before, between and after the moves.
     for number in 0..sent {
