@@ -8,7 +8,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -22,6 +22,7 @@ use sys::packet::PacketSocket;
 
 use super::figures::{Spread, rounded};
 use super::peer::ECHO;
+use super::site::Killed;
 use super::stack::Stack;
 use super::stream::{Bulk, Direction};
 use crate::demo::Interrupt;
@@ -342,17 +343,6 @@ fn resident(pid: u32) -> u64 {
     let kilobytes =
         text.lines().find_map(|line| line.strip_prefix("VmRSS:")).and_then(|rest| rest.split_whitespace().next());
     kilobytes.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) * 1024
-}
-
-/// A process that ends with this value.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Both fail only when it ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[derive(Debug, Default)]

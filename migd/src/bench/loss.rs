@@ -7,13 +7,15 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
 use sys::netns::NetNamespace;
 
+use super::figures::{Spread, rounded};
+use super::site::Killed;
 use super::stream::{Bulk, Direction};
 use crate::demo::Interrupt;
 use crate::lab::{BadLink, BothWays, Bursts, Faults, Lab, Rate, Spec, own_name, remove_abandoned};
@@ -104,7 +106,7 @@ struct Run {
     stack: Stack,
     link: &'static str,
     streams: usize,
-    mbit_s: Spread,
+    mbit_s: Goodput,
 }
 
 /// migd's mean over the kernel's.
@@ -115,28 +117,20 @@ struct Ratio {
 }
 
 /// Figures of single streams.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Spread {
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Goodput {
     mean: f64,
-    median: f64,
-    min: f64,
-    max: f64,
+    #[serde(flatten)]
+    spread: Spread,
 }
 
-impl Spread {
+impl Goodput {
     /// Of at least one figure.
-    fn of(figures: &[f64]) -> Spread {
-        let mut sorted = figures.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let median = f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+    fn of(figures: &[f64]) -> Goodput {
         // Counts are small enough to be exact.
-        let mean = sorted.iter().sum::<f64>() / sorted.len() as f64;
-        Spread { mean: round(mean), median: round(median), min: round(sorted[0]), max: round(sorted[sorted.len() - 1]) }
+        let mean = figures.iter().sum::<f64>() / figures.len() as f64;
+        Goodput { mean: rounded(mean), spread: Spread::of(figures.to_vec()) }
     }
-}
-
-fn round(figure: f64) -> f64 {
-    (figure * 1000.0).round() / 1000.0
 }
 
 pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
@@ -247,11 +241,11 @@ impl Report {
     fn of(args: &Args, links: &[Link], figures: &[[Vec<f64>; 2]]) -> Report {
         let mut report = Report { delay_ms: args.delay_ms, rounds: args.rounds, runs: Vec::new(), ratios: Vec::new() };
         for (link, figures) in links.iter().zip(figures) {
-            let spreads = [Spread::of(&figures[0]), Spread::of(&figures[1])];
-            for (stack, mbit_s) in [Stack::Kernel, Stack::Migd].into_iter().zip(spreads) {
+            let stacks = [Goodput::of(&figures[0]), Goodput::of(&figures[1])];
+            for (stack, mbit_s) in [Stack::Kernel, Stack::Migd].into_iter().zip(stacks) {
                 report.runs.push(Run { stack, link: link.name, streams: figures[0].len(), mbit_s });
             }
-            report.ratios.push(Ratio { link: link.name, migd_over_kernel: round(spreads[1].mean / spreads[0].mean) });
+            report.ratios.push(Ratio { link: link.name, migd_over_kernel: rounded(stacks[1].mean / stacks[0].mean) });
         }
         report
     }
@@ -264,7 +258,7 @@ impl Report {
             "\n{:<26} {:<8} {:>8} {:>8} {:>8} {:>8}  Mbit/s",
             "LINK", "STACK", "MEAN", "MEDIAN", "MIN", "MAX"
         );
-        for Run { stack, link, mbit_s: Spread { mean, median, min, max }, .. } in &self.runs {
+        for Run { stack, link, mbit_s: Goodput { mean, spread: Spread { median, min, max } }, .. } in &self.runs {
             let stack = format!("{stack:?}").to_lowercase();
             let _ = writeln!(out, "{link:<26} {stack:<8} {mean:>8.2} {median:>8.2} {min:>8.2} {max:>8.2}");
         }
@@ -274,26 +268,9 @@ impl Report {
     }
 }
 
-/// A process that ends with this value.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Both fail only when it ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn spreads_are_of_the_sorted_figures() {
-        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Spread { mean: 2.0, median: 2.0, min: 1.0, max: 3.0 });
-        assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 3.0]).median, 2.5);
-    }
 
     #[test]
     fn the_links_of_the_bar_are_there() {

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+
+use crate::lab::require;
 
 /// A server that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,19 +58,6 @@ impl Program {
             }
         })
     }
-}
-
-/// An error that says what to install, unless the program is found.
-///
-/// # Errors
-/// That one.
-pub(super) fn require(program: &str, package: &str) -> anyhow::Result<()> {
-    let installed = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()));
-    if !installed {
-        bail!("{program} is not installed; install it (Debian: apt-get install {package}) and try again");
-    }
-    Ok(())
 }
 
 /// An nginx that keeps its files in `files` and answers every request with three bytes; returns the file's path.

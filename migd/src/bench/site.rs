@@ -100,7 +100,7 @@ impl Site {
     fn start_plain(&self, program: Program) -> anyhow::Result<Server<'_>> {
         let node = self.lab.layout().member(HOME).context("the lab has no node A")?;
         let child = self.spawn(&program.argv(&self.files())?)?;
-        Ok(Server { address: address(node.address, program), runs: Runs::Plain(child) })
+        Ok(Server { address: address(node.address, program), runs: Runs::Plain { _process: Killed(child) } })
     }
 
     /// smoltcp's server on node A, at an address of its own.
@@ -113,7 +113,7 @@ impl Site {
         let host = Ipv4Addr::new(a, b, c, SMOLTCP_HOST);
         let own = std::env::current_exe().context("the path of this program")?.display().to_string();
         let child = self.spawn(&[own, "bench".into(), "smoltcp".into(), "--address".into(), host.to_string()])?;
-        Ok(Server { address: address(host, program), runs: Runs::Plain(child) })
+        Ok(Server { address: address(host, program), runs: Runs::Plain { _process: Killed(child) } })
     }
 
     /// As a process that CRIU can move, on node A.
@@ -160,7 +160,7 @@ pub(super) struct Server<'site> {
 }
 
 enum Runs<'site> {
-    Plain(Child),
+    Plain { _process: Killed },
     Job { lab: &'site Lab, name: String, node: &'static str, sockets_stay: bool },
     Ward(Box<Ward>),
 }
@@ -190,7 +190,7 @@ impl Server<'_> {
     /// When it does not move, or is on a stack that can't.
     pub(super) fn move_away(&mut self) -> anyhow::Result<Movement> {
         match &mut self.runs {
-            Runs::Plain(_) => bail!("a plain process can't be moved"),
+            Runs::Plain { .. } => bail!("a plain process can't be moved"),
             Runs::Job { lab, name, node, sockets_stay } => {
                 let sockets = if *sockets_stay { SocketPlace::Home } else { SocketPlace::Along };
                 let Moved { summary, began, ended } = lab.move_job_with(name, node, AWAY, sockets)?;
@@ -211,6 +211,17 @@ impl Server<'_> {
     }
 }
 
+/// A process that ends with this value.
+pub(super) struct Killed(pub(super) Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Both fail only when it ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn milliseconds(us: u64) -> f64 {
     Duration::from_micros(us).as_secs_f64() * 1e3
 }
@@ -219,15 +230,11 @@ impl Drop for Server<'_> {
     fn drop(&mut self) {
         // All fail only when it ended by itself; the lab's end takes whatever is left.
         match &mut self.runs {
-            Runs::Plain(child) => {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
             Runs::Job { lab, name, node, .. } => {
                 let _ = lab.kill(node, name);
             }
-            // Ends with its value.
-            Runs::Ward(_) => {}
+            // These end with their values.
+            Runs::Plain { .. } | Runs::Ward(_) => {}
         }
     }
 }

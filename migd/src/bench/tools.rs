@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use sys::netns::NetNamespace;
 
-use super::programs::require;
+use crate::lab::require;
 
 /// Connections of redis-benchmark (its own default).
 pub(super) const REDIS_CLIENTS: u32 = 50;

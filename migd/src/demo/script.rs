@@ -14,7 +14,7 @@ use super::clients::{CHANNEL, COUNTER, Client, VALUE, count, download, subscribe
 use super::redis::{Connection, Reply, encode};
 use super::report::{MoveReport, Report, longest, milliseconds, print_timeline};
 use super::wire::{Passed, Watch};
-use crate::lab::{Engine, Lab, Moved, Spec, own_name, remove_abandoned};
+use crate::lab::{Engine, Lab, Moved, Spec, own_name, remove_abandoned, require};
 
 /// Size of the value that is downloaded.
 const VALUE_SIZE: usize = 64 << 20;
@@ -158,11 +158,7 @@ fn disturb(settings: &Settings, lab: &Lab, number: usize) -> anyhow::Result<()> 
 }
 
 fn start_redis(lab: &Lab) -> anyhow::Result<std::net::Ipv4Addr> {
-    let installed = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("redis-server").is_file()));
-    if !installed {
-        bail!("redis-server is not installed; install it (Debian: apt-get install redis-server) and try again");
-    }
+    require("redis-server", "redis-server")?;
     let port = PORT.to_string();
     let command = ["redis-server", "--port", &port, "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
     Ok(lab.run("A", JOB, &command)?.address)

@@ -20,6 +20,19 @@ pub struct Moved {
     pub ended: Instant,
 }
 
+/// An error that says what to install, unless the program is found.
+///
+/// # Errors
+/// That one.
+pub fn require(program: &str, package: &str) -> anyhow::Result<()> {
+    let installed = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()));
+    if !installed {
+        bail!("{program} is not installed; install it (Debian: apt-get install {package}) and try again");
+    }
+    Ok(())
+}
+
 impl Lab {
     /// Starts a job on a node; returns when its program was executed.
     ///

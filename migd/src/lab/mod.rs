@@ -28,7 +28,7 @@ use crate::api::{Client, DaemonRequest};
 
 pub use cleanup::{Leftovers, down, own_name, remove_abandoned};
 pub use commands::{Args, Engine, main};
-pub use jobs::Moved;
+pub use jobs::{Moved, require};
 pub use layout::{Kind, Layout, Member, Names, state_directory};
 pub use link::{BadLink, BothWays, Bursts, Faults, Rate};
 
