@@ -162,7 +162,10 @@ impl Target {
         externals: &mut dyn FnMut(ExternalKey) -> io::Result<OwnedFd>,
     ) -> Result<()> {
         if !(VERSION_FIRST..=VERSION).contains(&image.version) {
-            return Err(Error::Image(format!("it has version {}, this program knows {VERSION}", image.version)));
+            return Err(Error::Image(format!(
+                "it has version {}, this release reads {VERSION_FIRST} to {VERSION}: run the same release on both nodes",
+                image.version
+            )));
         }
         let first = image.first()?;
         self.filler.finish(&mut self.stubs).map_err(memory_error("finishing the job's memory"))?;
