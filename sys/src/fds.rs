@@ -478,29 +478,6 @@ pub fn numbers_in(directory: BorrowedFd<'_>) -> io::Result<Vec<RawFd>> {
     }
 }
 
-/// `chroot(2)` and `chdir("/")` for the calling thread alone, which must have a file system state of its own
-/// ([`crate::fds::leave_shared_directory`]).
-pub fn change_root(directory: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: fchdir takes one integer.
-    check(unsafe { libc::fchdir(directory.as_raw_fd()) })?;
-    // SAFETY: the path is a literal that ends in a zero byte.
-    check(unsafe { libc::chroot(c".".as_ptr()) })?;
-    // SAFETY: the path is a literal that ends in a zero byte.
-    check(unsafe { libc::chdir(c"/".as_ptr()) }).map(drop)
-}
-
-/// `unshare(CLONE_FS)`: from here on root, working directory and umask are the calling thread's own.
-pub fn leave_shared_directory() -> io::Result<()> {
-    // SAFETY: unshare takes one integer; CLONE_FS touches no memory.
-    check(unsafe { libc::unshare(libc::CLONE_FS) }).map(drop)
-}
-
-/// `setns(2)` for the calling thread: `CLONE_NEW*` bits with a pidfd, or one bit with a namespace's descriptor.
-pub fn enter_namespaces(of: BorrowedFd<'_>, kinds: i32) -> io::Result<()> {
-    // SAFETY: setns takes two integers.
-    check(unsafe { libc::setns(of.as_raw_fd(), kinds) }).map(drop)
-}
-
 /// Changes effective user and group of the calling thread alone; the real and saved ones stay, so that it can go back.
 pub fn set_thread_identity(uid: u32, gid: u32) -> io::Result<()> {
     let keep = u32::MAX;

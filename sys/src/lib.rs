@@ -1,4 +1,12 @@
 //! The kernel interfaces migd needs, behind safe wrappers. The only crate of the workspace with `unsafe`.
+//!
+//! | of | modules |
+//! | --- | --- |
+//! | processes | [`process`], [`clone`], [`proc`]; [`ptrace`] and, on it, [`tape`]; [`seccomp`] |
+//! | memory | [`vm`], [`pagemap`], [`uffd`], [`memfd`], [`sysv`] |
+//! | descriptors | [`fds`]; what the net plane's fast path takes: [`epoll`], [`unix`], [`lend`] |
+//! | networks | [`netlink`], [`tun`], [`packet`], [`capture`], [`ebpf`], [`steering`] |
+//! | namespaces | [`namespaces`], [`netns`] |
 
 pub mod capture;
 pub mod clone;

@@ -1,7 +1,8 @@
-//! Namespaces and the mounts inside them.
+//! Namespaces, the mounts inside them, and where in them a thread stands.
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use nix::mount::MsFlags;
@@ -31,6 +32,29 @@ bitflags::bitflags! {
 pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
     // SAFETY: unshare takes one integer; none of these flags affects memory.
     check(unsafe { libc::unshare(namespaces.bits()) }).map(drop)
+}
+
+/// `chroot(2)` and `chdir("/")` for the calling thread alone, which must have a file system state of its own
+/// ([`leave_shared_directory`]).
+pub fn change_root(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: fchdir takes one integer.
+    check(unsafe { libc::fchdir(directory.as_raw_fd()) })?;
+    // SAFETY: the path is a literal that ends in a zero byte.
+    check(unsafe { libc::chroot(c".".as_ptr()) })?;
+    // SAFETY: the path is a literal that ends in a zero byte.
+    check(unsafe { libc::chdir(c"/".as_ptr()) }).map(drop)
+}
+
+/// `unshare(CLONE_FS)`: from here on root, working directory and umask are the calling thread's own.
+pub fn leave_shared_directory() -> io::Result<()> {
+    // SAFETY: unshare takes one integer; CLONE_FS touches no memory.
+    check(unsafe { libc::unshare(libc::CLONE_FS) }).map(drop)
+}
+
+/// `setns(2)` for the calling thread: `CLONE_NEW*` bits with a pidfd, or one bit with a namespace's descriptor.
+pub fn enter_namespaces(of: BorrowedFd<'_>, kinds: i32) -> io::Result<()> {
+    // SAFETY: setns takes two integers.
+    check(unsafe { libc::setns(of.as_raw_fd(), kinds) }).map(drop)
 }
 
 /// Sets what a new time namespace adds to the clocks. Must come after [`unshare`] and before the first child.

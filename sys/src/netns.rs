@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::fds;
+use crate::namespaces;
 
 /// Where the files of named namespaces live.
 pub const NETNS_DIRECTORY: &str = "/run/netns";
@@ -137,7 +137,7 @@ pub fn of_process(pid: u32) -> io::Result<NamespaceId> {
 /// # Errors
 /// As setns(2).
 pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
-    fds::enter_namespaces(namespace, libc::CLONE_NEWNET)
+    namespaces::enter_namespaces(namespace, libc::CLONE_NEWNET)
 }
 
 /// Takes the name of a namespace away; the namespace itself ends with its last process. A name that is not there

@@ -6,7 +6,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::fds;
 use crate::namespaces::{self, Namespaces};
 use crate::tun::Tun;
 
@@ -28,7 +27,7 @@ impl Steering {
         let all = mask(&fs::read_to_string("/sys/devices/system/cpu/online")?)?;
         let file = tun.namespace()?.run(|| {
             // What /sys shows is the namespace of whoever mounted it. The mount goes with this thread and the file.
-            fds::leave_shared_directory()?;
+            namespaces::leave_shared_directory()?;
             namespaces::unshare(Namespaces::MOUNT)?;
             namespaces::detach_mounts()?;
             namespaces::mount_virtual("sysfs", Path::new("/sys"), "")?;

@@ -6,8 +6,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use sys::fds;
-use sys::{Pid, libc};
+use sys::{Pid, libc, namespaces};
 
 /// Runs something in a thread that is in the mount and network namespace of the job's init, at its root directory.
 pub(super) fn enter<T: Send>(init: Pid, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
@@ -22,9 +21,9 @@ pub(crate) fn enter_kinds<T: Send>(
 ) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("in the job".into()).spawn_scoped(scope, move || {
-            fds::leave_shared_directory()?;
+            namespaces::leave_shared_directory()?;
             let process = sys::process::pidfd_open(process)?;
-            fds::enter_namespaces(process.as_fd(), kinds)?;
+            namespaces::enter_namespaces(process.as_fd(), kinds)?;
             work()
         })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread inside the job's namespaces ended early")))

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sys::fds::{self, sockets};
-use sys::libc;
 use sys::unix::Half;
+use sys::{libc, namespaces};
 
 use super::super::super::image::{SocketFile, UnixImage, UnixMessage, UnixState};
 use super::super::sockets::set_options;
@@ -383,8 +383,8 @@ fn connect_to(
 fn with_root<T: Send>(scratch: &Scratch, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("in a scratch".into()).spawn_scoped(scope, move || {
-            fds::leave_shared_directory()?;
-            fds::change_root(scratch.directory()?.as_fd())?;
+            namespaces::leave_shared_directory()?;
+            namespaces::change_root(scratch.directory()?.as_fd())?;
             work()
         })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread in a scratch directory ended early")))
