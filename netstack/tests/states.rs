@@ -188,10 +188,7 @@ fn old_segments_are_told_by_their_timestamps() {
     //# An RST isn't subject to the test.
     for mut wire in Wire::both() {
         wire.timestamps = true;
-        let listener = wire.listen(5);
-        wire.syn(&MSS);
-        wire.send(raw(ACK, 1, 1));
-        let id = wire.stack.tcp_accept(wire.now, listener).expect("complete");
+        let id = wire.established_with(&MSS, raw(ACK, 1, 1));
         wire.send(raw(ACK, 1, 1).data(b"new").ts(2000));
         assert_eq!(short(&wire.send(raw(ACK, 4, 1).data(b"old").ts(1500))), [(ACK, 1, 4, 0)]);
         assert_eq!(wire.stack.status(id).readable, 3);

@@ -349,11 +349,14 @@ impl Wire {
 
     /// A connection in ESTABLISHED, with SACK.
     pub fn established(&mut self) -> SocketId {
+        self.established_with(&[&MSS[..], &SACK_PERMITTED].concat(), raw(ACK, 1, 1))
+    }
+
+    /// A connection in ESTABLISHED whose SYN had these options, and whose handshake ended with this acknowledgment.
+    pub fn established_with(&mut self, options: &[u8], acknowledgment: Raw) -> SocketId {
         let listener = self.listen(5);
-        let mut options = MSS.to_vec();
-        options.extend(SACK_PERMITTED);
-        self.syn(&options);
-        assert!(self.send(raw(ACK, 1, 1)).is_empty());
+        self.syn(options);
+        assert!(self.send(acknowledgment).is_empty());
         self.stack.tcp_accept(self.now, listener).expect("it is established")
     }
 

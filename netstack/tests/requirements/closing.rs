@@ -39,10 +39,7 @@ fn timestamps_shorten_time_wait() {
     //# (SHLD-4).
     for mut wire in Wire::both() {
         wire.timestamps = true;
-        let listener = wire.listen(5);
-        wire.syn(&MSS);
-        wire.send(raw(ACK, 1, 1));
-        let id = wire.stack.tcp_accept(wire.now, listener).unwrap();
+        let id = wire.established_with(&MSS, raw(ACK, 1, 1));
         wire.stack.tcp_close(wire.now, id);
         wire.take();
         wire.send(raw(FIN | ACK, 1, 2));

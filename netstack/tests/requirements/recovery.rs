@@ -79,10 +79,7 @@ fn three_duplicates_repair_a_hole_without_sack() {
     //# Without SACK a partial acknowledgment in recovery repairs the next hole, and recovery lasts until all that was
     //# in flight is acknowledged.
     for mut wire in both_with(&plain()) {
-        let listener = wire.listen(5);
-        wire.syn(&MSS);
-        wire.send(raw(ACK, 1, 1).window(60_000));
-        let id = wire.stack.tcp_accept(wire.now, listener).unwrap();
+        let id = wire.established_with(&MSS, raw(ACK, 1, 1).window(60_000));
         let mss = wire.family.mss() as i64;
         wire.write(id, &vec![0; 10 * mss as usize]);
         assert!(wire.send(raw(ACK, 1, 1).window(60_000)).is_empty());
@@ -416,10 +413,7 @@ fn the_retransmission_timer_runs_while_something_is_in_flight() {
     //= type=test
     //# An acknowledgment of new data starts it anew.
     for mut wire in both_with(&plain()) {
-        let listener = wire.listen(5);
-        wire.syn(&MSS);
-        wire.send(raw(ACK, 1, 1).window(60_000));
-        let id = wire.stack.tcp_accept(wire.now, listener).unwrap();
+        let id = wire.established_with(&MSS, raw(ACK, 1, 1).window(60_000));
         let mss = wire.family.mss() as i64;
         wire.write(id, &vec![0; 2 * mss as usize]);
         let rto = wire.stack.tcp_info(wire.now, id).rto;

@@ -43,10 +43,7 @@ fn a_pointer_too_far_for_its_field_says_what_it_can() {
     //# A TCP implementation MUST support a sequence of urgent data of any length (MUST-31) [19].
     let config = Config { send_buffer: 1 << 20, ..plain() };
     for mut wire in both_with(&config) {
-        let listener = wire.listen(5);
-        wire.syn(&[2, 4, 5, 180, 1, 3, 3, 7]);
-        wire.send(raw(ACK, 1, 1).window(10));
-        let id = wire.stack.tcp_accept(wire.now, listener).unwrap();
+        let id = wire.established_with(&[2, 4, 5, 180, 1, 3, 3, 7], raw(ACK, 1, 1).window(10));
         let len = 100_000;
         let mut queued = 0;
         while queued < len {

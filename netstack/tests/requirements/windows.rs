@@ -131,10 +131,7 @@ fn large_windows_are_large() {
     //# It is RECOMMENDED that implementations will reserve 32-bit fields for the send and receive window sizes in the
     //# connection record and do all window computations with 32 bits (REC-1).
     for mut wire in Wire::both() {
-        let listener = wire.listen(5);
-        wire.syn(&[2, 4, 5, 180, 1, 3, 3, 14]);
-        wire.send(raw(ACK, 1, 1).window(0xffff));
-        let id = wire.stack.tcp_accept(wire.now, listener).unwrap();
+        let id = wire.established_with(&[2, 4, 5, 180, 1, 3, 3, 14], raw(ACK, 1, 1).window(0xffff));
         assert_eq!(wire.stack.tcp_info(wire.now, id).snd_wnd, 0xffff << 14);
     }
 }
