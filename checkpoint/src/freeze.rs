@@ -14,6 +14,7 @@ use sys::proc::Place;
 use sys::ptrace::{Progress, Seized, Stopped, pause};
 
 use crate::error::{Error, Result};
+use crate::partial;
 use crate::sandbox::Inside;
 
 /// A process none of whose threads runs.
@@ -170,6 +171,12 @@ fn collect(inside: &Inside, stopped: Vec<Stopped>) -> Result<Vec<Frozen>> {
         }
         // The one with the process's number comes first even when numbers have wrapped around.
         let pid = inside.pids.outside(process).map_err(|error| Error::process(process, "finding it", error))?;
+        for (number, thread) in &mut threads {
+            if let Err(error) = partial::finish_later(pid, thread) {
+                // Then its call ends early, as if a signal had interrupted it.
+                tracing::debug!(process, thread = number, %error, "a call that was interrupted half-way isn't finished");
+            }
+        }
         all.push(Frozen { process, pid, threads });
     }
     Ok(all)

@@ -30,6 +30,7 @@ pub mod image;
 pub mod init;
 pub mod memory;
 pub mod offer;
+mod partial;
 mod restore;
 pub mod sandbox;
 pub mod shm;

@@ -4,6 +4,7 @@ mod files;
 mod filters;
 mod limits;
 mod moves;
+mod partial;
 mod sandbox;
 mod sessions;
 mod support;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         limits::trials(),
         timers::trials(),
         sessions::trials(),
+        partial::trials(),
     ];
     let trials: Vec<Trial> = all.into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
