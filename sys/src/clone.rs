@@ -121,6 +121,8 @@ impl Launch {
 fn become_root() -> io::Result<()> {
     // SAFETY: setsid takes nothing and touches no memory.
     check(unsafe { libc::setsid() })?;
+    // Init blocks SIGCHLD, and a daemon's caller may have anything ignored.
+    crate::process::reset_signals()?;
     // SAFETY: umask takes one integer.
     unsafe { libc::umask(0o022) };
     let nobody: *const libc::gid_t = std::ptr::null();

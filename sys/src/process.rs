@@ -134,6 +134,26 @@ pub fn child_signals() -> io::Result<OwnedFd> {
     owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) })
 }
 
+/// Gives every signal its default action and blocks none, as a program that is started may expect. Makes system calls only, so that it
+/// can be called between fork and exec.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    const SIGNALS: i32 = 64;
+    const SET_BYTES: usize = 8;
+    // The kernel's struct sigaction: handler, flags, restorer, mask.
+    let default = [0u64; 4];
+    for signal in (1..=SIGNALS).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)) {
+        let old: *mut [u64; 4] = std::ptr::null_mut();
+        // SAFETY: the kernel reads its struct sigaction from an array of that size; the old one isn't asked for. The raw call
+        // is right here: glibc refuses to set those signals that it uses itself, which nobody does between fork and exec.
+        check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, old, SET_BYTES) })?;
+    }
+    let none = 0u64;
+    let old: *mut u64 = std::ptr::null_mut();
+    // SAFETY: the kernel reads a set of eight bytes; the old one isn't asked for.
+    check(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, old, SET_BYTES) })
+        .map(drop)
+}
+
 /// Head and length of another thread's robust futex list (get_robust_list(2)).
 pub fn robust_list(thread: Pid) -> io::Result<(u64, u64)> {
     let mut head = 0u64;

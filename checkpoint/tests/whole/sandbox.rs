@@ -9,6 +9,7 @@ use crate::support::{Outcome, command, read_all, trial, wait_event};
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("sandbox::runs_a_program_in_its_namespaces", runs_a_program),
+        trial("sandbox::starts_a_program_with_no_signal_blocked_or_ignored", signals),
         trial("sandbox::reports_a_program_that_is_not_there", missing_program),
         trial("sandbox::reaps_orphans_and_reports_the_end", reaps_orphans),
         trial("sandbox::shifts_the_clocks", shifts_clocks),
@@ -27,6 +28,16 @@ fn runs_a_program() -> Outcome {
     ensure!(text.starts_with("job-7\n"), "{text}");
     ensure!(text.lines().nth(1).is_some_and(|line| line.trim().starts_with("1 ")), "{text}");
     ensure!(text.ends_with("0022\n"), "{text}");
+    Ok(())
+}
+
+fn signals() -> Outcome {
+    let mut sandbox = Sandbox::create(SandboxSpec::default())?;
+    // A program that asks the kernel itself: a shell or an interpreter sets some of them.
+    let (spec, output) = command(&["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"])?;
+    sandbox.spawn(spec)?;
+    let text = read_all(output)?;
+    ensure!(text == "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", "{text}");
     Ok(())
 }
 
