@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_named_namespace_is_another_one_and_leaves_nothing_behind() {
-        let name = format!("migd-L-unit-{}", std::process::id());
+        let name = format!("migd-unit-{}", std::process::id());
         let namespace = match NetNamespace::create_named(&name) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
             namespace => namespace.expect("a namespace can be made"),

@@ -85,7 +85,7 @@ def open_everything():
     waiting.connect(name)
     at(54, listener.detach()), at(55, client.detach()), at(56, server.detach()), at(57, waiting.detach())
     abstract = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    abstract.bind("\0migd-C3-" + str(os.getpid()))
+    abstract.bind("\0migd-test-" + str(os.getpid()))
     sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sender.connect(abstract.getsockname())
     sender.send(b"datagram")

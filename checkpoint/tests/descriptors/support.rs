@@ -19,7 +19,7 @@ pub struct Directory(PathBuf);
 
 impl Directory {
     pub fn new(name: &str) -> Directory {
-        let path = std::env::temp_dir().join(format!("migd-C3-{name}-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("migd-test-{name}-{}", std::process::id()));
         std::fs::create_dir(&path).expect("a new directory");
         Directory(path)
     }

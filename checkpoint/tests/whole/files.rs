@@ -1,7 +1,7 @@
 //! Open files of trees that hop from sandbox to sandbox.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
@@ -16,39 +16,18 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// A directory that goes away.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> std::io::Result<Directory> {
-        let path = std::env::temp_dir().join(format!("migd-C3-whole-{name}-{}", std::process::id()));
-        std::fs::create_dir(&path)?;
-        Ok(Directory(path))
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap_or_default()
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn everything() -> Outcome {
-    let directory = Directory::new("everything")?;
+    let directory = tempfile::tempdir()?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/descriptors/everything.py");
     let script = script.to_str().unwrap_or_default();
-    let mut job = Job::start(&["python3", "-S", script, "open", directory.path()])?;
+    let mut job = Job::start(&["python3", "-S", script, "open", &directory.path().to_string_lossy()])?;
     let mut line = String::new();
     BufReader::new(job.output.get_ref().try_clone()?).read_line(&mut line)?;
     ensure!(line == "ready\n", "it says {line:?}");
     job.hop(Precopy::None)?;
     job.hop(Precopy::Rounds(1))?;
     job.sandbox.signal_root(sys::libc::SIGUSR1)?;
-    let verdict = directory.0.join("verdict");
+    let verdict = directory.path().join("verdict");
     let deadline = Instant::now() + Duration::from_secs(10);
     while !verdict.exists() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
@@ -89,8 +68,8 @@ for count in range(1, 1 << 30):
 ";
 
 fn redis() -> Outcome {
-    let directory = Directory::new("redis")?;
-    let mut job = Job::start(&["python3", "-S", "-c", CLIENT, directory.path()])?;
+    let directory = tempfile::tempdir()?;
+    let mut job = Job::start(&["python3", "-S", "-c", CLIENT, &directory.path().to_string_lossy()])?;
     let mut output = BufReader::new(job.output.get_ref().try_clone()?);
     let mut next = 50;
     let mut read_on = |lines: u32| -> Outcome {

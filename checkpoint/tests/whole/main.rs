@@ -1,12 +1,15 @@
 //! Whole processes: started, dumped, restored. Needs root.
 
+mod ends;
 mod files;
 mod filters;
 mod limits;
 mod moves;
 mod partial;
 mod sandbox;
+mod servers;
 mod sessions;
+mod shared;
 mod support;
 mod timers;
 
@@ -24,6 +27,9 @@ fn main() -> ExitCode {
     let all = [
         sandbox::trials(),
         moves::trials(),
+        servers::trials(),
+        shared::trials(),
+        ends::trials(),
         files::trials(),
         filters::trials(),
         limits::trials(),

@@ -29,6 +29,31 @@ macro_rules! ensure {
     };
 }
 
+/// Counts lines in a program of several threads.
+pub const COUNTER: &str = "
+import threading, time, sys, os
+lock = threading.Lock()
+count = 0
+def work():
+    global count
+    while True:
+        with lock:
+            count += 1
+        time.sleep(0.001)
+for _ in range(4):
+    threading.Thread(target=work, daemon=True).start()
+last = 0
+line = 0
+while True:
+    time.sleep(0.02)
+    with lock:
+        now = count
+    assert now >= last
+    line += 1
+    print(line, now - last, threading.active_count(), os.getpid(), flush=True)
+    last = now
+";
+
 /// A command whose output goes to the returned pipe.
 pub fn command(argv: &[&str]) -> io::Result<(Launch, File)> {
     let (reader, writer) = io::pipe()?;
