@@ -12,6 +12,7 @@ mod latency;
 mod loss;
 mod machine;
 mod output;
+mod pauses;
 mod peer;
 mod programs;
 mod report;

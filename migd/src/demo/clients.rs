@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use sys::netns::NetNamespace;
@@ -33,6 +33,13 @@ pub struct Operation {
     pub began: Instant,
     /// Just after its reply was read.
     pub ended: Instant,
+}
+
+impl Operation {
+    /// How long it took.
+    pub fn duration(&self) -> Duration {
+        self.ended - self.began
+    }
 }
 
 /// What the counting client saw.

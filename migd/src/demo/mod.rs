@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
-pub(crate) use report::longest;
+pub(crate) use report::longest_operation;
 pub use report::{MoveReport, Report};
 
 /// Arguments of `migd demo`.

@@ -101,11 +101,16 @@ impl MoveReport {
     }
 }
 
+/// How long the longest operation took that was under way at any time between `from` and `to`.
+pub(super) fn longest(operations: &[Operation], from: Instant, to: Instant) -> Duration {
+    longest_operation(operations, from, to).map(Operation::duration).unwrap_or_default()
+}
+
 /// The longest operation that was under way at any time between `from` and `to`.
-pub(crate) fn longest(operations: &[Operation], from: Instant, to: Instant) -> Duration {
+pub(crate) fn longest_operation(operations: &[Operation], from: Instant, to: Instant) -> Option<&Operation> {
     let first = operations.partition_point(|operation| operation.ended < from);
     let within = operations[first..].iter().take_while(|operation| operation.began <= to);
-    within.map(|operation| operation.ended - operation.began).max().unwrap_or_default()
+    within.max_by_key(|operation| operation.duration())
 }
 
 pub(super) fn milliseconds(duration: Duration) -> f64 {

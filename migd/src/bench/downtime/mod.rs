@@ -21,11 +21,12 @@ use super::figures::{Spread, rounded};
 use super::latency::Exchange;
 use super::machine::Machine;
 use super::output::Output;
+use super::pauses::{Watch, within};
 use super::programs::Program;
 use super::site::{Movement, Site};
 use super::stack::Stack;
 use super::stream::connect;
-use crate::demo::longest;
+use crate::demo::longest_operation;
 
 /// After a move's end an exchange that began in it may still be under way.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -253,20 +254,24 @@ fn once(site: &Site, engine: Engine, point: Point, round: u32) -> anyhow::Result
     let mut idle = open(site, server.address(), connections - 1).context("can't open the connections")?;
     let socket = site.client()?.run(|| connect(server.address()))?;
     let recording = Exchange::over(socket)?.record();
+    let watch = Watch::start().context("can't watch for pauses of the machine")?;
     site.sleep(Duration::from_millis(300))?;
     let moved = server.move_away();
     site.sleep(SETTLE)?;
     let operations = recording.stop().context("the client's connection broke");
+    let pauses = watch.stop().context("can't watch for pauses of the machine")?;
     let moved = moved?;
     let operations = operations?;
     for socket in &mut idle {
         echoes(socket).context("an idle connection broke over the move")?;
     }
     let Movement { began, ended, stood_ms, mut phases } = moved;
-    let stall_ms = longest(&operations, began, ended + SETTLE).as_secs_f64() * 1e3;
+    let stall = longest_operation(&operations, began, ended + SETTLE).context("the client exchanged nothing")?;
+    let stall_ms = stall.duration().as_secs_f64() * 1e3;
     // What went before the freeze is no part of the wait.
     phases.retain(|(name, _)| !BEFORE.contains(&name.as_str()));
     phases.push(("first byte".to_owned(), (stall_ms - stood_ms).max(0.0)));
+    phases.push(("machine stopped".to_owned(), within(&pauses, stall.began..stall.ended).as_secs_f64() * 1e3));
     Ok(Timed { stall_ms, total_ms: (ended - began).as_secs_f64() * 1e3, phases })
 }
 

@@ -186,7 +186,8 @@ impl Downtime {
     fn notes(&self) -> Vec<String> {
         let mut notes = vec![
             "Parts that begin with \"target\" are what the target did meanwhile, with the sockets while the source dumped; those that begin with \"criu\" are CRIU's \
-             own statistics, inside of its dump and restore. \"first byte\" is what is left of the client's wait."
+             own statistics, inside of its dump and restore. \"first byte\" is what is left of the client's wait. \"machine stopped\" is how much of that \
+             wait, whatever the part, no processor of the machine ran anything: a virtual machine's host did that."
                 .to_owned(),
             "CRIU's image is written to memory that both nodes see, so nothing is transported; migd sends every byte over a TCP \
              connection between the nodes. CRIU copies nothing beforehand: the kernel lacks soft-dirty tracking."

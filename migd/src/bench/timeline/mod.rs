@@ -136,7 +136,7 @@ fn requests(site: &Site, engine: Engine, margin: Duration, resident_mb: u32) -> 
         .iter()
         .filter(|operation| operation.began >= origin)
         .map(|operation| {
-            let latency_us = (operation.ended - operation.began).as_secs_f64() * 1e6;
+            let latency_us = operation.duration().as_secs_f64() * 1e6;
             (ms(operation.began - origin), rounded(latency_us))
         })
         .collect();
