@@ -19,11 +19,11 @@ pub fn trials() -> Vec<Trial> {
 
 /// The first process starts another, in its own session, in a new one, or in one whose leader ends, and ends when it is told to.
 const DAEMON: &str = r#"
-import os, signal, sys
+import os, select, signal, sys
 signal.signal(signal.SIGUSR1, lambda number, frame: os._exit(3))
 if os.fork():
     while True:
-        signal.pause()
+        select.select([], [], [], 0.1)
 if sys.argv[1] != "background":
     os.setsid()
 if sys.argv[1] == "daemon" and os.fork():
@@ -32,7 +32,12 @@ def end(number, frame):
     os.write(1, b"term\n")
     os._exit(0)
 signal.signal(signal.SIGTERM, end)
-while line := sys.stdin.readline():
+while True:
+    # Python handles a signal between two of its own instructions; one that comes when it is about to read would wait for a line.
+    while not select.select([0], [], [], 0.1)[0]:
+        pass
+    if not (line := sys.stdin.readline()):
+        break
     print(line.strip(), os.getpid(), os.getpgid(0), os.getsid(0), flush=True)
 "#;
 
