@@ -7,6 +7,7 @@
 //!
 //! Standard input is the socket for requests, standard output the one for events. Init is never part of an image.
 
+mod hosts;
 pub(crate) mod protocol;
 
 use std::ffi::OsString;
@@ -110,6 +111,10 @@ fn run(channels: &Channels) -> Result<(), Failure> {
 
     namespaces::detach_mounts().map_err(during("detaching mounts"))?;
     namespaces::mount_virtual("proc", Path::new("/proc"), "").map_err(during("mounting /proc"))?;
+    if let Err(error) = hosts::mount(&begin.hostname, &begin.addresses, Path::new(shm::PLACE)) {
+        // The job does without, as programs do on many machines.
+        eprintln!("init: the job's name is not in its /etc/hosts: {error}");
+    }
     if Path::new(shm::PLACE).is_dir() {
         namespaces::mount_memory(Path::new(shm::PLACE)).map_err(during("mounting /dev/shm"))?;
     }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
@@ -50,6 +51,8 @@ impl ClockOffsets {
 pub struct SandboxSpec {
     /// The job's host name.
     pub hostname: String,
+    /// What that name means inside the job.
+    pub addresses: Vec<IpAddr>,
     /// System call filter for everything in the sandbox, installed with a listener.
     pub filter: Option<sys::seccomp::Program>,
     /// Offsets of its clocks; `None` leaves it in the caller's time namespace.
@@ -424,7 +427,7 @@ struct Begun {
 fn begin(requests: &File, spec: SandboxSpec) -> Result<Begun> {
     let lost = |error: io::Error| Error::Init(format!("it ended before it was set up ({error})"));
     send(requests, &Setup { clock_offsets: spec.clock_offsets }).map_err(lost)?;
-    send(requests, &Begin { hostname: spec.hostname, filter: spec.filter }).map_err(lost)?;
+    send(requests, &Begin { hostname: spec.hostname, addresses: spec.addresses, filter: spec.filter }).map_err(lost)?;
     let mut init = None;
     let mut ready = None;
     let failure = loop {

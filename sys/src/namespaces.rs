@@ -87,6 +87,19 @@ pub fn mount_memory(place: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Shows a file in another's place.
+pub fn mount_over(file: &Path, place: &Path) -> io::Result<()> {
+    const NOTHING: Option<&str> = None;
+    nix::mount::mount(Some(file), place, NOTHING, MsFlags::MS_BIND, NOTHING)?;
+    Ok(())
+}
+
+/// Takes away what was mounted last; what still uses it keeps it.
+pub fn detach(place: &Path) -> io::Result<()> {
+    nix::mount::umount2(place, nix::mount::MntFlags::MNT_DETACH)?;
+    Ok(())
+}
+
 /// Sets the host name of this namespace.
 pub fn set_hostname(name: &str) -> io::Result<()> {
     nix::unistd::sethostname(name)?;

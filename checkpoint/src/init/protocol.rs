@@ -4,6 +4,7 @@
 //! hand calls that carry addresses or descriptors to a supervisor that doesn't run yet.
 
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ pub(crate) struct Setup {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Begin {
     pub hostname: String,
+    pub addresses: Vec<IpAddr>,
     pub filter: Option<sys::seccomp::Program>,
 }
 

@@ -10,6 +10,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("sandbox::runs_a_program_in_its_namespaces", runs_a_program),
         trial("sandbox::starts_a_program_with_no_signal_blocked_or_ignored", signals),
+        trial("sandbox::knows_its_own_name", own_name),
         trial("sandbox::reports_a_program_that_is_not_there", missing_program),
         trial("sandbox::reaps_orphans_and_reports_the_end", reaps_orphans),
         trial("sandbox::shifts_the_clocks", shifts_clocks),
@@ -38,6 +39,18 @@ fn signals() -> Outcome {
     sandbox.spawn(spec)?;
     let text = read_all(output)?;
     ensure!(text == "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", "{text}");
+    Ok(())
+}
+
+fn own_name() -> Outcome {
+    let addresses = vec!["10.77.3.4".parse()?, "fd77::304".parse()?];
+    let mut sandbox = Sandbox::create(SandboxSpec { hostname: "job-7".into(), addresses, ..Default::default() })?;
+    let (spec, output) = command(&["sh", "-c", "tail -n 2 /etc/hosts; getent hosts job-7; ls -A /dev/shm"])?;
+    sandbox.spawn(spec)?;
+    let text = read_all(output)?;
+    ensure!(text.starts_with("10.77.3.4\tjob-7\nfd77::304\tjob-7\nfd77::304 "), "{text}");
+    ensure!(!text.contains("hosts"), "something is left in /dev/shm: {text}");
+    ensure!(!std::fs::read_to_string("/etc/hosts")?.contains("job-7"), "the machine's file is changed");
     Ok(())
 }
 

@@ -68,8 +68,12 @@ impl Surroundings {
     /// Makes the namespaces, the TUN device and the job's own devices; nothing is visible outside yet.
     pub fn create(shared: &Shared, clocks: Option<checkpoint::ClockOffsets>) -> anyhow::Result<Surroundings> {
         let file = &shared.file;
-        let spec =
-            SandboxSpec { hostname: file.spec.name.clone(), clock_offsets: clocks, filter: Some(crate::net::filter()) };
+        let spec = SandboxSpec {
+            hostname: file.spec.name.clone(),
+            addresses: file.addresses(),
+            clock_offsets: clocks,
+            filter: Some(crate::net::filter()),
+        };
         let mut sandbox = Sandbox::create(spec).context("can't make the job's namespaces")?;
         let listener = sandbox.take_listener().context("the job's system call filter has no listener")?;
         let (links, tun) = Links::create(&file.addresses(), &file.uplinks)?;
