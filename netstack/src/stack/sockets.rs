@@ -321,8 +321,8 @@ impl Stack {
         }
     }
 
-    /// Lets `fill` write into the send buffer, at most [`Status::send_space`] bytes in two parts; it returns how many it
-    /// wrote, from the start of the first part on. Returns that number.
+    /// Lets `fill` write into the send buffer, at most [`Status::send_space`] bytes in two parts, or 256 KiB if that is less; it
+    /// returns how many it wrote, from the start of the first part on. Returns that number.
     pub fn tcp_send_with(
         &mut self,
         now: Instant,

@@ -10,6 +10,9 @@ use crate::State;
 
 /// Room for sending before the congestion window asks for more.
 const INITIAL_SEND_LIMIT: usize = 256 << 10;
+/// Most room given at once. The ring grows only so far beyond what is queued, and what goes round in less memory finds it in the
+/// processor's cache.
+const ROOM_AT_ONCE: usize = 256 << 10;
 
 impl Connection {
     /// Most that may be queued.
@@ -55,7 +58,7 @@ impl Connection {
 
     pub(crate) fn send_with(&mut self, env: &Env<'_>, fill: impl FnOnce([&mut [u8]; 2]) -> usize) -> usize {
         let space = self.send_space(env);
-        let room = self.snd.room(space);
+        let room = self.snd.room(space.min(ROOM_AT_ONCE));
         let available = room[0].len() + room[1].len();
         let written = fill(room).min(available);
         self.snd.commit(written);
