@@ -46,14 +46,20 @@ impl Watch {
     ///
     /// # Errors
     /// When the threads couldn't be given a processor or a priority, without which nothing is known.
-    pub(super) fn stop(self) -> io::Result<Vec<Range<Instant>>> {
+    pub(super) fn stop(mut self) -> io::Result<Vec<Range<Instant>>> {
         self.stop.store(true, Ordering::Relaxed);
-        let late = self.threads.into_iter().map(|thread| match thread.join() {
+        let late = std::mem::take(&mut self.threads).into_iter().map(|thread| match thread.join() {
             Ok(late) => late,
             Err(panic) => std::panic::resume_unwind(panic),
         });
         let late: Vec<Vec<_>> = late.collect::<io::Result<_>>()?;
         Ok(late.into_iter().reduce(|one, other| common(&one, &other)).unwrap_or_default())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
