@@ -4,7 +4,8 @@
 //! together. It never waits: what its reader is too slow for is dropped and counted in the next block.
 //!
 //! A recording belongs to the job's network and moves with it. After a thaw its packets are kept, within the same bound,
-//! until its reader comes again under the recording's number, so that the file has no gap where the job moved.
+//! until its reader comes again under the recording's number, so that the file has no gap where the job moved. If the job
+//! moves on before that, those packets stay behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -254,10 +254,7 @@ impl Pump {
                     home.note_ready(line - TOKEN_LINES);
                 }
             }
-            key => {
-                self.spin.note_socket(key);
-                self.bridge.handle_event(SocketKey(key), ready);
-            }
+            key => self.bridge.handle_event(SocketKey(key), ready),
         }
     }
 

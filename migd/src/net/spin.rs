@@ -21,7 +21,7 @@ const CREDIT_A_MISS: u8 = 4;
 #[derive(Debug, Default)]
 pub(super) struct Spin {
     credit: u8,
-    /// The socket that the last event came from.
+    /// The socket that was served last.
     latest: u64,
     /// There is one processor only: whoever looks keeps everybody else from going on.
     never: bool,
@@ -56,7 +56,7 @@ impl Spin {
         self.credit = self.credit.saturating_sub(CREDIT_A_MISS);
     }
 
-    /// An event came from a socket.
+    /// A socket is served.
     pub(super) fn note_socket(&mut self, socket: u64) {
         if socket != self.latest {
             self.latest = socket;
