@@ -1,5 +1,6 @@
 //! What people see of a job's network: `migd inspect --sockets` and `migd pcap`, also while the job moves.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -31,7 +32,6 @@ fn a_recording_has_every_packet_over_moves_and_the_sockets_are_listed() {
 
     let mut stream = fixture.connect(server).expect("it serves");
     let mut sent = 0;
-    // Returns the number of the last word.
     let mut exchange = |stream: &mut std::net::TcpStream| {
         for _ in 0..EXCHANGES {
             stream.write_all(&word(sent)).expect("the connection lives");
@@ -40,25 +40,12 @@ fn a_recording_has_every_packet_over_moves_and_the_sockets_are_listed() {
             assert_eq!(echo, word(sent));
             sent += 1;
         }
-        sent - 1
-    };
-    let times = |number| {
-        let bytes = std::fs::read(&file).expect("the recording");
-        bytes.windows(8).filter(|part| *part == word(number)).count()
-    };
-    // After a move the recorder has to find the job again, and then gets what passed meanwhile. A job that moves on before that takes
-    // along that it is recorded, and not the packets.
-    let wait_until_recorded = |number| {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while times(number) < 2 {
-            assert!(Instant::now() < deadline, "word {number} isn't recorded");
-            std::thread::sleep(Duration::from_millis(50));
-        }
     };
     exchange(&mut stream);
-    for (from, to) in [("A", "B"), ("B", "A")] {
+    // The recorder follows in its own time. The job doesn't wait for it, and takes along what it has not got yet.
+    for (from, to) in [("A", "B"), ("B", "A"), ("A", "B")] {
         fixture.move_job("echo", from, to);
-        wait_until_recorded(exchange(&mut stream));
+        exchange(&mut stream);
     }
 
     let listing: serde_json::Value =
@@ -74,16 +61,51 @@ fn a_recording_has_every_packet_over_moves_and_the_sockets_are_listed() {
     let table = fixture.migd_output("B", &["inspect", "--sockets", "echo"]);
     assert!(table.contains(&peer) && table.contains("cwnd:"), "{table}");
 
+    let times = |number| read(&file).windows(8).filter(|part| *part == word(number)).count();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while times(sent - 1) < 2 {
+        assert!(Instant::now() < deadline, "the last word isn't recorded");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     interrupt(recorder.id());
     assert!(recorder.wait().expect("our child").success());
+
     // Every word passed in both directions, before, between and after the moves.
     let missing: Vec<u32> = (0..sent).filter(|number| times(*number) < 2).collect();
     assert!(missing.is_empty(), "of {sent} words, these were not recorded in both directions: {missing:?}");
-    let bytes = std::fs::read(&file).expect("the recording");
-    for node in ["A", "B"] {
-        let name = format!("on node {node}");
-        assert!(bytes.windows(name.len()).any(|part| part == name.as_bytes()), "no section {name}");
+    let recording = read(&file);
+    let first = |number| recording.windows(8).position(|part| part == word(number));
+    assert!((1..sent).all(|number| first(number - 1) < first(number)), "the order of the words");
+    let blocks = blocks(&recording);
+    let nodes: Vec<char> = blocks.iter().filter_map(|block| section_node(block)).collect();
+    assert_eq!(nodes, ['A', 'B', 'A', 'B'], "a section for each node, in order");
+    // A packet's time, in nanoseconds, is part of its block.
+    let packets = blocks.iter().filter(|block| block[..4] == 6u32.to_ne_bytes());
+    assert_eq!(packets.clone().count(), packets.collect::<HashSet<_>>().len(), "a packet is there twice");
+}
+
+fn read(file: &str) -> Vec<u8> {
+    std::fs::read(file).expect("the recording")
+}
+
+/// The blocks of a pcapng file.
+fn blocks(mut bytes: &[u8]) -> Vec<&[u8]> {
+    let mut all = Vec::new();
+    while let Some(length) = bytes.get(4..8) {
+        let length = u32::from_ne_bytes(length.try_into().expect("four bytes"));
+        let (block, rest) = bytes.split_at(usize::try_from(length).expect("a length"));
+        all.push(block);
+        bytes = rest;
     }
+    assert!(bytes.is_empty(), "{} bytes behind the last block", bytes.len());
+    all
+}
+
+/// The node that an interface block names.
+fn section_node(block: &[u8]) -> Option<char> {
+    let name = b"on node ";
+    let at = block.windows(name.len()).position(|part| part == name)?;
+    Some(block[at + name.len()].into())
 }
 
 /// The recorder writes the section's beginning once it records.

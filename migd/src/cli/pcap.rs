@@ -11,9 +11,7 @@ use super::Target;
 use super::arguments::PcapArgs;
 use super::foreground::open_patiently;
 use crate::api::{CaptureEvent, ClientError, DaemonRequest, JobView};
-
-/// Type of the blocks that hold packets (pcapng, 4.3).
-const ENHANCED_PACKET: u32 = 6;
+use crate::net::{ENHANCED_PACKET, packet_block_header};
 
 /// `migd pcap`.
 pub async fn record(target: &Target, args: PcapArgs) -> anyhow::Result<ExitCode> {
@@ -81,7 +79,7 @@ impl Output {
     /// Writes whole blocks; `true` when that is enough.
     fn write(&mut self, blocks: &[u8]) -> io::Result<bool> {
         let mut end = 0;
-        while let Some((kind, length)) = header(&blocks[end..]) {
+        while let Some((kind, length)) = packet_block_header(&blocks[end..]) {
             let block = blocks.get(end..end + length).ok_or(io::ErrorKind::InvalidData)?;
             end += length;
             if kind == ENHANCED_PACKET {
@@ -99,14 +97,6 @@ impl Output {
             Ok(()) => Ok(self.most == Some(self.packets)),
         }
     }
-}
-
-/// Type and length of the block at the beginning of `blocks`.
-fn header(blocks: &[u8]) -> Option<(u32, usize)> {
-    let (kind, rest) = blocks.split_first_chunk()?;
-    let length = u32::from_ne_bytes(*rest.first_chunk()?);
-    // The two lengths and the type are part of it; less would never end.
-    (length >= 12).then_some((u32::from_ne_bytes(*kind), usize::try_from(length).ok()?))
 }
 
 /// The number in a packet block's option `epb_dropcount`.

@@ -1,11 +1,11 @@
 //! Recording of packets where the stack meets the TUN device, as `migd pcap` shows them.
 //!
-//! The net thread encodes each packet as a pcapng block (draft-ietf-opsawg-pcapng, 4.3) and hands a round's blocks over
-//! together. It never waits: what its reader is too slow for is dropped and counted in the next block.
+//! The net thread encodes each packet as a pcapng block ([`super::pcapng`]) and hands a round's blocks over together. It never
+//! waits: what its reader is too slow for is dropped and counted in the next block.
 //!
-//! A recording belongs to the job's network and moves with it. After a thaw its packets are kept, within the same bound,
-//! until its reader comes again under the recording's number, so that the file has no gap where the job moved. If the job
-//! moves on before that, those packets stay behind.
+//! A recording belongs to the job's network and moves with it. Its reader has to follow; until it comes, under the recording's
+//! number, the packets are kept here, and they go along if the job moves on before that. So the file has no gap and nothing
+//! twice, in the order of the nodes: what a reader was given is never in an image.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,18 +14,39 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::pcapng;
+
 /// Bytes that wait for a reader at most, for each recording.
 const BACKLOG: usize = 32 << 20;
+/// Bytes of kept packets that an image holds at most, of all recordings together: the job stands still while they travel.
+const LUGGAGE: usize = 8 << 20;
+/// About how many bytes a reader gets at a time of what was kept.
+const PIECE: usize = 1 << 20;
 /// Recordings at a time; one more ends the oldest.
 const RECORDINGS: usize = 8;
 /// How long a recording waits for its reader after a move.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What moves of a recording.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordingImage {
     number: u64,
     snap_length: u32,
+    /// Whole pcapng blocks that wait for the reader, sections of earlier nodes among them.
+    #[serde(default, with = "serde_bytes")]
+    kept: Vec<u8>,
+    /// Packets that were dropped behind those.
+    #[serde(default)]
+    dropped: u64,
+}
+
+/// Where a recording is made: each node's packets are a section of the file that says this.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Site {
+    /// The node's name.
+    pub node: String,
+    /// The job's device there.
+    pub device: String,
 }
 
 /// Which way a packet went, as the job sees it.
@@ -36,21 +57,30 @@ pub(super) enum Direction {
 }
 
 /// All recordings of a job.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Recorder {
+    site: Site,
     recordings: Vec<Recording>,
 }
 
 #[derive(Debug)]
 struct Recording {
-    image: RecordingImage,
+    number: u64,
+    snap_length: u32,
     /// Blocks of this round.
     batch: Vec<u8>,
+    /// Packets dropped since the last block.
     dropped: u64,
-    waiting: Arc<AtomicUsize>,
-    sender: UnboundedSender<Vec<u8>>,
-    /// The reader's end while there is none, and until when it is kept.
-    unclaimed: Option<(PacketStream, Instant)>,
+    outlet: Outlet,
+}
+
+/// Where a round's blocks go.
+#[derive(Debug)]
+enum Outlet {
+    /// To the reader. Counted is what it has not taken yet, in bytes.
+    Reader { waiting: Arc<AtomicUsize>, sender: UnboundedSender<Vec<u8>> },
+    /// The reader has yet to come, until this time.
+    Kept { blocks: Vec<u8>, until: Instant },
 }
 
 /// The reader's end: pieces of whole pcapng blocks.
@@ -69,55 +99,129 @@ impl PacketStream {
     }
 }
 
-impl Recording {
-    fn new(image: RecordingImage) -> (Recording, PacketStream) {
+impl Outlet {
+    fn reader() -> (Outlet, PacketStream) {
         let (sender, receiver) = unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
-        let stream = PacketStream { waiting: Arc::clone(&waiting), receiver };
-        (Recording { image, batch: Vec::new(), dropped: 0, waiting, sender, unclaimed: None }, stream)
+        (Outlet::Reader { waiting: Arc::clone(&waiting), sender }, PacketStream { waiting, receiver })
     }
 
-    /// Passes the round's blocks on; `false` when nobody wants them any more.
-    fn flush(&mut self) -> bool {
-        if self.unclaimed.as_ref().is_some_and(|(_, until)| Instant::now() > *until) {
-            return false;
+    fn backlog(&self) -> usize {
+        match self {
+            Outlet::Reader { waiting, .. } => waiting.load(Ordering::Relaxed),
+            Outlet::Kept { blocks, .. } => blocks.len(),
         }
-        if self.batch.is_empty() {
-            return !self.sender.is_closed();
+    }
+
+    /// `false` when nobody wants it any more.
+    fn put(&mut self, batch: &mut Vec<u8>) -> bool {
+        match self {
+            Outlet::Reader { sender, .. } if batch.is_empty() => !sender.is_closed(),
+            Outlet::Reader { waiting, sender } => {
+                let batch = std::mem::take(batch);
+                waiting.fetch_add(batch.len(), Ordering::Relaxed);
+                sender.send(batch).is_ok()
+            }
+            Outlet::Kept { blocks, until } => {
+                blocks.append(batch);
+                Instant::now() <= *until
+            }
         }
-        let batch = std::mem::take(&mut self.batch);
-        self.waiting.fetch_add(batch.len(), Ordering::Relaxed);
-        self.sender.send(batch).is_ok()
     }
 }
 
+impl Recording {
+    /// Passes the round's blocks on; `false` when nobody wants them any more.
+    fn flush(&mut self) -> bool {
+        self.outlet.put(&mut self.batch)
+    }
+
+    /// What moves of it, with at most `room` bytes of packets.
+    fn freeze(&self, room: usize) -> RecordingImage {
+        let Recording { number, snap_length, batch, dropped, outlet } = self;
+        let (kept, cut) = match outlet {
+            // They are on their way to the reader.
+            Outlet::Reader { .. } => (Vec::new(), 0),
+            Outlet::Kept { blocks, .. } => {
+                debug_assert!(batch.is_empty(), "flushed before");
+                cut(blocks, room)
+            }
+        };
+        RecordingImage { number: *number, snap_length: *snap_length, kept, dropped: *dropped + cut }
+    }
+}
+
+/// The blocks at the beginning of `blocks` that have room in so many bytes, and how many packets are behind them.
+fn cut(blocks: &[u8], room: usize) -> (Vec<u8>, u64) {
+    let (mut end, mut lost) = (0, 0);
+    let mut full = false;
+    for (kind, block) in pcapng::whole(blocks) {
+        full |= end + block.len() > room;
+        if !full {
+            end += block.len();
+        } else if kind == pcapng::ENHANCED_PACKET {
+            lost += 1;
+        }
+    }
+    (blocks[..end].to_vec(), lost)
+}
+
 impl Recorder {
-    pub(super) fn thaw(images: Vec<RecordingImage>) -> Recorder {
+    pub(super) fn new(site: Site) -> Recorder {
+        Recorder { site, recordings: Vec::new() }
+    }
+
+    /// Takes in the recordings that came with the job, whose readers have yet to come.
+    pub(super) fn thaw(&mut self, images: Vec<RecordingImage>) {
         let until = Instant::now() + PATIENCE;
+        let Site { node, device } = &self.site;
         let recordings = images.into_iter().take(RECORDINGS).map(|image| {
-            let (mut recording, stream) = Recording::new(image);
-            recording.unclaimed = Some((stream, until));
-            recording
+            let RecordingImage { number, snap_length, kept, dropped } = image;
+            // Another node's word: what isn't whole blocks would spoil the file.
+            let (mut blocks, cut) = cut(&kept, BACKLOG);
+            pcapng::section(&mut blocks, node, device, snap_length);
+            let outlet = Outlet::Kept { blocks, until };
+            Recording { number, snap_length, batch: Vec::new(), dropped: dropped.saturating_add(cut), outlet }
         });
-        Recorder { recordings: recordings.collect() }
+        self.recordings.extend(recordings);
     }
 
-    pub(super) fn freeze(&self) -> Vec<RecordingImage> {
-        self.recordings.iter().map(|recording| recording.image).collect()
+    /// What moves. Changes nothing but that the round's blocks are passed on: a reader that was given them by a plane that doesn't go
+    /// on must not miss any.
+    pub(super) fn freeze(&mut self) -> Vec<RecordingImage> {
+        self.flush();
+        let readerless = self.recordings.iter().filter(|recording| matches!(recording.outlet, Outlet::Kept { .. }));
+        let room = LUGGAGE / readerless.count().max(1);
+        self.recordings.iter().map(|recording| recording.freeze(room)).collect()
     }
 
-    /// Begins a recording, or takes the reader's end of one that came with the job.
+    /// Begins a recording, or gives its reader what was kept of one that came with the job.
     pub(super) fn claim(&mut self, number: u64, snap_length: u32) -> PacketStream {
-        let known = self.recordings.iter_mut().find(|recording| recording.image.number == number);
-        if let Some((stream, _)) = known.and_then(|recording| recording.unclaimed.take()) {
+        let (mut outlet, stream) = Outlet::reader();
+        // The stream is here, so that nothing put into it fails.
+        let known = self.recordings.iter_mut().find(|recording| recording.number == number);
+        if let Some(recording) = known
+            && let Outlet::Kept { blocks, .. } = &recording.outlet
+        {
+            let mut piece = Vec::new();
+            for (_, block) in pcapng::whole(blocks) {
+                piece.extend_from_slice(block);
+                if piece.len() >= PIECE {
+                    outlet.put(&mut piece);
+                }
+            }
+            outlet.put(&mut piece);
+            recording.outlet = outlet;
             return stream;
         }
-        self.recordings.retain(|recording| recording.image.number != number);
+        self.recordings.retain(|recording| recording.number != number);
         if self.recordings.len() >= RECORDINGS {
             self.recordings.remove(0);
         }
-        let (recording, stream) = Recording::new(RecordingImage { number, snap_length });
-        self.recordings.push(recording);
+        let mut section = Vec::new();
+        pcapng::section(&mut section, &self.site.node, &self.site.device, snap_length);
+        outlet.put(&mut section);
+        self.recordings.push(Recording { number, snap_length, batch: Vec::new(), dropped: 0, outlet });
         stream
     }
 
@@ -129,12 +233,12 @@ impl Recorder {
     pub(super) fn packet(&mut self, direction: Direction, parts: &[&[u8]]) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         for recording in &mut self.recordings {
-            if recording.waiting.load(Ordering::Relaxed) + recording.batch.len() > BACKLOG {
-                recording.dropped += 1;
+            if recording.outlet.backlog() + recording.batch.len() > BACKLOG {
+                recording.dropped = recording.dropped.saturating_add(1);
                 continue;
             }
             let dropped = std::mem::take(&mut recording.dropped);
-            packet_block(&mut recording.batch, recording.image.snap_length, time, direction, dropped, parts);
+            pcapng::packet(&mut recording.batch, recording.snap_length, time, direction, dropped, parts);
         }
     }
 
@@ -144,129 +248,25 @@ impl Recorder {
     }
 }
 
-// pcapng: block types, options and their values.
-const SECTION_HEADER: u32 = 0x0a0d_0d0a;
-const BYTE_ORDER: u32 = 0x1a2b_3c4d;
-const INTERFACE: u32 = 1;
-const ENHANCED_PACKET: u32 = 6;
-const OPTION_END: u16 = 0;
-const SECTION_APPLICATION: u16 = 4;
-const INTERFACE_NAME: u16 = 2;
-const INTERFACE_DESCRIPTION: u16 = 3;
-const INTERFACE_TIME_RESOLUTION: u16 = 9;
-const PACKET_FLAGS: u16 = 2;
-const PACKET_DROPPED: u16 = 4;
-/// LINKTYPE_RAW: the packet begins with its IP header.
-const LINK_TYPE_RAW: u16 = 101;
-/// Ten to the minus ninth of a second.
-const NANOSECONDS: u8 = 9;
-
-/// The beginning of a section: what follows was recorded at the device `name` of the node `node`.
-pub fn section(node: &str, name: &str, snap_length: u32) -> Vec<u8> {
-    let mut out = Vec::new();
-    block(&mut out, SECTION_HEADER, |out| {
-        word(out, BYTE_ORDER);
-        // Version 1.0; the section's length is not known.
-        half(out, 1);
-        half(out, 0);
-        out.extend_from_slice(&u64::MAX.to_ne_bytes());
-        option(out, SECTION_APPLICATION, concat!("migd ", env!("CARGO_PKG_VERSION")).as_bytes());
-        option(out, OPTION_END, &[]);
-    });
-    block(&mut out, INTERFACE, |out| {
-        half(out, LINK_TYPE_RAW);
-        half(out, 0);
-        word(out, snap_length);
-        option(out, INTERFACE_NAME, name.as_bytes());
-        option(out, INTERFACE_DESCRIPTION, format!("on node {node}").as_bytes());
-        option(out, INTERFACE_TIME_RESOLUTION, &[NANOSECONDS]);
-        option(out, OPTION_END, &[]);
-    });
-    out
-}
-
-fn packet_block(
-    out: &mut Vec<u8>,
-    snap_length: u32,
-    time: Duration,
-    direction: Direction,
-    dropped: u64,
-    parts: &[&[u8]],
-) {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
-    let kept = length.min(usize::try_from(snap_length).unwrap_or(usize::MAX));
-    let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    block(out, ENHANCED_PACKET, |out| {
-        word(out, 0);
-        word(out, u32::try_from(nanos >> 32).unwrap_or(u32::MAX));
-        word(out, u32::try_from(nanos & 0xffff_ffff).unwrap_or(u32::MAX));
-        word(out, u32::try_from(kept).unwrap_or(u32::MAX));
-        word(out, u32::try_from(length).unwrap_or(u32::MAX));
-        let mut left = kept;
-        for part in parts {
-            let part = &part[..part.len().min(left)];
-            out.extend_from_slice(part);
-            left -= part.len();
-        }
-        pad(out, kept);
-        let flags: u32 = match direction {
-            Direction::In => 1,
-            Direction::Out => 2,
-        };
-        option(out, PACKET_FLAGS, &flags.to_ne_bytes());
-        if dropped > 0 {
-            option(out, PACKET_DROPPED, &dropped.to_ne_bytes());
-        }
-        option(out, OPTION_END, &[]);
-    });
-}
-
-/// Type, length, body, length.
-fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    word(out, kind);
-    word(out, 0);
-    body(out);
-    let length = u32::try_from(out.len() - start + 4).unwrap_or(u32::MAX);
-    out[start + 4..start + 8].copy_from_slice(&length.to_ne_bytes());
-    word(out, length);
-}
-
-fn option(out: &mut Vec<u8>, code: u16, value: &[u8]) {
-    half(out, code);
-    half(out, u16::try_from(value.len()).unwrap_or(u16::MAX));
-    out.extend_from_slice(value);
-    pad(out, value.len());
-}
-
-fn pad(out: &mut Vec<u8>, length: usize) {
-    out.resize(out.len() + length.wrapping_neg() % 4, 0);
-}
-
-fn word(out: &mut Vec<u8>, value: u32) {
-    out.extend_from_slice(&value.to_ne_bytes());
-}
-
-fn half(out: &mut Vec<u8>, value: u16) {
-    out.extend_from_slice(&value.to_ne_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The blocks of a pcapng text: type and body, with both lengths checked.
-    fn blocks(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
-        let word = |bytes: &[u8]| u32::from_ne_bytes(bytes[..4].try_into().unwrap());
-        let mut all = Vec::new();
-        while !bytes.is_empty() {
-            let length = word(&bytes[4..]) as usize;
-            assert_eq!(length % 4, 0);
-            assert_eq!(word(&bytes[length - 4..]) as usize, length);
-            all.push((word(bytes), bytes[8..length - 4].to_vec()));
-            bytes = &bytes[length..];
-        }
-        all
+    fn recorder(node: &str) -> Recorder {
+        Recorder::new(Site { node: node.to_owned(), device: "mig1".to_owned() })
+    }
+
+    /// The job moves on.
+    fn moved(from: &mut Recorder, to: &str) -> Recorder {
+        let mut after = recorder(to);
+        let image = codec::to_vec(&from.freeze()).unwrap();
+        after.thaw(codec::from_slice(&image).unwrap());
+        after
+    }
+
+    fn note(recorder: &mut Recorder, packet: &[u8]) {
+        recorder.packet(Direction::In, &[packet]);
+        recorder.flush();
     }
 
     fn drain(stream: &mut PacketStream) -> Vec<u8> {
@@ -278,58 +278,107 @@ mod tests {
         all
     }
 
-    #[test]
-    fn packets_are_cut_at_the_snap_length_and_padded() {
-        let mut recorder = Recorder::default();
-        let mut stream = recorder.claim(1, 5);
-        recorder.packet(Direction::In, &[b"abc", b"", b"defg"]);
-        recorder.flush();
-        let [(kind, body)] = &blocks(&drain(&mut stream))[..] else { panic!("one block") };
-        assert_eq!(*kind, ENHANCED_PACKET);
-        assert_eq!(body[12..20], [5u32.to_ne_bytes(), 7u32.to_ne_bytes()].concat());
-        assert_eq!(&body[20..28], b"abcde\0\0\0");
-        assert_eq!(body[28..36], [&PACKET_FLAGS.to_ne_bytes()[..], &4u16.to_ne_bytes(), &1u32.to_ne_bytes()].concat());
+    /// What a reader has got: the nodes of the sections and the packets, with the numbers of those dropped before them.
+    fn contents(stream: &mut PacketStream) -> Vec<String> {
+        let bytes = drain(stream);
+        assert_eq!(pcapng::whole(&bytes).map(|(_, block)| block.len()).sum::<usize>(), bytes.len(), "whole blocks");
+        pcapng::whole(&bytes).filter_map(|(_, block)| pcapng::tests::in_words(block)).collect()
     }
 
     #[test]
-    fn a_section_names_the_node() {
-        let section = section("a", "mig1", 96);
-        let kinds: Vec<u32> = blocks(&section).iter().map(|(kind, _)| *kind).collect();
-        assert_eq!(kinds, [SECTION_HEADER, INTERFACE]);
-        assert!(section.windows(9).any(|text| text == b"on node a"));
+    fn a_reader_gets_the_section_of_the_node_first() {
+        let mut recorder = recorder("a");
+        let mut stream = recorder.claim(1, 96);
+        note(&mut recorder, b"one");
+        assert_eq!(contents(&mut stream), ["on node a", "one"]);
     }
 
     #[test]
     fn a_slow_reader_loses_packets_and_learns_how_many() {
-        let mut recorder = Recorder::default();
+        let mut recorder = recorder("a");
         let mut stream = recorder.claim(1, u32::MAX);
         let packet = vec![7; 1 << 20];
         for _ in 0..40 {
-            recorder.packet(Direction::Out, &[&packet]);
-            recorder.flush();
+            note(&mut recorder, &packet);
         }
-        let kept = blocks(&drain(&mut stream)).len();
+        let kept = contents(&mut stream).len() - 1;
         assert!((31..40).contains(&kept), "{kept}");
-        recorder.packet(Direction::Out, &[b"next"]);
-        recorder.flush();
-        let next = blocks(&drain(&mut stream));
-        let count = &next[0].1[20 + 4 + 8 + 4..][..8];
-        assert_eq!(u64::from_ne_bytes(count.try_into().unwrap()), 40 - kept as u64);
+        note(&mut recorder, b"next");
+        assert_eq!(contents(&mut stream), [format!("next, {} dropped before", 40 - kept)]);
     }
 
     #[test]
     fn a_recording_waits_for_its_reader_after_a_move() {
-        let mut before = Recorder::default();
-        let _stream = before.claim(9, 100);
-        let mut after = Recorder::thaw(before.freeze());
-        after.packet(Direction::In, &[b"first"]);
-        after.flush();
+        let mut before = recorder("a");
+        let mut stream = before.claim(9, 100);
+        note(&mut before, b"zero");
+        let mut after = moved(&mut before, "b");
+        note(&mut after, b"first");
+        assert_eq!(contents(&mut stream), ["on node a", "zero"]);
         let mut stream = after.claim(9, 100);
-        after.packet(Direction::In, &[b"second"]);
-        after.flush();
-        assert_eq!(blocks(&drain(&mut stream)).len(), 2);
+        note(&mut after, b"second");
+        assert_eq!(contents(&mut stream), ["on node b", "first", "second"]);
         drop(stream);
         after.flush();
         assert!(!after.is_on(), "without a reader it ends");
+    }
+
+    #[test]
+    fn what_was_kept_goes_along_when_the_job_moves_on() {
+        let mut a = recorder("a");
+        let _stream = a.claim(9, 100);
+        let mut b = moved(&mut a, "b");
+        note(&mut b, b"first");
+        b.packet(Direction::In, &[b"second"]);
+        // A move that came to nothing.
+        let _ = moved(&mut b, "elsewhere");
+        note(&mut b, b"third");
+        let mut c = moved(&mut b, "c");
+        let mut d = moved(&mut c, "d");
+        note(&mut d, b"fourth");
+        let expected = ["on node b", "first", "second", "third", "on node c", "on node d", "fourth"];
+        assert_eq!(contents(&mut d.claim(9, 100)), expected);
+    }
+
+    #[test]
+    fn what_goes_along_is_bounded_and_the_rest_is_counted() {
+        let mut a = recorder("a");
+        let streams = [a.claim(1, u32::MAX), a.claim(2, u32::MAX)];
+        let mut b = moved(&mut a, "b");
+        for _ in 0..10 {
+            note(&mut b, &vec![7; 1 << 20]);
+        }
+        let image = codec::to_vec(&b.freeze()).unwrap();
+        assert!(image.len() < LUGGAGE + 1000, "{}", image.len());
+        let mut c = moved(&mut b, "c");
+        note(&mut c, b"next");
+        for number in [1, 2] {
+            let contents = contents(&mut c.claim(number, u32::MAX));
+            let [first, .., section, last] = &contents[..] else { panic!("{contents:?}") };
+            assert_eq!([first, section], ["on node b", "on node c"]);
+            assert_eq!(*last, format!("next, {} dropped before", 10 - (contents.len() - 3)));
+            assert!(contents.len() > 5, "{}", contents.len());
+        }
+        drop(streams);
+    }
+
+    #[test]
+    fn images_of_before_and_damaged_ones_thaw() {
+        #[derive(Serialize)]
+        struct Before {
+            number: u64,
+            snap_length: u32,
+        }
+        let image = codec::to_vec(&[Before { number: 1, snap_length: 5 }]).unwrap();
+        let mut after = recorder("b");
+        after.thaw(codec::from_slice(&image).unwrap());
+        let kept = [&[0; 3][..], &[255; 300], &[0; 300]].into_iter().zip(2..);
+        let damaged =
+            kept.map(|(kept, number)| RecordingImage { number, snap_length: 5, kept: kept.to_vec(), dropped: 0 });
+        after.thaw(damaged.collect());
+        note(&mut after, b"packet");
+        for number in 1..=4 {
+            assert_eq!(contents(&mut after.claim(number, 5)), ["on node b", "packe"]);
+        }
     }
 }

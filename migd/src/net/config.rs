@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use super::capture::Site;
+
 /// Parameters of a job's net plane.
 #[derive(Debug)]
 pub struct NetConfig {
@@ -20,11 +22,20 @@ pub struct NetConfig {
     /// The device in the job's namespace through which everything but TCP goes ([`super::furnish_namespace`]). Without it datagrams reach
     /// nobody beyond the job.
     pub eth0: Option<OwnedFd>,
+    /// What a recording of the job's packets says of where they were taken.
+    pub site: Site,
 }
 
 impl Default for NetConfig {
     fn default() -> Self {
-        NetConfig { addresses: Vec::new(), mtu: 1500, namespace: None, init_pid: None, eth0: None }
+        NetConfig {
+            addresses: Vec::new(),
+            mtu: 1500,
+            namespace: None,
+            init_pid: None,
+            eth0: None,
+            site: Site::default(),
+        }
     }
 }
 

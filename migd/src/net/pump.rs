@@ -139,7 +139,7 @@ impl Pump {
             None => None,
         };
 
-        let mut recorder = Recorder::default();
+        let mut recorder = Recorder::new(config.site);
         let (bridge, programs_ends) = match start {
             None => {
                 let stack = netstack::Stack::new(stack_config, Secrets(random()?), clock.now());
@@ -147,7 +147,7 @@ impl Pump {
             }
             Some((image, home)) => {
                 let NetImage { stack, away, bridge, recordings } = *image;
-                recorder = Recorder::thaw(recordings);
+                recorder.thaw(recordings);
                 let stack = match (stack, away, home) {
                     (Some(stack), ..) => Stack::here(netstack::Stack::thaw(*stack, clock.now(), stack_config)?),
                     (None, Some(image), Some((guest, epoch))) => {

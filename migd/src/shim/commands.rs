@@ -24,8 +24,8 @@ pub enum Command {
         number: u64,
         /// Bytes kept of each packet.
         snap_length: u32,
-        /// Gets the packets, and the name of the device where they are recorded.
-        reply: oneshot::Sender<Result<(PacketStream, String), NetError>>,
+        /// Gets the packets.
+        reply: oneshot::Sender<Result<PacketStream, NetError>>,
     },
     /// Send the job a signal.
     Signal {

@@ -238,12 +238,10 @@ impl Server {
         let (reply, answer) = oneshot::channel();
         self.asker.ask(Command::Record { number, snap_length, reply });
         if let Ok(stream) = answer.await {
-            let (mut stream, device) = match stream {
+            let mut stream = match stream {
                 Ok(stream) => stream,
                 Err(error) => return sender.send(&CaptureEvent::Failed(ApiError::internal(error))).await,
             };
-            let blocks = crate::net::section(&self.shared.file.node.name, &device, snap_length);
-            sender.send(&CaptureEvent::Packets { blocks }).await?;
             loop {
                 tokio::select! {
                     blocks = stream.next() => match blocks {

@@ -17,7 +17,7 @@ use super::stdio::{ProgramEnds, Stdio};
 use super::transfer::Outcome;
 use super::{Shared, daemon, transfer};
 use crate::api::{DaemonRequest, Exit, ExitFile, ShimEvent, unix_ms};
-use crate::net::{NetConfig, NetPlane, Visitor, furnish_namespace};
+use crate::net::{NetConfig, NetPlane, Site, Visitor, furnish_namespace};
 
 /// The announcements after the first, counted from it: a neighbour may have missed one.
 const REPEAT_ANNOUNCEMENT: [Duration; 3] =
@@ -89,6 +89,7 @@ impl Surroundings {
             namespace: Some(self.sandbox.net_namespace().try_clone_to_owned()?),
             init_pid: Some(self.sandbox.init_pid().as_raw()),
             eth0: Some(self.eth0.try_clone()?),
+            site: Site { node: shared.file.node.name.clone(), device: self.links.device().to_string() },
         })
     }
 }
@@ -178,8 +179,7 @@ impl Job {
                         let _ = reply.send(sockets);
                     }
                     Command::Record { number, snap_length, reply } => {
-                        let stream = self.plane.record(number, snap_length);
-                        let _ = reply.send(stream.map(|stream| (stream, self.links.device().to_string())));
+                        let _ = reply.send(self.plane.record(number, snap_length));
                     }
                     Command::MoveOut { target, epoch, sockets, stream, progress } => {
                         match transfer::move_out(self, target, epoch, sockets, stream, progress)? {
