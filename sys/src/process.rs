@@ -228,14 +228,13 @@ pub fn io_priority(thread: Pid) -> io::Result<i32> {
     Ok(i32::try_from(value).unwrap_or_default())
 }
 
-/// Processors a thread may run on, as a bit mask in the kernel's form (little-endian words).
-pub fn affinity(thread: Pid) -> io::Result<Vec<u8>> {
-    let mut mask = vec![0u8; 1024];
-    // SAFETY: the kernel writes at most the given number of bytes into the vector's memory.
-    let length =
-        check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, thread.as_raw(), mask.len(), mask.as_mut_ptr()) })?;
-    mask.truncate(usize::try_from(length).unwrap_or_default());
-    Ok(mask)
+/// The processors a thread may run on, in ascending order (sched_getaffinity(2)).
+pub fn affinity(thread: Pid) -> io::Result<Vec<u32>> {
+    let mut mask = [0u8; 1024];
+    // SAFETY: the kernel writes at most the given number of bytes into the array.
+    check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, thread.as_raw(), mask.len(), mask.as_mut_ptr()) })?;
+    let processors = (0..).zip(mask).flat_map(|(byte, bits)| (0..8).map(move |bit| (byte * 8 + bit, bits >> bit & 1)));
+    Ok(processors.filter(|&(_, allowed)| allowed == 1).map(|(processor, _)| processor).collect())
 }
 
 /// The soft and hard limit of a process; number 0 is the caller.

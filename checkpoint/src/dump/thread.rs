@@ -79,7 +79,7 @@ pub(super) fn thread(
             nice: attributes.nice,
             priority: attributes.priority,
             io_priority: sys::process::io_priority(tid).map_err(failed("reading its I/O priority"))?,
-            affinity: restricted(&affinity),
+            affinity: restricted(affinity),
         },
         parent_death_signal: low(results.word(death_signal)),
         timer_slack_ns: results.get(slack).unwrap_or_default(),
@@ -87,14 +87,8 @@ pub(super) fn thread(
     })
 }
 
-/// The processors of a mask, unless it is all that this program may use as well.
-fn restricted(mask: &[u8]) -> Option<Vec<u32>> {
+/// The processors of a thread, unless they are all that this program may use as well.
+fn restricted(processors: Vec<u32>) -> Option<Vec<u32>> {
     let own = sys::process::affinity(sys::Pid::from_raw(0)).unwrap_or_default();
-    if own == mask {
-        return None;
-    }
-    let bits = mask.iter().enumerate().flat_map(|(index, byte)| {
-        (0..8u32).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| u32::try_from(index).unwrap_or(0) * 8 + bit)
-    });
-    Some(bits.collect())
+    (processors != own).then_some(processors)
 }

@@ -31,14 +31,11 @@ impl Watch {
     pub(super) fn start() -> io::Result<Watch> {
         let stop = Arc::new(AtomicBool::new(false));
         let processors = sys::process::affinity(MYSELF)?;
-        let processors = (0..)
-            .zip(processors)
-            .flat_map(|(byte, mask)| (0..8).filter(move |bit| mask & (1 << bit) != 0).map(move |bit| byte * 8 + bit));
         let spawn = |processor: u32| {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || late_on(processor, &stop))
         };
-        let threads = processors.map(spawn).collect();
+        let threads = processors.into_iter().map(spawn).collect();
         Ok(Watch { stop, threads })
     }
 

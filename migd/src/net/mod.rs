@@ -33,6 +33,7 @@ mod siege;
 mod spin;
 mod spread;
 mod stack;
+mod stay;
 mod stock;
 mod wire;
 

@@ -26,6 +26,7 @@ use super::siege::Siege;
 use super::spin::{Spin, WINDOW};
 use super::spread::Spread;
 use super::stack::Stack;
+use super::stay::Stay;
 use super::stock::Stock;
 use super::wire::{Amount, WHOLE, Wire};
 
@@ -70,6 +71,7 @@ pub(super) struct Pump {
     recorder: Recorder,
     spin: Spin,
     spread: Spread,
+    stay: Stay,
     door: Door,
     siege: Siege,
     /// A flood was noticed in this round.
@@ -175,6 +177,7 @@ impl Pump {
             recorder,
             spin: Spin::new(),
             spread,
+            stay: Stay::default(),
             door,
             siege,
             besieged: false,
@@ -323,6 +326,7 @@ impl Pump {
         self.mind_siege(now);
         self.spread.note_sockets(self.bridge.sockets_made());
         self.spread.turn(now, &self.tun);
+        self.stay.turn(now);
     }
 
     /// Has the kernel keep a flood out, or looks whether it still has to.
@@ -417,7 +421,7 @@ impl Pump {
 
     /// Takes in one packet of the batch.
     fn handle_packet(&mut self, place: usize) {
-        let Pump { bridge, home, wire, slots, recorder, spin, door, besieged, clock, .. } = self;
+        let Pump { bridge, home, wire, slots, recorder, spin, spread, stay, door, besieged, clock, .. } = self;
         let (whole, desk) = slots.packet(place);
         let Some((header_bytes, data)) = whole.split_first_chunk() else {
             return;
@@ -427,8 +431,10 @@ impl Pump {
             tun::Checksum::Full => Checksum::Verify,
             tun::Checksum::Partial { .. } | tun::Checksum::Verified => Checksum::Verified,
         };
-        if whole.len() >= BULK_LEN {
+        let is_bulk = whole.len() >= BULK_LEN;
+        if is_bulk {
             spin.note_bulk();
+            stay.note_bulk();
         }
         let gso_size = header.segmentation.map(|segmentation| segmentation.size);
         if recorder.is_on() {
@@ -439,6 +445,9 @@ impl Pump {
             return;
         }
         let handled = bridge.handle_packet(RxPacket { data, checksum, gso_size }, desk);
+        if is_bulk && bridge.lends_to_several() {
+            spread.note_bulk();
+        }
         if handled == Handled::Foreign {
             match (&mut *wire, &mut *home) {
                 (Some(wire), _) => wire.receive(header_bytes, data),

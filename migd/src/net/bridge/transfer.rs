@@ -90,6 +90,11 @@ impl Bridge {
         })
     }
 
+    /// Whether several programs' sockets have memory on loan, as far as it is known yet that it was given back.
+    pub(in crate::net) fn lends_to_several(&self) -> bool {
+        self.borrowers.len() > 1
+    }
+
     /// Has programs' sockets give back the memory that was lent to them and has been read.
     pub(in crate::net) fn settle_loans(&mut self) {
         let Bridge { sockets, borrowers, .. } = self;
