@@ -60,6 +60,11 @@ impl Spread {
         self.sockets = sockets;
     }
 
+    /// Whether it is done now.
+    pub(super) fn is_on(&self) -> bool {
+        self.is_on
+    }
+
     /// To be called now and then.
     pub(super) fn turn(&mut self, now: Instant, tun: &Tun) {
         if self.judge(now)
