@@ -1,6 +1,9 @@
 //! What can go wrong with a tree.
 
+use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use crate::stay::StayReason;
 
@@ -27,12 +30,12 @@ pub enum Error {
         place: String,
     },
     /// The program couldn't be started.
-    #[error("can't run {program}: {}", program_error(.source))]
+    #[error("can't run {program}: {obstacle}")]
     Program {
         /// What was to be run.
         program: String,
-        /// What execve or an earlier step said.
-        source: io::Error,
+        /// Why not.
+        obstacle: Obstacle,
     },
     /// The job's init didn't do its part.
     #[error("the job's init: {0}")]
@@ -67,11 +70,55 @@ fn list(reasons: &[StayReason]) -> String {
     reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-fn program_error(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(sys::libc::ENOENT) => "no such program".into(),
-        Some(sys::libc::EACCES) => "not executable (permission denied)".into(),
-        _ => error.to_string(),
+/// Why a program couldn't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Obstacle {
+    /// There is none.
+    #[error("no such program")]
+    Missing,
+    /// The working directory isn't one.
+    #[error("the working directory {} can't be used: {error}", .directory.display())]
+    WorkingDirectory {
+        /// Which.
+        directory: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is a directory.
+    #[error("it is a directory")]
+    Directory,
+    /// It is there, and what is to run it is not.
+    #[error("the interpreter is missing that its first line, or its ELF header, names")]
+    Interpreter,
+    /// The file may not be executed.
+    #[error("not executable (permission denied)")]
+    Denied,
+    /// What else execve(2) or an earlier step said.
+    #[error("{0}")]
+    Other(io::Error),
+}
+
+impl Obstacle {
+    /// What an error number of execve(2) means for this program in this directory. Looks at the files as they are now.
+    pub(crate) fn of(error: io::Error, program: &Path, directory: &Path) -> Obstacle {
+        match fs::metadata(directory) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => {
+                let error = io::Error::from_raw_os_error(sys::libc::ENOTDIR);
+                return Obstacle::WorkingDirectory { directory: directory.into(), error };
+            }
+            Err(error) => return Obstacle::WorkingDirectory { directory: directory.into(), error },
+        }
+        // One without a slash was looked up in PATH.
+        let is_path = program.as_os_str().as_bytes().contains(&b'/');
+        let found = fs::metadata(directory.join(program)).ok().filter(|_| is_path);
+        match error.raw_os_error() {
+            Some(sys::libc::ENOENT) if found.is_some() => Obstacle::Interpreter,
+            Some(sys::libc::ENOENT) => Obstacle::Missing,
+            Some(sys::libc::EACCES) if found.is_some_and(|found| found.is_dir()) => Obstacle::Directory,
+            Some(sys::libc::EACCES) => Obstacle::Denied,
+            _ => Obstacle::Other(error),
+        }
     }
 }
 

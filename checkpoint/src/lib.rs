@@ -43,7 +43,7 @@ pub mod sysv;
 pub mod target;
 
 pub use descriptors::Preview;
-pub use error::{Error, Result};
+pub use error::{Error, Obstacle, Result};
 pub use external::{External, ExternalKey, FdKind};
 pub use image::TreeImage;
 pub use memory::{Layout, MemoryChunk, MemorySink, RoundStats};

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +18,7 @@ use sys::proc::{Place, Proc};
 use sys::process::PidNamespace;
 
 use crate::calls::Calls;
-use crate::error::{Error, Result};
+use crate::error::{Error, Obstacle, Result};
 use crate::init::protocol::{Begin, Notice, Reply, Request, Root, Setup, Spawn, receive, send};
 use crate::offer::Clocks;
 
@@ -279,7 +280,8 @@ impl Sandbox {
     /// Starts a program as the job's first process. Returns its number as the caller sees it.
     pub fn spawn(&mut self, launch: Launch) -> Result<Pid> {
         let bytes = |text: OsString| serde_bytes::ByteBuf::from(text.into_vec());
-        let program = launch.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let program = PathBuf::from(launch.argv.first().cloned().unwrap_or_default());
+        let directory = launch.cwd.clone();
         let request = Request::Spawn(Spawn {
             argv: launch.argv.into_iter().map(bytes).collect(),
             env: launch.env.into_iter().map(|(name, value)| (bytes(name), bytes(value))).collect(),
@@ -289,7 +291,8 @@ impl Sandbox {
         match self.control.ask(&request)? {
             Reply::Spawned { pid } => self.control.know_root(pid),
             Reply::Failed { errno: Some(errno), .. } => {
-                Err(Error::Program { program, source: io::Error::from_raw_os_error(errno) })
+                let obstacle = Obstacle::of(io::Error::from_raw_os_error(errno), &program, &directory);
+                Err(Error::Program { program: program.display().to_string(), obstacle })
             }
             other => Err(unexpected(&other)),
         }

@@ -164,8 +164,12 @@ impl Cluster {
         node: NodeRecord,
     ) -> Result<Self, ClusterError> {
         let mut record = ClusterRecord { id, prefixes: Vec::new() };
+        let new = directory.get(CLUSTER_KEY).await?.is_none();
         for net in prefixes {
             blocks::widen(&mut record, *net)?;
+            if new {
+                blocks::refuse_nodes(*net, std::slice::from_ref(&node))?;
+            }
         }
         if let (None, Some(net)) = (record.of_family(crate::allocator::Family::V4).next(), prefixes.first()) {
             let why = "a cluster needs an IPv4 prefix as well".to_owned();

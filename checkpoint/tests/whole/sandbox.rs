@@ -60,6 +60,18 @@ fn missing_program() -> Outcome {
     let error = sandbox.spawn(spec).err().ok_or("it started")?;
     ensure!(matches!(&error, Error::Program { .. }), "{error:?}");
     ensure!(error.to_string() == "can't run no-such-program-anywhere: no such program", "{error}");
+    let directory = tempfile::tempdir()?;
+    let script = directory.path().join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n")?;
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let script = script.to_string_lossy();
+    for (program, cwd, word) in
+        [("/tmp", "/", "directory"), (&*script, "/", "interpreter"), ("true", "/no/such/place", "/no/such/place")]
+    {
+        let (spec, _output) = command(&[program])?;
+        let error = sandbox.spawn(checkpoint::Launch { cwd: cwd.into(), ..spec }).err().ok_or("it started")?;
+        ensure!(error.to_string().contains(word), "{error}");
+    }
     // The sandbox is still good.
     let (spec, output) = command(&["echo", "fine"])?;
     sandbox.spawn(spec)?;

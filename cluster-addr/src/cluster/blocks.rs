@@ -13,8 +13,8 @@ use crate::{
     allocator::{Family, Pick, Recorded, addresses},
     directory::{Expect, Outcome, Revision, TRANSACTION_MAX, Transaction, Versioned},
     records::{
-        BlockRecord, CLUSTER_KEY, ClusterRecord, JOBS, JobRecord, Owner, Prefix, address_key, address_of_key,
-        addresses_of_block, block_key, decode, encode, node_key,
+        BlockRecord, CLUSTER_KEY, ClusterRecord, JOBS, JobRecord, NodeRecord, Owner, Prefix, address_key,
+        address_of_key, addresses_of_block, block_key, decode, encode, node_key,
     },
 };
 
@@ -351,6 +351,7 @@ impl Cluster {
             let Some(found) = self.directory.get(CLUSTER_KEY).await? else { return Err(ClusterError::NoCluster) };
             let mut record: ClusterRecord = decode(CLUSTER_KEY, &found.value)?;
             widen(&mut record, net)?;
+            refuse_nodes(net, &self.nodes().await?)?;
             let change = Transaction::default()
                 .expect(CLUSTER_KEY, Expect::Revision(found.revision))
                 .put(CLUSTER_KEY, encode(&record));
@@ -453,6 +454,9 @@ pub(super) fn widen(record: &mut ClusterRecord, net: IpNet) -> Result<(), Cluste
     if net.prefix_len() == 0 {
         return bad("it is all there is".to_owned());
     }
+    if let Some((_, purpose)) = special_nets().find(|(special, _)| special.contains(&net) || net.contains(special)) {
+        return bad(format!("it has addresses {purpose}"));
+    }
     if let Some(wider) = record.prefixes.iter().find(|prefix| prefix.net.contains(&net)) {
         return bad(format!("the cluster has {} already", wider.net));
     }
@@ -467,6 +471,35 @@ pub(super) fn widen(record: &mut ClusterRecord, net: IpNet) -> Result<(), Cluste
     record.prefixes.push(Prefix { net, block_length });
     record.prefixes.sort_by_key(|prefix| prefix.net);
     Ok(())
+}
+
+/// Refuses a prefix out of which a job could get the address of a node.
+pub(super) fn refuse_nodes(net: IpNet, nodes: &[NodeRecord]) -> Result<(), ClusterError> {
+    let addresses = |node: &NodeRecord| std::iter::once(node.peer.ip()).chain(node.hops.clone()).collect::<Vec<_>>();
+    let inside = |node: &NodeRecord| addresses(node).into_iter().find(|address| net.contains(address));
+    match nodes.iter().find_map(|node| Some((node, inside(node)?))) {
+        Some((node, address)) => {
+            let why =
+                format!("it has {address}, the address of node {}; take one that has no machine's address", node.name);
+            Err(ClusterError::BadPrefix { net, why })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Networks of which no host can have an address that others reach (RFC 6890), and what they are for.
+fn special_nets() -> impl Iterator<Item = (IpNet, &'static str)> {
+    let nets = [
+        ("0.0.0.0/8", "that mean this host"),
+        ("127.0.0.0/8", "of the loopback device"),
+        ("169.254.0.0/16", "that are valid on one link only"),
+        ("224.0.0.0/4", "for multicast"),
+        ("240.0.0.0/4", "that are not in use"),
+        ("::/8", "with special meanings"),
+        ("fe80::/10", "that are valid on one link only"),
+        ("ff00::/8", "for multicast"),
+    ];
+    nets.into_iter().filter_map(|(net, purpose)| Some((net.parse().ok()?, purpose)))
 }
 
 /// The blocks of a prefix that nobody leases, lowest first.

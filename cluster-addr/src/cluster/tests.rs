@@ -181,11 +181,15 @@ async fn prefixes_are_added_and_widened_but_not_mixed_up() {
     let more = b.create_job(job(2)).await.expect("b learns of it when it needs it");
     assert_eq!(more.address.octets()[..3], [10, 77, 0]);
     a.add_prefix("10.88.0.0/16".parse().expect("a net")).await.expect("added");
-    for bad in ["10.77.0.0/25", "10.88.0.1/16", "10.0.0.0/31", "0.0.0.0/0", "10.0.0.0/8"] {
+    let special =
+        ["0.0.0.0/0", "0.0.0.0/9", "126.0.0.0/7", "169.254.7.0/24", "224.1.0.0/16", "fe80::/64", "ff00::/7", "::/64"];
+    let nodes = ["10.99.0.0/24"];
+    let misfit = ["10.77.0.0/25", "10.88.0.1/16", "10.0.0.0/31", "10.0.0.0/8"];
+    for bad in special.into_iter().chain(nodes).chain(misfit) {
         let refused = a.add_prefix(bad.parse().expect("a net")).await;
         assert!(matches!(refused, Err(ClusterError::BadPrefix { .. })), "{bad}");
     }
-    let other = Cluster::create(directory.clone(), "x".into(), &nets("10.99.0.0/24"), node("c")).await;
+    let other = Cluster::create(directory.clone(), "x".into(), &nets("10.66.0.0/24"), node("c")).await;
     assert!(matches!(other, Err(ClusterError::OtherCluster(_))));
     assert!(Cluster::create(directory.clone(), "x".into(), &nets("10.77.0.0/30"), node("c")).await.is_ok());
     assert_sound(&a).await;

@@ -60,7 +60,7 @@ pub enum Command {
     Rm(RmArgs),
     /// Move a job to another node
     #[command(after_help = "Exit status: 0 moved, 1 error, 3 refused before anything was touched, 4 given up in the \
-        course of the move; after 3 and 4 the job runs on where it was.")]
+        course of the move; after 3 and 4 the job runs on where it was. Ctrl-C ends only the command (status 130): the move goes on.")]
     Move(MoveArgs),
     /// List the nodes of the cluster
     Nodes(NodesArgs),

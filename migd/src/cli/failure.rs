@@ -17,6 +17,9 @@ pub const REFUSED: u8 = 3;
 /// Exit status of a move that was given up.
 pub const ABORTED: u8 = 4;
 
+/// Exit status of a command that Ctrl-C ended; as shells have it.
+pub const INTERRUPTED: u8 = 130;
+
 /// Prints an error and what to do about it.
 pub fn show(error: &anyhow::Error) {
     eprintln!("migd: {error:#}");

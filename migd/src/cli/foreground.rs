@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 
 use super::Target;
 use super::arguments::{LogsArgs, RunArgs};
-use super::listing::print;
+use super::listing::{print, unwritable};
 use crate::api::{
-    AttachEvent, AttachInput, Client, ClientError, Connection, DaemonRequest, Exit, JobView, Output, Receiver,
-    RunRequest, Sender, Stream,
+    ApiError, AttachEvent, AttachInput, Client, ClientError, Connection, DaemonRequest, ErrorKind, Exit, JobView,
+    Output, Receiver, RunRequest, Sender, Stream,
 };
 
 /// How long a daemon may be away before it is given up; the job runs on.
@@ -44,7 +44,8 @@ pub async fn run(target: &Target, args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let job: JobView = client.ask(&DaemonRequest::Run(request)).await?;
     if args.detach {
-        print(&format!("{}\n", job.id))?;
+        let unsaid = || format!("job {} ({}) runs in the background, but its id can't be told", job.name, job.id);
+        print(&format!("{}\n", job.id)).with_context(unsaid)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut session = Session::new(client, job);
@@ -195,7 +196,14 @@ impl Session {
             AttachEvent::Output(output) => {
                 self.next = output.offset + output.bytes.len() as u64;
                 // A reader of the output that is gone ends the program the way it would without migd.
-                let gone = self.sink.write(&output)?;
+                let unsaid = |error: io::Error| {
+                    let name = &self.job.name;
+                    ApiError::new(ErrorKind::Internal, format!("the output of job {name} can't be passed on: {error}"))
+                        .hint(format!(
+                            "the job runs on: `migd logs {name}` shows its output, `migd kill {name}` ends it"
+                        ))
+                };
+                let gone = self.sink.write(&output).map_err(unsaid)?;
                 Ok(if gone { Taken::Reply(AttachInput::Signal { signal: nix::libc::SIGPIPE }) } else { Taken::Nothing })
             }
             AttachEvent::Accepted { bytes } => {
@@ -320,7 +328,10 @@ impl Sink {
                 *gone = true;
                 Ok(true)
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                let what = if output.stream == Stream::Out { "standard output" } else { "standard error" };
+                Err(unwritable(what, &error))
+            }
         }
     }
 }

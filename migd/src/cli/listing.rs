@@ -144,8 +144,14 @@ pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+        Err(error) => Err(unwritable("standard output", &error)),
+        Ok(()) => Ok(()),
     }
+}
+
+/// An error of a write, with the name of what was to be written.
+pub fn unwritable(what: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("can't write to {what}: {error}"))
 }
 
 /// Prints rows under a header, in columns.

@@ -13,7 +13,7 @@ mod pcap;
 mod sockets;
 mod target;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,7 +26,16 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).as_deref() == Some(OsStr::new("init")) {
         return checkpoint::init::main();
     }
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // Its other statuses are the job's.
+        Err(error) if error.use_stderr() && is_run(std::env::args_os().skip(1)) => {
+            // There is nobody else to tell.
+            let _ = error.print();
+            return ExitCode::from(failure::RUN);
+        }
+        Err(error) => error.exit(),
+    };
     let failed = match arguments.command {
         Command::Run(_) => failure::RUN,
         _ => failure::GENERAL,
@@ -38,6 +47,19 @@ pub fn main() -> ExitCode {
             failure::status(&error, failed)
         }
     }
+}
+
+/// Whether these arguments, which need not make sense otherwise, are meant for `migd run`.
+fn is_run(mut arguments: impl Iterator<Item = OsString>) -> bool {
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            // With a value.
+            Some("--socket" | "--node") => drop(arguments.next()),
+            Some(option) if option.starts_with('-') => {}
+            command => return command == Some("run"),
+        }
+    }
+    false
 }
 
 fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -70,4 +92,16 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
 fn block_on(future: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_is_recognised_whatever_else_is_wrong() {
+        let is_run = |line: &str| is_run(line.split(' ').map(OsString::from));
+        assert!(is_run("run") && is_run("--node A run --bad") && is_run("--socket=/x run -e"));
+        assert!(!is_run("ps run") && !is_run("--node run ps") && !is_run("--node"));
+    }
 }

@@ -17,8 +17,17 @@ pub async fn move_job(target: &Target, args: MoveArgs) -> anyhow::Result<ExitCod
     let request = DaemonRequest::Move { job: args.job, node: args.to, sockets: args.sockets };
     let (job, mut connection) = client.open::<JobView>(&request).await?;
     let mut progress = Progress::new();
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     let outcome = loop {
-        match connection.receive::<MoveEvent>().await.unwrap_or(None) {
+        let event = tokio::select! {
+            event = connection.receive::<MoveEvent>() => event.unwrap_or(None),
+            _ = interrupt.recv() => {
+                progress.clear();
+                eprintln!("migd: the move of job {} goes on without you; `migd ps` shows where it runs", job.name);
+                return Ok(ExitCode::from(failure::INTERRUPTED));
+            }
+        };
+        match event {
             Some(MoveEvent::Progress { phase, round, bytes, total_bytes }) => {
                 progress.show(&phase, round, bytes, total_bytes);
             }

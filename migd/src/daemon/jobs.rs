@@ -69,13 +69,45 @@ pub struct LocalJob {
     standing: watch::Sender<Standing>,
     /// Its name and addresses are free again.
     given_back: watch::Sender<bool>,
+    /// Where somebody wants it, from the request to its end: the shim can be asked for one move at a time.
+    wanted_at: Mutex<Option<String>>,
+}
+
+/// A move that nobody else can ask for meanwhile.
+#[derive(Debug)]
+pub struct Departure(Arc<LocalJob>);
+
+impl Drop for Departure {
+    fn drop(&mut self) {
+        *self.0.wanted_at() = None;
+    }
 }
 
 impl LocalJob {
     /// A job whose shim is being started, or was found.
     pub fn new(file: JobFile, paths: JobPaths) -> Arc<Self> {
         let standing = Standing { phase: Phase::Starting, epoch: file.epoch };
-        Arc::new(Self { file, paths, standing: watch::Sender::new(standing), given_back: watch::Sender::new(false) })
+        let (standing, given_back) = (watch::Sender::new(standing), watch::Sender::new(false));
+        Arc::new(Self { file, paths, standing, given_back, wanted_at: Mutex::default() })
+    }
+
+    fn wanted_at(&self) -> MutexGuard<'_, Option<String>> {
+        self.wanted_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to move it to that node.
+    ///
+    /// # Errors
+    /// The node where it is to go already.
+    pub fn depart(self: &Arc<Self>, to: &str) -> Result<Departure, String> {
+        let mut wanted_at = self.wanted_at();
+        match &*wanted_at {
+            Some(node) => Err(node.clone()),
+            None => {
+                *wanted_at = Some(to.to_owned());
+                Ok(Departure(Arc::clone(self)))
+            }
+        }
     }
 
     /// Its id.

@@ -48,7 +48,7 @@ impl Located {
 
 /// There is no such job.
 pub fn not_found(selector: &str) -> ApiError {
-    ApiError::new(ErrorKind::NotFound, format!("there is no job {selector}")).hint("`migd ps -a` lists the jobs")
+    ApiError::new(ErrorKind::NotFound, format!("there is no job {selector:?}")).hint("`migd ps -a` lists the jobs")
 }
 
 /// The job that a user means: a running one before one that ended, a name before an id; of several that ended with the same

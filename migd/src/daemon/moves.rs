@@ -53,15 +53,17 @@ pub async fn begin(
     }
     let target = node.find_node(to).await?;
     let local = node.jobs.get(&job.id).ok_or_else(|| super::locate::not_found(&job.id))?;
+    let moving = |to: &str| {
+        let message = format!("job {} is moving to node {to} at this moment", job.label());
+        ApiError::new(ErrorKind::Conflict, message).hint("wait for that move to end")
+    };
+    let departure = local.depart(to).map_err(|to| moving(&to))?;
     // It may have come a moment ago, and its shim's word of that be on its way.
     let runs = |phase: &Phase| !matches!(phase, Phase::Starting | Phase::Receiving | Phase::Home { .. });
     let standing = local.wait(CLEARING, runs).await.unwrap_or_else(|| local.standing());
     match standing.phase {
         Phase::Running => {}
-        Phase::Moving { to } => {
-            let message = format!("job {} is moving to node {to} at this moment", job.label());
-            return Err(ApiError::new(ErrorKind::Conflict, message).hint("wait for that move to end"));
-        }
+        Phase::Moving { to } => return Err(moving(&to)),
         _ => return Err(ApiError::new(ErrorKind::Conflict, format!("job {} does not run yet", job.label()))),
     }
     let (events, receiver) = mpsc::unbounded_channel();
@@ -73,6 +75,7 @@ pub async fn begin(
             Ok(outcome) => MoveEvent::Done(outcome),
             Err(error) => MoveEvent::Failed(error),
         };
+        drop(departure);
         tracing::info!(job = local.label(), ?end, "move ended");
         // Whoever asked may have gone.
         let _ = events.send(end);

@@ -22,8 +22,8 @@ const BACKLOG: usize = 32 << 20;
 const LUGGAGE: usize = 8 << 20;
 /// About how many bytes a reader gets at a time of what was kept.
 const PIECE: usize = 1 << 20;
-/// Recordings at a time; one more ends the oldest.
-const RECORDINGS: usize = 8;
+/// Recordings at a time.
+pub const RECORDINGS: usize = 8;
 /// How long a recording waits for its reader after a move.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -195,8 +195,8 @@ impl Recorder {
         self.recordings.iter().map(|recording| recording.freeze(room)).collect()
     }
 
-    /// Begins a recording, or gives its reader what was kept of one that came with the job.
-    pub(super) fn claim(&mut self, number: u64, snap_length: u32) -> PacketStream {
+    /// Begins a recording, or gives its reader what was kept of one that came with the job. `None` when there are too many.
+    pub(super) fn claim(&mut self, number: u64, snap_length: u32) -> Option<PacketStream> {
         let (mut outlet, stream) = Outlet::reader();
         // The stream is here, so that nothing put into it fails.
         let known = self.recordings.iter_mut().find(|recording| recording.number == number);
@@ -212,17 +212,19 @@ impl Recorder {
             }
             outlet.put(&mut piece);
             recording.outlet = outlet;
-            return stream;
+            return Some(stream);
         }
         self.recordings.retain(|recording| recording.number != number);
+        // Notices those whose readers have gone.
+        self.flush();
         if self.recordings.len() >= RECORDINGS {
-            self.recordings.remove(0);
+            return None;
         }
         let mut section = Vec::new();
         pcapng::section(&mut section, &self.site.node, &self.site.device, snap_length);
         outlet.put(&mut section);
         self.recordings.push(Recording { number, snap_length, batch: Vec::new(), dropped: 0, outlet });
-        stream
+        Some(stream)
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -288,7 +290,7 @@ mod tests {
     #[test]
     fn a_reader_gets_the_section_of_the_node_first() {
         let mut recorder = recorder("a");
-        let mut stream = recorder.claim(1, 96);
+        let mut stream = recorder.claim(1, 96).unwrap();
         note(&mut recorder, b"one");
         assert_eq!(contents(&mut stream), ["on node a", "one"]);
     }
@@ -296,7 +298,7 @@ mod tests {
     #[test]
     fn a_slow_reader_loses_packets_and_learns_how_many() {
         let mut recorder = recorder("a");
-        let mut stream = recorder.claim(1, u32::MAX);
+        let mut stream = recorder.claim(1, u32::MAX).unwrap();
         let packet = vec![7; 1 << 20];
         for _ in 0..40 {
             note(&mut recorder, &packet);
@@ -310,12 +312,12 @@ mod tests {
     #[test]
     fn a_recording_waits_for_its_reader_after_a_move() {
         let mut before = recorder("a");
-        let mut stream = before.claim(9, 100);
+        let mut stream = before.claim(9, 100).unwrap();
         note(&mut before, b"zero");
         let mut after = moved(&mut before, "b");
         note(&mut after, b"first");
         assert_eq!(contents(&mut stream), ["on node a", "zero"]);
-        let mut stream = after.claim(9, 100);
+        let mut stream = after.claim(9, 100).unwrap();
         note(&mut after, b"second");
         assert_eq!(contents(&mut stream), ["on node b", "first", "second"]);
         drop(stream);
@@ -326,7 +328,7 @@ mod tests {
     #[test]
     fn what_was_kept_goes_along_when_the_job_moves_on() {
         let mut a = recorder("a");
-        let _stream = a.claim(9, 100);
+        let _stream = a.claim(9, 100).unwrap();
         let mut b = moved(&mut a, "b");
         note(&mut b, b"first");
         b.packet(Direction::In, &[b"second"]);
@@ -337,13 +339,13 @@ mod tests {
         let mut d = moved(&mut c, "d");
         note(&mut d, b"fourth");
         let expected = ["on node b", "first", "second", "third", "on node c", "on node d", "fourth"];
-        assert_eq!(contents(&mut d.claim(9, 100)), expected);
+        assert_eq!(contents(&mut d.claim(9, 100).unwrap()), expected);
     }
 
     #[test]
     fn what_goes_along_is_bounded_and_the_rest_is_counted() {
         let mut a = recorder("a");
-        let streams = [a.claim(1, u32::MAX), a.claim(2, u32::MAX)];
+        let streams = [a.claim(1, u32::MAX).unwrap(), a.claim(2, u32::MAX).unwrap()];
         let mut b = moved(&mut a, "b");
         for _ in 0..10 {
             note(&mut b, &vec![7; 1 << 20]);
@@ -353,13 +355,24 @@ mod tests {
         let mut c = moved(&mut b, "c");
         note(&mut c, b"next");
         for number in [1, 2] {
-            let contents = contents(&mut c.claim(number, u32::MAX));
+            let contents = contents(&mut c.claim(number, u32::MAX).unwrap());
             let [first, .., section, last] = &contents[..] else { panic!("{contents:?}") };
             assert_eq!([first, section], ["on node b", "on node c"]);
             assert_eq!(*last, format!("next, {} dropped before", 10 - (contents.len() - 3)));
             assert!(contents.len() > 5, "{}", contents.len());
         }
         drop(streams);
+    }
+
+    #[test]
+    fn one_too_many_disturbs_no_other() {
+        let mut recorder = recorder("a");
+        let mut streams: Vec<_> = (0..8).map(|number| recorder.claim(number, 100).unwrap()).collect();
+        assert!(recorder.claim(8, 100).is_none());
+        note(&mut recorder, b"one");
+        assert!(streams.iter_mut().all(|stream| contents(stream) == ["on node a", "one"]));
+        streams.pop();
+        assert!(recorder.claim(8, 100).is_some(), "one that ended makes room");
     }
 
     #[test]
@@ -378,7 +391,7 @@ mod tests {
         after.thaw(damaged.collect());
         note(&mut after, b"packet");
         for number in 1..=4 {
-            assert_eq!(contents(&mut after.claim(number, 5)), ["on node b", "packe"]);
+            assert_eq!(contents(&mut after.claim(number, 5).unwrap()), ["on node b", "packe"]);
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sys::epoll::EventFd;
 
 use super::bridge::{BridgeImage, DescriptorKeys, SocketKey};
-use super::capture::{PacketStream, RecordingImage};
+use super::capture::{PacketStream, RECORDINGS, RecordingImage};
 use super::config::NetConfig;
 use super::describe::SocketDescription;
 use super::home::{AwayImage, Board, Guest, Visitor};
@@ -70,6 +70,11 @@ pub enum NetError {
     /// The image's sockets are at home, and there is no line to it.
     #[error("the image of the job's sockets needs a line to their home")]
     NoLine,
+    /// So many recordings are made already.
+    #[error(
+        "its packets are recorded {RECORDINGS} times already, which is the most; end one of those `migd pcap` first"
+    )]
+    Recordings,
     /// The net thread is gone.
     #[error("the job's net thread has ended; see the shim's log for the reason")]
     Stopped,
@@ -116,7 +121,7 @@ pub(super) enum Command {
     Record {
         number: u64,
         snap_length: u32,
-        answer: Sender<PacketStream>,
+        answer: Sender<Option<PacketStream>>,
     },
     Describe(Sender<Vec<SocketDescription>>),
     Keys(Sender<DescriptorKeys>),
@@ -289,9 +294,9 @@ impl NetPlane {
     /// that came with the job.
     ///
     /// # Errors
-    /// [`NetError::Stopped`].
+    /// [`NetError::Stopped`], [`NetError::Recordings`].
     pub fn record(&self, number: u64, snap_length: u32) -> Result<PacketStream, NetError> {
-        self.ask(|answer| Command::Record { number, snap_length, answer })
+        self.ask(|answer| Command::Record { number, snap_length, answer })?.ok_or(NetError::Recordings)
     }
 
     /// All sockets of the job's programs.

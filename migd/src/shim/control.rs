@@ -240,7 +240,10 @@ impl Server {
         if let Ok(stream) = answer.await {
             let mut stream = match stream {
                 Ok(stream) => stream,
-                Err(error) => return sender.send(&CaptureEvent::Failed(ApiError::internal(error))).await,
+                Err(error) => {
+                    let message = format!("job {} can't be recorded: {error}", self.shared.file.spec.name);
+                    return sender.send(&CaptureEvent::Failed(ApiError::new(ErrorKind::Conflict, message))).await;
+                }
             };
             loop {
                 tokio::select! {

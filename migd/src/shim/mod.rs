@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use checkpoint::Obstacle;
 use tokio::sync::watch;
 
 use crate::api::{ApiError, ErrorKind, HomeView, JobFile, JobPaths, ShimEvent, ShimState};
@@ -175,9 +176,12 @@ fn api_error(error: &anyhow::Error) -> ApiError {
         return error.clone();
     }
     let kind = match error.downcast_ref::<checkpoint::Error>() {
-        Some(checkpoint::Error::Program { source, .. }) => match source.kind() {
-            std::io::ErrorKind::NotFound => ErrorKind::NoSuchProgram,
-            _ => ErrorKind::NotExecutable,
+        Some(checkpoint::Error::Program { obstacle, .. }) => match obstacle {
+            Obstacle::Missing => ErrorKind::NoSuchProgram,
+            Obstacle::WorkingDirectory { .. } => ErrorKind::Invalid,
+            Obstacle::Directory | Obstacle::Interpreter | Obstacle::Denied | Obstacle::Other(_) => {
+                ErrorKind::NotExecutable
+            }
         },
         _ => ErrorKind::Internal,
     };

@@ -525,7 +525,13 @@ impl Driver {
         self.job.shared.tell_running(self.job.epoch, self.job.sandbox.root_pid());
         self.job.announced = Announced::now();
         // Whoever asked may be gone.
-        let _ = self.progress.send(MoveEvent::Done(done));
+        let _ = self.progress.send(match self.job.sandbox.signal(0) {
+            Err(checkpoint::Error::Gone) => {
+                let message = format!("job {} ended before it could move", self.job.shared.file.spec.name);
+                MoveEvent::Failed(ApiError::new(ErrorKind::Conflict, message))
+            }
+            _ => MoveEvent::Done(done),
+        });
         Ok(Outcome::Stayed(Box::new(self.job)))
     }
 
