@@ -143,7 +143,7 @@ impl Server {
                     // The receiver is right here.
                     let _ = progress.send(MoveEvent::Failed(error));
                 }
-                forward(events, connection).await
+                self.forward(events, connection).await
             }
             ShimRequest::Line { from, epoch } => {
                 let answer = self.line(Visitor { node: from, epoch }, &mut connection).await;
@@ -166,6 +166,32 @@ impl Server {
                 connection.send(&Reply::from(answer)).await
             }
         }
+    }
+
+    /// Passes on how a move goes.
+    async fn forward(
+        &self,
+        mut events: mpsc::UnboundedReceiver<MoveEvent>,
+        mut connection: Connection,
+    ) -> io::Result<()> {
+        let mut last = None;
+        while let Some(event) = events.recv().await {
+            connection.send(&event).await?;
+            last = Some(event);
+        }
+        if matches!(last, Some(MoveEvent::Done(_) | MoveEvent::Failed(_))) {
+            return Ok(());
+        }
+        // The job was gone when its turn came; what became of it is told in a moment.
+        let mut event = self.shared.event.subscribe();
+        let ended = tokio::time::timeout(FAREWELL, event.wait_for(|event| event.as_ref().is_some_and(has_left))).await;
+        let became = match ended.ok().and_then(|ended| ended.ok()?.clone()) {
+            Some(ShimEvent::Moved { to, .. } | ShimEvent::Home { to, .. }) => format!("has just moved to node {to}"),
+            Some(ShimEvent::Exited(_)) => "ended before it could move".to_owned(),
+            _ => "is lost: its shim ends".to_owned(),
+        };
+        let message = format!("job {} {became}", self.shared.file.spec.name);
+        connection.send(&MoveEvent::Failed(ApiError::new(ErrorKind::Conflict, message))).await
     }
 
     fn receive(&self, source: crate::api::NodeAddress, connection: &mut Connection) -> Result<(), ApiError> {
@@ -351,13 +377,6 @@ impl Server {
         };
         attachment.run().await
     }
-}
-
-async fn forward(mut events: mpsc::UnboundedReceiver<MoveEvent>, mut connection: Connection) -> io::Result<()> {
-    while let Some(event) = events.recv().await {
-        connection.send(&event).await?;
-    }
-    Ok(())
 }
 
 /// One who is attached.
