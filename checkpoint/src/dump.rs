@@ -17,6 +17,7 @@ use crate::filters::Filters;
 use crate::freeze::Frozen;
 use crate::image::{IntervalTimer, LiveProcess, MemoryFields, PosixTimer, ProcessImage, ProcessState, SignalAction};
 use crate::sandbox::Inside;
+use crate::terminals;
 
 /// Signals are numbered from 1 to this.
 pub(crate) const SIGNALS: usize = 64;
@@ -35,6 +36,7 @@ fn place(process: u32, stat: &Stat, state: ProcessState) -> ProcessImage {
         parent: stat.parent,
         group: stat.group,
         session: stat.session,
+        terminal: terminals::controlling(stat),
         name: ByteBuf::from(stat.comm.clone()),
         exit_signal: stat.exit_signal,
         state,
@@ -110,6 +112,8 @@ pub(crate) fn process(
         posix_timers: answer.posix_timers,
         limits,
         stopped_by,
+        // Only its parent knows.
+        stop_seen: false,
         dumpable: answer.dumpable,
         subreaper: answer.subreaper,
         huge_pages_disabled: answer.huge_pages_disabled,

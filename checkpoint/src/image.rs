@@ -15,9 +15,12 @@ use crate::offer::Clocks;
 use crate::sandbox::ExitStatus;
 use crate::shm;
 use crate::sysv::SystemV;
+use crate::terminals::Controlling;
 
 /// Version of [`TreeImage`]'s meaning; a higher one is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+/// The version of an image that has nothing which came after the third: terminals.
+pub const VERSION_THIRD: u32 = 3;
 /// The version of an image that has nothing which came after the second: system call filters of programs' own.
 pub const VERSION_SECOND: u32 = 2;
 /// The version of an image with nothing that the first version didn't know: the job has its first process still, and nothing in
@@ -78,6 +81,9 @@ pub struct ProcessImage {
     pub group: u32,
     /// Its session.
     pub session: u32,
+    /// Its controlling terminal.
+    #[serde(default)]
+    pub terminal: Option<Controlling>,
     /// Name of its first thread.
     pub name: ByteBuf,
     /// The signal its parent gets when it ends.
@@ -123,6 +129,9 @@ pub struct LiveProcess {
     pub limits: Vec<(u64, u64)>,
     /// The signal that stopped it, when it is stopped.
     pub stopped_by: Option<i32>,
+    /// Its parent has been told of that (wait(2) with WUNTRACED).
+    #[serde(default)]
+    pub stop_seen: bool,
     /// PR_SET_DUMPABLE.
     pub dumpable: u32,
     /// PR_SET_CHILD_SUBREAPER.

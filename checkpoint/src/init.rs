@@ -26,7 +26,7 @@ use sys::seccomp::Listener;
 
 use self::protocol::{Begin, Notice, Reply, Request, Root, Setup, Spawn, receive, send};
 use crate::sandbox::ExitStatus;
-use crate::shm;
+use crate::{shm, terminals};
 
 /// What `/proc/self/exe init` does. Must be called before the process has a second thread. Returns when the sandbox is over.
 pub fn main() -> ExitCode {
@@ -117,6 +117,10 @@ fn run(channels: &Channels) -> Result<(), Failure> {
     }
     if Path::new(shm::PLACE).is_dir() {
         namespaces::mount_memory(Path::new(shm::PLACE)).map_err(during("mounting /dev/shm"))?;
+    }
+    if let Err(error) = terminals::mount() {
+        // Without, the job has the machine's, with which it can't move.
+        eprintln!("init: the job has no terminals of its own: {error}");
     }
     if !begin.hostname.is_empty() {
         namespaces::set_hostname(&begin.hostname).map_err(during("setting the host name"))?;

@@ -10,6 +10,7 @@
 //! | [`descriptors`] | open files to an image and back |
 //! | [`shm`] | the job's `/dev/shm`: what is not mapped of it, and its names |
 //! | [`sysv`] | System V shared memory that nobody has attached, semaphores, message queues |
+//! | [`terminals`] | pseudo-terminals, and whom they control |
 //! | [`sparse`] | content of files, without their holes |
 //! | [`stay`], [`external`] | what can't move, and what belongs to the caller |
 //!
@@ -41,6 +42,7 @@ mod stubs;
 mod survey;
 pub mod sysv;
 pub mod target;
+pub mod terminals;
 
 pub use descriptors::Preview;
 pub use error::{Error, Obstacle, Result};

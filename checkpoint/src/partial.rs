@@ -24,6 +24,7 @@ use sys::vm::{self, Remote};
 use sys::{Pid, libc};
 
 use crate::source::REGION_AT;
+use crate::terminals;
 
 const PAGE: u64 = 4096;
 const SLOTS: u64 = 16;
@@ -149,15 +150,17 @@ fn parts_left(pid: Pid, list: u64, count: u64, done: u64) -> io::Result<Option<V
     Ok((1..=MOST_PARTS).contains(&parts.len()).then(|| parts.into()))
 }
 
-/// Whether a descriptor is a pipe or a stream socket on which calls wait.
+/// Whether a descriptor is a pipe, a terminal or a stream socket on which calls wait.
 fn is_blocking_stream(pid: Pid, descriptor: i32) -> io::Result<bool> {
     let handle = process::pidfd_open(pid)?;
     let file = process::pidfd_getfd(handle.as_fd(), descriptor)?;
     if fds::status_flags(file.as_fd())? & libc::O_NONBLOCK != 0 {
         return Ok(false);
     }
-    Ok(match fds::status(file.as_fd())?.file_type() {
+    let status = fds::status(file.as_fd())?;
+    Ok(match status.file_type() {
         libc::S_IFIFO => true,
+        libc::S_IFCHR => terminals::end(status.special).is_some(),
         libc::S_IFSOCK => sockets::int_option(file.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE)? == libc::SOCK_STREAM,
         _ => false,
     })

@@ -240,10 +240,15 @@ fn create_timers(tape: &mut Tape, live: &LiveProcess) {
 /// What must wait until the process is about to run: pending signals, running timers.
 pub(crate) fn start_clocks(stub: &mut Stub, live: &LiveProcess, frozen_at: Clocks, now: Clocks) -> Result<()> {
     let mut tape = Tape::new();
-    // Children that were made and ended during the restore have left a SIGCHLD, which isn't the program's.
-    let child = tape.data(&(1u64 << (libc::SIGCHLD - 1)).to_ne_bytes());
+    // Children that were made and ended during the restore have left a SIGCHLD, which isn't the program's; what was done to
+    // terminals, and leaders of sessions that have gone meanwhile, have left others.
+    let left = [libc::SIGCHLD, libc::SIGHUP, libc::SIGCONT, libc::SIGWINCH];
+    let set = left.iter().fold(0u64, |set, signal| set | 1 << (signal - 1));
+    let set = tape.data(&set.to_ne_bytes());
     let at_once = tape.data(&[0; 16]);
-    tape.syscall(libc::SYS_rt_sigtimedwait, &[child.into(), 0.into(), at_once.into(), SIGNAL_SET_BYTES.into()]);
+    for _ in left {
+        tape.syscall(libc::SYS_rt_sigtimedwait, &[set.into(), 0.into(), at_once.into(), SIGNAL_SET_BYTES.into()]);
+    }
     queue(&mut tape, stub.process, None, &live.pending);
 
     let passed_ns = u64::try_from(now.monotonic_ns - frozen_at.monotonic_ns).unwrap_or_default();

@@ -12,13 +12,13 @@ use sys::proc::Place;
 use sys::ptrace::Stopped;
 use sys::tape::{Region, Results, Tape};
 
-use crate::descriptors::{self, Preview, Tapes};
+use crate::descriptors::{self, Preview, Tapes, TreeDescriptors};
 use crate::dump;
 use crate::error::{Error, Result};
 use crate::external::External;
 use crate::filters::Filters;
 use crate::freeze::{self, Frozen};
-use crate::image::{ProcessState, TreeImage, VERSION, VERSION_FIRST, VERSION_SECOND};
+use crate::image::{ProcessImage, ProcessState, TreeImage, VERSION, VERSION_FIRST, VERSION_SECOND, VERSION_THIRD};
 use crate::init::protocol::Root;
 use crate::memory::{Layout, MemorySink, RoundStats, TrackedProcess, Tracker};
 use crate::offer::Offer;
@@ -256,6 +256,8 @@ impl Source {
             last_pid = last_pid.max(process);
             images.push(image);
         }
+        ask_parents(&mut images, &mut SourceTapes(&mut by_number))?;
+        check_terminals(&images, &descriptors)?;
         survey::sort_by_descent(&mut images, |image| (image.process, image.parent));
         // Asked last: what hasn't been collected by now is in the list for sure.
         let (root, root_exit) = match self.control.first()? {
@@ -270,8 +272,10 @@ impl Source {
             }
         }
         let filters = filters.found;
-        let version = if !filters.is_empty() {
+        let version = if !descriptors.terminals.is_empty() {
             VERSION
+        } else if !filters.is_empty() {
+            VERSION_THIRD
         } else if root_exit.is_some() || !shm.is_empty() {
             VERSION_SECOND
         } else {
@@ -359,6 +363,42 @@ impl Tapes for SourceTapes<'_, '_> {
     fn import(&mut self, _: u32, _: BorrowedFd<'_>) -> io::Result<RawFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
+}
+
+/// Notes of which processes that are stopped their parents have been told.
+fn ask_parents(images: &mut [ProcessImage], tapes: &mut SourceTapes<'_, '_>) -> Result<()> {
+    for image in images {
+        let ProcessState::Alive(live) = &mut image.state else { continue };
+        // That of a process which has no parent in the job nobody wants to know.
+        if live.stopped_by.is_none() || !tapes.0.contains_key(&image.parent) {
+            continue;
+        }
+        let mut tape = Tape::new();
+        let told = tape.room(128);
+        let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+        let asked = [libc::P_PID.into(), image.process.into(), told.into(), options.into(), 0.into()];
+        let asked = tape.syscall(libc::SYS_waitid, &asked);
+        let failed = |error| Error::process(image.parent, "asking for a child that is stopped", error);
+        let results = tapes.run(image.parent, &tape).map_err(failed)?;
+        // siginfo_t: si_pid stays 0 when there is nothing to tell.
+        live.stop_seen = results.get(asked).is_ok() && results.word(told.plus(16)) & 0xffff_ffff == 0;
+    }
+    Ok(())
+}
+
+/// Every controlling terminal must be one of the job's.
+fn check_terminals(processes: &[ProcessImage], descriptors: &TreeDescriptors) -> Result<()> {
+    let is_own = |process: &ProcessImage, number: u32| {
+        descriptors.terminals.iter().any(|terminal| {
+            let session = terminal.live.as_ref().and_then(|live| live.session);
+            terminal.number == Some(number) && session == Some(process.session)
+        })
+    };
+    let alive = processes.iter().filter(|process| matches!(process.state, ProcessState::Alive(_)));
+    let astray = alive.filter(|process| process.terminal.is_some_and(|terminal| !is_own(process, terminal.number)));
+    let reasons: Vec<StayReason> =
+        astray.map(|process| StayReason::new(process.process, "process", descriptors::FOREIGN_TERMINAL)).collect();
+    if reasons.is_empty() { Ok(()) } else { Err(Error::Stays(reasons)) }
 }
 
 /// Whether the process whose file was read isn't there any more.

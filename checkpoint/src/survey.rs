@@ -19,6 +19,7 @@ use crate::sandbox::Inside;
 use crate::shm;
 use crate::stay::StayReason;
 use crate::sysv;
+use crate::terminals;
 
 impl Inside {
     /// The processes that have an address space of their own, parents first.
@@ -28,7 +29,8 @@ impl Inside {
             let Ok(stat) = self.proc.stat(Place::Process(process)) else { continue };
             let Ok(pid) = self.pids.outside(process) else { continue };
             if !stat.is_zombie() {
-                living.push(TrackedProcess { process, parent: stat.parent, session: stat.session, pid });
+                let terminal = terminals::number(&stat);
+                living.push(TrackedProcess { process, parent: stat.parent, session: stat.session, terminal, pid });
             }
         }
         // A child of vfork borrows its parent's memory until it executes a program.
@@ -81,7 +83,7 @@ pub(crate) fn stay_reasons(
         let mut stay = |what: &str, why: String| reasons.push(StayReason::new(process, what, why));
         judge_place(&stat, &mut stay);
         if !stat.is_zombie() {
-            judge_process(inside, process, &stat, &status, &mut stay);
+            judge_process(inside, process, &status, &mut stay);
         } else if stat.threads > 1 {
             stay("process", "its first thread has ended while others run".into());
         }
@@ -110,10 +112,7 @@ fn judge_place(stat: &Stat, stay: &mut impl FnMut(&str, String)) {
     }
 }
 
-fn judge_process(inside: &Inside, process: u32, stat: &Stat, status: &Status, stay: &mut impl FnMut(&str, String)) {
-    if stat.terminal != 0 {
-        stay("process", "it has a controlling terminal".into());
-    }
+fn judge_process(inside: &Inside, process: u32, status: &Status, stay: &mut impl FnMut(&str, String)) {
     if status.tracer != 0 {
         stay("process", format!("process {} traces it (a debugger or strace)", status.tracer));
     }

@@ -23,6 +23,7 @@ use crate::shm;
 use crate::stubs::Stubs;
 use crate::survey;
 use crate::sysv;
+use crate::terminals::Terminals;
 
 /// A tree under construction.
 ///
@@ -38,6 +39,8 @@ pub struct Target {
     sessions: BTreeMap<u32, u32>,
     /// Descriptors that were put into stubs before the freeze.
     early: Early,
+    /// Terminals; taken by the restore.
+    terminals: Option<Terminals>,
     ready: Option<Ready>,
     // ptrace belongs to a thread, so a target does too.
     thread_bound: PhantomData<*const ()>,
@@ -66,6 +69,7 @@ impl Target {
         Ok(Target {
             control: sandbox.control(),
             filler: Filler::in_namespace_of(inside.init),
+            terminals: Some(Terminals::of(inside.init)),
             stubs: Stubs::new(inside)?,
             sessions: offer.processes.iter().map(|summary| (summary.process, summary.session)).collect(),
             early: Early::default(),
@@ -81,6 +85,9 @@ impl Target {
             if self.sessions.contains_key(&process) && layout.process(process).is_none() {
                 self.stubs.kill(process);
                 self.early.forget(process);
+                if let Some(terminals) = &mut self.terminals {
+                    terminals.forget(process);
+                }
             }
         }
         for next in &layout.processes {
@@ -108,6 +115,11 @@ impl Target {
             };
             let session = *self.sessions.entry(next.process).or_insert(session);
             self.stubs.create(next.process, next.parent, session, libc::SIGCHLD)?;
+        }
+        if let Some(number) = next.terminal.filter(|_| next.session == next.process)
+            && let Some(terminals) = &mut self.terminals
+        {
+            terminals.control(next.process, number, &mut self.stubs)?;
         }
         self.stubs.make_room(next)
     }
@@ -181,7 +193,12 @@ impl Target {
             })
             .collect::<Result<_>>()?;
         let job = descriptors::Job { init: self.stubs.inside.init, processes: &listed };
-        let mut restorer = Restorer::new(descriptors, &job)?.with_early(std::mem::take(&mut self.early));
+        let opened = match self.terminals.take() {
+            Some(terminals) => terminals.restore(&image.processes, &descriptors, &mut self.stubs)?,
+            None => return Err(Error::Image("it was restored before".into())),
+        };
+        let restorer = Restorer::new(descriptors, &job)?.with_terminals(opened);
+        let mut restorer = restorer.with_early(std::mem::take(&mut self.early));
         let filler = &self.filler;
         let mut objects = |device: (u32, u32), inode: u64| {
             filler.object(device, inode).and_then(|object| object.try_clone_to_owned().ok())
@@ -211,6 +228,11 @@ impl Target {
         // A group outlives its leader; it is made anew by somebody with the leader's number. That of a session's leader, in
         // which everybody is born, need not be.
         for process in &image.processes {
+            // A terminal's foreground may have ended as a whole.
+            let foreground = process.terminal.map_or(0, |terminal| terminal.foreground);
+            if foreground > 1 && !self.stubs.contains(foreground) && self.stubs.member_of(foreground).is_none() {
+                self.stubs.create(foreground, 1, process.session, 0)?;
+            }
             if !self.stubs.contains(process.group) && self.stubs.member_of(process.group).is_none() {
                 self.stubs.create(process.group, 1, process.session, 0)?;
             }
@@ -230,7 +252,13 @@ impl Target {
             self.lead_session(process.process)?;
         }
         // Leaders first: a group has to be there to be joined.
-        let leaders = self.stubs.numbers().into_iter().filter(|n| image.processes.iter().any(|p| p.group == *n));
+        let foreground = |process: &ProcessImage| process.terminal.map_or(0, |terminal| terminal.foreground);
+        let is_leader = |number: &u32| {
+            let mut processes = image.processes.iter();
+            let is_made = !processes.clone().any(|process| process.process == *number);
+            processes.any(|process| process.group == *number || is_made && foreground(process) == *number)
+        };
+        let leaders = self.stubs.numbers().into_iter().filter(is_leader);
         for leader in leaders.collect::<Vec<_>>() {
             self.join(leader, leader)?;
         }
@@ -294,15 +322,19 @@ impl Target {
         };
         restorer.finish(&mut self.stubs)?;
         let now = self.stubs.inside.clocks();
-        for (process, live) in alive(&image) {
+        // Children first: that they stop may be what their parents have been told before.
+        for process in image.processes.iter().rev() {
+            let ProcessState::Alive(live) = &process.state else { continue };
             let stub = self.stubs.get(process.process)?;
             restore::start_clocks(stub, live, image.clocks, now)?;
             let failed = |error| Error::process(process.process, "taking our pages away", error);
             stub.region.remove(&mut stub.leader).map_err(failed)?;
             stub.leader.settle().map_err(failed)?;
-            if let Some(signal) = live.stopped_by {
-                sys::process::kill(stub.pid, signal)
-                    .map_err(|error| Error::process(process.process, "stopping it again", error))?;
+            let failed = |error| Error::process(process.process, "stopping it again", error);
+            match live.stopped_by {
+                Some(_) if live.stop_seen => self.stop_unnoticed(process)?,
+                Some(signal) => sys::process::kill(stub.pid, signal).map_err(failed)?,
+                None => {}
             }
         }
         self.control.adopt(first)?;
@@ -316,6 +348,29 @@ impl Target {
         }
         self.stubs.release_init()?;
         self.control.adopted()
+    }
+}
+
+impl Target {
+    /// Stops a process, of which its parent, which stands still, isn't told.
+    fn stop_unnoticed(&mut self, image: &ProcessImage) -> Result<()> {
+        let stub = self.stubs.get(image.process)?;
+        let failed = |error| Error::process(image.process, "stopping it again", error);
+        let mut threads: Vec<_> = std::iter::once(&mut stub.leader).chain(stub.threads.values_mut()).collect();
+        threads.iter_mut().try_for_each(|thread| thread.settle()).map_err(failed)?;
+        sys::process::kill(stub.pid, libc::SIGSTOP).map_err(failed)?;
+        threads.iter_mut().try_for_each(|thread| thread.stop_with_process()).map_err(failed)?;
+        if self.stubs.contains(image.parent) {
+            let mut tape = Tape::new();
+            let options = libc::WSTOPPED | libc::WNOHANG;
+            tape.syscall(
+                libc::SYS_waitid,
+                &[libc::P_PID.into(), image.process.into(), 0.into(), options.into(), 0.into()],
+            );
+            // The SIGCHLD goes with those that the restore has left.
+            self.stubs.get(image.parent)?.run(&tape, "collecting the stop of a child")?;
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | processes | [`process`], [`clone`], [`proc`]; [`ptrace`] and, on it, [`tape`]; [`seccomp`] |
 //! | memory | [`vm`], [`pagemap`], [`uffd`], [`memfd`], [`sysv`] |
-//! | descriptors | [`fds`]; what the net plane's fast path takes: [`epoll`], [`unix`], [`lend`] |
+//! | descriptors | [`fds`], [`tty`]; what the net plane's fast path takes: [`epoll`], [`unix`], [`lend`] |
 //! | networks | [`netlink`], [`tun`], [`packet`], [`capture`], [`ebpf`], [`steering`] |
 //! | namespaces | [`namespaces`], [`netns`] |
 
@@ -28,6 +28,7 @@ pub mod seccomp;
 pub mod steering;
 pub mod sysv;
 pub mod tape;
+pub mod tty;
 pub mod tun;
 pub mod uffd;
 pub mod unix;

@@ -87,6 +87,15 @@ pub fn mount_memory(place: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Mounts pseudo-terminals of the namespace's own: for all to make, each for its user and, to write, for the group of terminals.
+pub fn mount_terminals(place: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    // The group "tty" has this number on all usual systems, and grantpt(3) expects it.
+    let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";
+    nix::mount::mount(Some("devpts"), place, Some("devpts"), flags, Some(options))?;
+    Ok(())
+}
+
 /// Shows a file in another's place.
 pub fn mount_over(file: &Path, place: &Path) -> io::Result<()> {
     const NOTHING: Option<&str> = None;

@@ -132,6 +132,8 @@ pub struct Stat {
     pub group: u32,
     pub session: u32,
     pub terminal: i32,
+    /// Foreground process group of the terminal; -1 without one.
+    pub foreground: i32,
     /// Ticks since boot.
     pub start_time: u64,
     pub threads: u32,
@@ -171,6 +173,7 @@ impl Stat {
             group: number(field(5))?,
             session: number(field(6))?,
             terminal: number(field(7))?,
+            foreground: number(field(8))?,
             threads: number(field(20))?,
             start_time: number(field(22))?,
             start_code: number(field(26))?,

@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, RawFd};
 
 use sys::fds::{self, Owner};
+use sys::proc::{Place, Proc};
 use sys::tape::Tape;
-use sys::{Pid, libc};
+use sys::{Pid, libc, tty};
 
 use super::ahead::{Ahead, EpollInfo};
 use super::image::{Kind, OpenFile, ProcessLock, SignalTarget, Slot, Table, TargetKind, TreeDescriptors};
@@ -19,6 +20,7 @@ use crate::memory::Layout;
 use crate::offer::RequiredFile;
 use crate::shm;
 use crate::stay::StayReason;
+use crate::terminals;
 
 fn stay_reason(seen: &Seen, why: impl Into<String>) -> StayReason {
     StayReason::new(seen.process, format!("fd {}", seen.number), why)
@@ -45,6 +47,36 @@ pub fn stay_reasons(job: &Job<'_>, external: &dyn External) -> Result<Vec<StayRe
             Ok(None) => {}
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(failure(seen, error)),
+        }
+    }
+    reasons.extend(foreign_terminals(&view)?);
+    Ok(reasons)
+}
+
+/// Why a process with a controlling terminal stays here.
+pub(crate) const FOREIGN_TERMINAL: &str = "it has a controlling terminal that isn't the job's own";
+
+/// Processes with a controlling terminal whose master isn't in the job.
+fn foreign_terminals(view: &View<'_>) -> Result<Vec<StayReason>> {
+    let mut reasons = Vec::new();
+    let proc = Proc::own();
+    for process in view.job.processes {
+        // One that has ended has none.
+        let Some(stat) = process.pid.as_raw().try_into().ok().and_then(|pid| proc.stat(Place::Process(pid)).ok())
+        else {
+            continue;
+        };
+        if stat.terminal == 0 {
+            continue;
+        }
+        let master = terminals::number(&stat).map_or(Ok(None), |number| kinds::terminals::master(number, view));
+        let session = match master.and_then(|master| master.map(Seen::file).transpose()) {
+            Ok(master) => master.and_then(|master| tty::session(master.as_fd()).ok()),
+            Err(error) if is_gone(&error) => None,
+            Err(error) => return Err(Error::process(process.process, "looking at its terminal", error)),
+        };
+        if session.and_then(|session| u32::try_from(session).ok()) != Some(stat.session) {
+            reasons.push(StayReason::new(process.process, "process", FOREIGN_TERMINAL));
         }
     }
     Ok(reasons)

@@ -11,6 +11,7 @@ use serde_bytes::ByteBuf;
 
 use crate::external::ExternalKey;
 use crate::sparse::Pieces;
+use crate::terminals::{TerminalEnd, TerminalImage};
 
 /// All open files of a tree.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct TreeDescriptors {
     pub sockets: Vec<UnixImage>,
     /// Locks on ranges that belong to a process.
     pub process_locks: Vec<ProcessLock>,
+    /// Pseudo-terminals.
+    #[serde(default)]
+    pub terminals: Vec<TerminalImage>,
 }
 
 /// A descriptor table.
@@ -150,6 +154,17 @@ pub enum Kind {
     Unix(u32),
     /// A socket of another family in the job's own network namespace.
     Socket(SocketImage),
+    /// An end of a pseudo-terminal.
+    Terminal(TerminalFile),
+}
+
+/// An end of a pseudo-terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalFile {
+    /// Index in [`TreeDescriptors::terminals`].
+    pub terminal: u32,
+    /// Which.
+    pub end: TerminalEnd,
 }
 
 /// A file that has a path.

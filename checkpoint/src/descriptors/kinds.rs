@@ -15,6 +15,7 @@ pub(super) mod paths;
 pub(super) mod pidfd;
 pub(super) mod pipes;
 pub(super) mod sockets;
+pub(super) mod terminals;
 pub(super) mod unix;
 
 use std::cell::OnceCell;
@@ -69,6 +70,7 @@ static HANDLERS: &[&dyn Handler] = &[
     &unix::Unix,
     &sockets::Native,
     &content::Nameless,
+    &terminals::Terminal,
     &paths::Path,
     &inotify::Inotify,
     &pidfd::Process,
@@ -94,11 +96,12 @@ pub(super) struct View<'a> {
     /// The job stands still.
     pub is_frozen: bool,
     unix: OnceCell<HashMap<u64, UnixSocket>>,
+    terminals: OnceCell<Option<u64>>,
 }
 
 impl<'a> View<'a> {
     pub fn new(job: &'a Job<'a>, external: &'a dyn External, scan: &'a Scan, is_frozen: bool) -> View<'a> {
-        View { job, external, scan, is_frozen, unix: OnceCell::new() }
+        View { job, external, scan, is_frozen, unix: OnceCell::new(), terminals: OnceCell::new() }
     }
 
     /// The caller's key for an open file, when it is one of the caller's.
@@ -146,6 +149,11 @@ impl<'a> View<'a> {
             known
         };
         Ok(self.unix.get_or_init(|| known))
+    }
+
+    /// The device of the job's own `/dev/pts`.
+    pub fn terminals(&self) -> Option<u64> {
+        *self.terminals.get_or_init(|| crate::terminals::device(self.job.init))
     }
 
     /// What the path leads to in the job's mount namespace.

@@ -34,6 +34,7 @@ use sys::Pid;
 use sys::tape::{Results, Tape};
 
 pub use ahead::EpollInfo;
+pub(crate) use dump::FOREIGN_TERMINAL;
 pub use dump::{dump, required_files, stay_reasons};
 pub use image::TreeDescriptors;
 pub(crate) use kinds::locks::{HeldLock, held as held_locks};

@@ -49,6 +49,8 @@ pub struct Restorer {
     /// The epoll instances among that which the image has there: by index of the file, process and number.
     kept_epolls: HashMap<u32, (u32, RawFd)>,
     scratches: Vec<Scratch>,
+    /// Ends of terminals, by index of the file.
+    terminals: HashMap<usize, OwnedFd>,
 }
 
 impl Restorer {
@@ -67,12 +69,18 @@ impl Restorer {
             early: Early::default(),
             kept_epolls: HashMap::new(),
             scratches: Vec::new(),
+            terminals: HashMap::new(),
         })
     }
 
     /// Leaves what was put into the stubs' tables before where it is, if the image has it there.
     pub(crate) fn with_early(self, early: Early) -> Restorer {
         Restorer { early, ..self }
+    }
+
+    /// Takes the ends of terminals, which are made by [`crate::terminals`].
+    pub(crate) fn with_terminals(self, terminals: HashMap<usize, OwnedFd>) -> Restorer {
+        Restorer { terminals, ..self }
     }
 
     /// Makes all open files and fills the stubs' tables with them. Whatever else was in the tables is closed.
@@ -224,6 +232,7 @@ fn check(image: &TreeDescriptors, job: &Job<'_>) -> Result<()> {
             Kind::Unix(socket) => inside(*socket, image.sockets.len()),
             Kind::Epoll { watches } => watches.iter().all(|watch| inside(watch.file, files)),
             Kind::Process { process } => job.pid_of(*process).is_some(),
+            Kind::Terminal(end) => inside(end.terminal, image.terminals.len()),
             Kind::External(_) | Kind::Path(_) | Kind::Event { .. } | Kind::Timer(_) | Kind::Signal { .. } => true,
             Kind::Inotify { .. } | Kind::Socket(_) => true,
         };

@@ -26,6 +26,9 @@ pub struct ProcessLayout {
     /// Its session; 0 when it isn't told, which is then known from the offer or inherited.
     #[serde(default)]
     pub session: u32,
+    /// Number of the pseudo-terminal that controls it.
+    #[serde(default)]
+    pub terminal: Option<u32>,
     /// Its mappings, ascending.
     pub areas: Vec<Area>,
     /// Pages sent earlier that are back to what the mapping has by itself (zeros, or the file's bytes). Only the layout of

@@ -73,6 +73,7 @@ impl Space {
                 process: process.process,
                 parent: process.parent,
                 session: process.session,
+                terminal: process.terminal,
                 ..ProcessLayout::default()
             },
             bypasses_faults: false,
@@ -96,6 +97,7 @@ impl Space {
         self.process = process;
         self.layout.parent = process.parent;
         self.layout.session = process.session;
+        self.layout.terminal = process.terminal;
         if !same {
             // Another program (execve), or nothing held yet. What was sent stays in the books: the target has it.
             self.tracker = None;

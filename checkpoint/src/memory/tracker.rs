@@ -33,6 +33,8 @@ pub struct TrackedProcess {
     pub parent: u32,
     /// Its session.
     pub session: u32,
+    /// Number of its controlling pseudo-terminal.
+    pub terminal: Option<u32>,
     /// Its number for us.
     pub pid: Pid,
 }

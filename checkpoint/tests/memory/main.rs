@@ -19,6 +19,7 @@ fn processes(group: &Group) -> Vec<TrackedProcess> {
         process: pid.as_raw() as u32,
         parent: parent.as_raw() as u32,
         session: 0,
+        terminal: None,
         pid,
     };
     group.members().into_iter().map(tracked).collect()

@@ -11,6 +11,7 @@ mod servers;
 mod sessions;
 mod shared;
 mod support;
+mod terminals;
 mod timers;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         limits::trials(),
         timers::trials(),
         sessions::trials(),
+        terminals::trials(),
         partial::trials(),
     ];
     let trials: Vec<Trial> = all.into_iter().flatten().collect();

@@ -295,6 +295,33 @@ impl Stopped {
         Ok(())
     }
 
+    /// Brings it into the stop that a SIGSTOP for its process begins, in which it stays when it is let go. The signal was sent, and each
+    /// thread of the process has to come there; before the signal, each was [settled](Stopped::settle).
+    pub fn stop_with_process(&mut self) -> io::Result<()> {
+        resume(libc::PTRACE_CONT, self.thread, 0)?;
+        loop {
+            match wait(self.thread, 0)? {
+                Some(Report::Stopped { signal: libc::SIGSTOP, event: PTRACE_EVENT_STOP }) => {
+                    self.cause = Cause::Group(libc::SIGSTOP);
+                    return Ok(());
+                }
+                Some(Report::Stopped { signal: libc::SIGSTOP, event: 0 }) => {
+                    resume(libc::PTRACE_CONT, self.thread, libc::SIGSTOP)?;
+                }
+                Some(Report::Stopped { signal, event }) => {
+                    if event == 0 && signal != libc::SIGTRAP {
+                        self.deferred.push(signal);
+                    }
+                    resume(libc::PTRACE_CONT, self.thread, 0)?;
+                }
+                None | Some(Report::Ended) => {
+                    self.over = true;
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+            }
+        }
+    }
+
     /// Lets it run on.
     pub fn release(mut self) -> io::Result<()> {
         self.let_go()

@@ -42,6 +42,7 @@ pub(super) fn make(restorer: &mut Restorer, objects: &mut Objects<'_>) -> Result
         let made = match &file.kind {
             Kind::External(_) => continue,
             Kind::Path(_) | Kind::Inotify { .. } | Kind::Socket(_) => files.remove(&index),
+            Kind::Terminal(_) => restorer.terminals.remove(&index),
             Kind::Unix(socket) => unix.get_mut(*socket as usize).and_then(Option::take),
             kind => {
                 Some(simple(restorer, kind, file.flags, &mut pipes, &contents).map_err(|error| describe(file, error))?)
@@ -77,6 +78,7 @@ fn name_of(kind: &Kind) -> String {
         Kind::Process { .. } => "a pidfd".into(),
         Kind::Unix(_) => "a unix socket".into(),
         Kind::Socket(_) => "a socket".into(),
+        Kind::Terminal(_) => "a terminal".into(),
     }
 }
 
@@ -133,9 +135,12 @@ fn simple(
             let pid = pid_of(restorer, *process).ok_or_else(|| missing("no such process"))?;
             sys::process::pidfd_open(pid)
         }
-        Kind::External(_) | Kind::Path(_) | Kind::Inotify { .. } | Kind::Socket(_) | Kind::Unix(_) => {
-            Err(missing("not made here"))
-        }
+        Kind::External(_)
+        | Kind::Path(_)
+        | Kind::Inotify { .. }
+        | Kind::Socket(_)
+        | Kind::Unix(_)
+        | Kind::Terminal(_) => Err(missing("not made here")),
     }
 }
 
