@@ -15,6 +15,8 @@ use super::types::{ApiError, Exit, HomeView, NodeAddress, SocketPlace};
 pub enum ShimRequest {
     /// Answered by `Reply<ShimStatus>`.
     Status,
+    /// Answered by `Reply<JobFile>`: what the shim was started with, for a daemon that can't read it in the job's directory any more.
+    File,
     /// Answered by `Reply<serde_json::Value>`: processes, sockets, memory and stay reasons, as shown by `migd inspect`.
     Inspect,
     /// Answered by `Reply<Vec<SocketDescription>>`.

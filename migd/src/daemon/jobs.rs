@@ -4,7 +4,7 @@
 //! What a job is doing is told by its shim over a watch connection; how it ended is read from `exit.json`. The daemon
 //! itself holds nothing that can't be found again after a restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -213,7 +213,7 @@ impl LocalJob {
 
 /// The jobs of this node by id.
 #[derive(Debug, Default)]
-pub struct Registry(Mutex<HashMap<String, Arc<LocalJob>>>);
+pub struct Registry(Mutex<HashMap<String, Arc<LocalJob>>>, Mutex<HashSet<String>>);
 
 impl Registry {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<LocalJob>>> {
@@ -224,6 +224,16 @@ impl Registry {
     /// The job with this full id.
     pub fn get(&self, id: &str) -> Option<Arc<LocalJob>> {
         self.lock().get(id).cloned()
+    }
+
+    /// Notes that a job is here of which nothing else is known.
+    pub fn note_stray(&self, id: &str) {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
+    }
+
+    /// Whether something of the job with this full id is here.
+    pub fn is_here(&self, id: &str) -> bool {
+        self.lock().contains_key(id) || self.1.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
     /// Adds a job; `false` when one with its id is there.

@@ -57,8 +57,14 @@ struct Remembered {
 /// `etcd`: where the directory is, if the operator said so.
 pub async fn join(node: &Arc<Node>, way: Way, etcd: Option<cluster_addr::etcd::Place>) -> anyhow::Result<()> {
     let memory = node.paths.root().join("cluster.json");
+    let damaged = || {
+        let file = memory.display();
+        format!(
+            "{file} is damaged; remove it and start again with --join and a node of the cluster (--create if this node serves its directory)"
+        )
+    };
     let remembered: Option<Remembered> = match std::fs::read(&memory) {
-        Ok(text) => Some(serde_json::from_slice(&text).with_context(|| format!("{} is damaged", memory.display()))?),
+        Ok(text) => Some(serde_json::from_slice(&text).with_context(damaged)?),
         Err(_) => None,
     };
     if let Some(remembered) = &remembered {
@@ -258,7 +264,7 @@ async fn refuse_twin(node: &Arc<Node>, directory: &dyn Directory) -> Result<(), 
 async fn release_leaks(node: &Arc<Node>, cluster: &Cluster) -> anyhow::Result<()> {
     let (records, _) = cluster.jobs().await?;
     for record in records.iter().filter(|record| record.owner.node == node.name) {
-        if node.jobs.get(record.id.as_str()).is_none() {
+        if !node.jobs.is_here(record.id.as_str()) {
             tracing::warn!(job = %record.id, name = record.name, "not here any more, its address and name are given back");
             cluster.release(record).await?;
         }

@@ -177,7 +177,7 @@ async fn serve(settings: Settings, machine: Arc<dyn Machine>) -> anyhow::Result<
     let peer = peers.local_addr()?;
     let node = Arc::new(Node::new(name, peer, hops, paths, uplinks, machine));
     tracing::info!(node = node.name, %peer, state = %node.paths.root().display(), "started");
-    supervise::adopt(&node).context("can't read the jobs of the state directory")?;
+    supervise::adopt(&node).await.context("can't read the jobs of the state directory")?;
     tokio::spawn(control::serve(Arc::clone(&node), control));
     tokio::spawn(peer::server::serve(Arc::clone(&node), peers));
     join::join(&node, way, etcd).await?;

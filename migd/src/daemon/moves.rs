@@ -4,6 +4,7 @@
 //! between them to their shims, and from then on the shims talk alone. The target's shim comes back with one question, the
 //! transfer of ownership ([`transfer`]), which is answered by the directory or not at all.
 
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::jobs::{LocalJob, Phase};
 use super::launch;
 use super::locate::Located;
 use super::node::Node;
+use super::peer::client::PeerConnection;
 use super::peer::protocol::{self, MoveAnswer, MoveOffer, PeerRequest};
 use crate::api::{
     ApiError, Connection, ErrorKind, JobOwner, MoveEvent, MoveOutcome, NodeAddress, Reply, ShimRequest, SocketPlace,
@@ -94,7 +96,7 @@ async fn carry_out(
     let record = node.cluster()?.job(&parse(job.id())?).await.map_err(|error| node.explain(error))?;
     let record = record.ok_or_else(|| super::locate::not_found(job.id()))?;
     let line_to = home::line_to(node, &record, sockets).await?;
-    let mut connection = node.peers.connect(target.peer).await?;
+    let mut connection = connect(node, &job.label(), &target.name, target.peer).await?;
     let offer = MoveOffer { spec: job.file.spec.clone(), record, source: node.address(), line_to };
     let offer = PeerRequest::MoveOffer(Box::new(offer));
     let answer = connection.exchange::<Reply<MoveAnswer>>(&offer);
@@ -131,6 +133,14 @@ async fn carry_out(
     }
 }
 
+/// A connection to a node without which the job can't move.
+async fn connect(node: &Node, job: &str, name: &str, peer: SocketAddr) -> Result<PeerConnection, ApiError> {
+    node.peers.connect(peer).await.map_err(|error| {
+        let error = ApiError::from(error);
+        ApiError { message: format!("job {job} stays where it is: node {name}: {}", error.message), ..error }
+    })
+}
+
 /// Has the job's own node move it.
 async fn relay(
     node: &Arc<Node>,
@@ -139,7 +149,7 @@ async fn relay(
     sockets: SocketPlace,
 ) -> Result<mpsc::UnboundedReceiver<MoveEvent>, ApiError> {
     let owner = node.find_node(&job.node).await?;
-    let mut connection = node.peers.connect(owner.peer).await?;
+    let mut connection = connect(node, &job.label(), &owner.name, owner.peer).await?;
     let request = PeerRequest::Move { id: job.id.clone(), node: to.to_owned(), sockets };
     let broken = |error: std::io::Error| {
         ApiError::new(ErrorKind::Unavailable, format!("the connection to node {} broke: {error}", owner.name))

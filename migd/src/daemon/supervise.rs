@@ -13,10 +13,12 @@ use cluster_addr::JobRecord;
 use super::jobs::{LocalJob, Phase, lost_now, read_exit, write_json};
 use super::machine::ShimEnd;
 use super::node::Node;
-use crate::api::{ApiError, Connection, ErrorKind, ExitFile, ShimEvent, ShimRequest};
+use crate::api::{ApiError, Connection, ErrorKind, ExitFile, JobFile, JobPaths, Reply, ShimEvent, ShimRequest};
 
 /// Pause before asking a shim or the directory again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a shim may take to say what it was started with.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Longest such pause.
 const RETRY_MAX: Duration = Duration::from_secs(3);
 /// How many ended jobs a node remembers; the oldest are forgotten first.
@@ -38,18 +40,33 @@ pub fn spawn(node: Arc<Node>, job: Arc<LocalJob>, shim: Option<ShimEnd>) {
 ///
 /// # Errors
 /// When the directory of the jobs can't be read.
-pub fn adopt(node: &Arc<Node>) -> io::Result<()> {
+pub async fn adopt(node: &Arc<Node>) -> io::Result<()> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(node.paths.jobs())? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let paths = node.paths.job(&name);
         let file = std::fs::read(paths.spec()).and_then(|text| Ok(serde_json::from_slice(&text)?));
-        let file: crate::api::JobFile = match file {
+        let file: JobFile = match file {
             Ok(file) => file,
-            Err(error) => {
-                tracing::warn!(path = %paths.root().display(), %error, "not the directory of a job, left alone");
-                continue;
-            }
+            Err(error) => match recover(&paths, &name).await {
+                Recovered::File(file) => {
+                    tracing::warn!(path = %paths.spec().display(), %error, "unusable, and written anew as the job's shim has it");
+                    file
+                }
+                Recovered::Nobody => {
+                    tracing::warn!(path = %paths.root().display(), %error, "not the directory of a job, left alone");
+                    continue;
+                }
+                Recovered::Silent => {
+                    tracing::error!(
+                        path = %paths.spec().display(), %error,
+                        "unusable, and the job's shim, which is there, doesn't say what is in it: the job can't be seen or moved; restart \
+                         the daemon when the shim answers, or end the shim"
+                    );
+                    node.jobs.note_stray(&name);
+                    continue;
+                }
+            },
         };
         let job = LocalJob::new(file, paths);
         node.jobs.insert(&job);
@@ -61,6 +78,43 @@ pub fn adopt(node: &Arc<Node>) -> io::Result<()> {
         spawn(Arc::clone(node), job, None);
     }
     Ok(())
+}
+
+/// What is found where a job's file should be.
+enum Recovered {
+    File(JobFile),
+    /// No shim.
+    Nobody,
+    /// A shim that gives no answer.
+    Silent,
+}
+
+/// Gets a job's file back from its shim. A job that runs must not be taken for one that is gone: its address would be given to another.
+async fn recover(paths: &JobPaths, id: &str) -> Recovered {
+    if !super::attach::is_id(id) {
+        return Recovered::Nobody;
+    }
+    let mut connection = match Connection::connect(&paths.socket()).await {
+        Ok(connection) => connection,
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
+            return Recovered::Nobody;
+        }
+        Err(_) => return Recovered::Silent,
+    };
+    let exchange = async {
+        connection.send(&ShimRequest::File).await?;
+        connection.receive::<Reply<JobFile>>().await
+    };
+    match tokio::time::timeout(ANSWER, exchange).await {
+        Ok(Ok(Some(Reply::Ok(file)))) if file.spec.id == id => match write_json(&paths.spec(), &file) {
+            Ok(()) => Recovered::File(file),
+            Err(error) => {
+                tracing::error!(path = %paths.spec().display(), %error, "can't be written");
+                Recovered::File(file)
+            }
+        },
+        _ => Recovered::Silent,
+    }
 }
 
 /// Follows the shim's events until it is gone; returns its final word.

@@ -145,6 +145,7 @@ impl Shim {
                 let error = ApiError::new(ErrorKind::Internal, "only played");
                 let _ = connection.send(&Reply::<()>::Error(error)).await;
             }
+            ShimRequest::File => drop(connection.send(&Reply::Ok(&self.file)).await),
             ShimRequest::Kill { signal } => {
                 let _ = connection.send(&Reply::Ok(())).await;
                 match signal {
@@ -536,6 +537,23 @@ async fn jobs_outlive_their_daemon() {
     read_output(&mut output, &mut next, goal).await;
     until(async || a.job("brief").await.filter(|job| job.exit == Some(Exit::Signal(1)))).await;
     until(async || a.run("brief", "prog", "A").await.ok()).await;
+}
+
+#[tokio::test]
+async fn a_damaged_job_file_costs_no_job() {
+    let scene = Scene::new();
+    let (a, b) = scene.pair().await;
+    let job = b.run("web", "prog", "B").await.unwrap();
+    let path = scene.directory.path().join("B/jobs").join(&job.id).join("job.json");
+    let whole = std::fs::read(&path).unwrap();
+    let peer = b.kill();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+
+    let b = scene.daemon("B", Some(peer), Way::Join(a.peer)).await;
+    let found = until(async || b.job("web").await.filter(|job| job.state == JobState::Running)).await;
+    assert_eq!((found.id, found.address), (job.id, job.address));
+    assert_eq!(kind(a.run("web", "prog", "A").await.unwrap_err()), ErrorKind::Conflict, "the name is taken");
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
 }
 
 #[tokio::test]

@@ -114,6 +114,7 @@ impl Server {
         let Some(request) = connection.receive::<ShimRequest>().await? else { return Ok(()) };
         match request {
             ShimRequest::Status => connection.send(&Reply::Ok(self.status())).await,
+            ShimRequest::File => connection.send(&Reply::Ok(&self.shared.file)).await,
             ShimRequest::Inspect => {
                 let answer = self.inspect().await;
                 connection.send(&Reply::from(answer)).await
