@@ -220,11 +220,22 @@ fn list(job: &Job<'_>) -> io::Result<Vec<Listed>> {
             Err(error) if is_gone(&error) => continue,
             Err(error) => return Err(error),
         };
-        let mut numbers = fds::numbers_in(directory.as_fd())?;
-        numbers.sort_unstable();
+        let Some(numbers) = numbers(&directory)? else { continue };
         listed.push(Listed { processes, numbers, directory });
     }
     Ok(listed)
+}
+
+/// What is in a process's `/proc/PID/fd`; `None` when it has ended.
+fn numbers(directory: &OwnedFd) -> io::Result<Option<Vec<RawFd>>> {
+    match fds::numbers_in(directory.as_fd()) {
+        Ok(mut numbers) => {
+            numbers.sort_unstable();
+            Ok(Some(numbers))
+        }
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads the link of each number, and asks for the status of what isn't a socket.
@@ -388,6 +399,17 @@ mod tests {
         assert_eq!(file(&read), file(&copy));
         assert_ne!(file(&read), file(&again));
         assert_ne!(file(&read), file(&write));
+    }
+
+    #[test]
+    fn one_that_ends_while_it_is_looked_at_is_left_out() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let path = format!("/proc/{}/fd", child.id());
+        let directory = fds::open_at(None, path.as_ref(), DIRECTORY, 0).unwrap();
+        assert!(numbers(&directory).unwrap().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(numbers(&directory).unwrap(), None);
     }
 
     #[test]
