@@ -7,6 +7,9 @@
 //!
 //! nanosleep writes the time left to the program's memory if it was given an address for it. For the others the time
 //! between the call and the first stop isn't known, and counts again: too late is allowed, too early isn't.
+//!
+//! A program with a system call filter of its own may have forbidden restart_syscall, which it never makes itself, and be killed for
+//! it. So there the call is made again as it was, and its time begins anew.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -54,10 +57,18 @@ impl Calls {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what a thread that was just stopped was doing. `now_ns` is the job's CLOCK_MONOTONIC.
-    pub fn note(&self, thread: u32, stopped: &mut Stopped, now_ns: i64) -> io::Result<()> {
+    /// Notes what a thread that was just stopped was doing. `now_ns` is the job's CLOCK_MONOTONIC; `filters` is how many system call
+    /// filters each thread has that are not its own.
+    pub fn note(&self, thread: u32, stopped: &mut Stopped, now_ns: i64, filters: usize) -> io::Result<()> {
         let mut registers = stopped.registers()?;
         let mut known = self.known();
+        let is_first = registers.result() == restart::BLOCK && registers.call() != Some(libc::SYS_restart_syscall);
+        if is_first && stopped.has_filter(filters)? {
+            known.remove(&thread);
+            registers.set(Register::Rax, restart::NO_HANDLER.cast_unsigned());
+            let mask = stopped.signal_mask()?;
+            return stopped.set_state(registers, mask);
+        }
         if known.get(&thread).is_some_and(|call| is_about_to_continue(&registers, call)) {
             // The same as a step earlier, when the kernel hadn't decided yet to restart it.
             registers.set(Register::Rip, registers.get(Register::Rip) + CALL_BYTES);

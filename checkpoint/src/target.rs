@@ -109,11 +109,15 @@ impl Target {
         }
         if !self.stubs.contains(next.process) {
             let session = match next.session {
-                // From a source that doesn't tell: as its parent's, or the image will say otherwise.
-                0 => self.sessions.get(&next.parent).copied().unwrap_or(next.process),
+                // From a source that doesn't tell: as it was, or as its parent's, or the image will say otherwise.
+                0 => {
+                    let known = self.sessions.get(&next.process).or_else(|| self.sessions.get(&next.parent));
+                    known.copied().unwrap_or(next.process)
+                }
+                // It may have made one since the offer.
                 told => told,
             };
-            let session = *self.sessions.entry(next.process).or_insert(session);
+            self.sessions.insert(next.process, session);
             self.stubs.create(next.process, next.parent, session, libc::SIGCHLD)?;
         }
         if let Some(number) = next.terminal.filter(|_| next.session == next.process)

@@ -6,7 +6,10 @@ use crate::ensure;
 use crate::support::{Job, Outcome, Precopy, trial};
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial("filters::what_a_program_has_forbidden_itself_stays_forbidden", forbidden)]
+    vec![
+        trial("filters::what_a_program_has_forbidden_itself_stays_forbidden", forbidden),
+        trial("filters::one_that_forbids_to_continue_a_call_is_not_asked_to", sleeper),
+    ]
 }
 
 /// Has filters in two threads and in a child without rights, each a different number of them, and tells what they forbid. A
@@ -92,6 +95,39 @@ fn forbidden() -> Outcome {
             of_child,
         ];
         ensure!(lines == expected, "{lines:#?} instead of {expected:#?}");
+    }
+    Ok(())
+}
+
+/// Sleeps for each line, and tells what its filter would: it answers restart_syscall(2) with an error number of its own.
+const SLEEPER: &str = r#"
+import ctypes, struct, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 219), (0x06, 0, 0, 0x50000 | 75), (0x06, 0, 0, 0x7FFF0000)]
+packed = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
+program = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(packed))
+if libc.syscall(317, 1, 0, program) != 0:
+    raise OSError(ctypes.get_errno(), "seccomp")
+for line in sys.stdin:
+    begun = time.monotonic()
+    print("sleeps", flush=True)
+    ctypes.set_errno(0)
+    if line == "poll\n":
+        result = libc.poll(None, 0, 500)
+    else:
+        result = libc.nanosleep(struct.pack("QQ", 0, 500_000_000), None)
+    print(result, ctypes.get_errno(), time.monotonic() - begun >= 0.5, flush=True)
+"#;
+
+fn sleeper() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", SLEEPER])?;
+    for how in ["poll", "sleep"] {
+        job.say(how)?;
+        ensure!(job.line()? == "sleeps", "it doesn't start");
+        job.hop_in_vain(Precopy::Rounds(1))?;
+        job.hop(Precopy::Rounds(1))?;
+        let line = job.line()?;
+        ensure!(line == "0 0 True", "{how}: {line}");
     }
     Ok(())
 }

@@ -9,6 +9,15 @@ const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
 const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
 
 impl Stopped {
+    /// Whether it has a filter with this number, the oldest one being number 0.
+    pub fn has_filter(&self, number: usize) -> io::Result<bool> {
+        match request(PTRACE_SECCOMP_GET_FILTER, self.thread, number, 0) {
+            // It has fewer, or none at all.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(false),
+            other => other.map(|_| true),
+        }
+    }
+
     /// A filter of the thread's, the oldest one being number 0; `None` past the newest. With it the SECCOMP_FILTER_FLAG_* that the
     /// kernel remembers.
     pub fn filter(&self, number: usize) -> io::Result<Option<(Program, u64)>> {
