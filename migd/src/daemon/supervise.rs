@@ -51,7 +51,7 @@ pub async fn adopt(node: &Arc<Node>) -> io::Result<()> {
             Err(error) => match recover(&paths, &name).await {
                 Recovered::File(file) => {
                     tracing::warn!(path = %paths.spec().display(), %error, "unusable, and written anew as the job's shim has it");
-                    file
+                    *file
                 }
                 Recovered::Nobody => {
                     tracing::warn!(path = %paths.root().display(), %error, "not the directory of a job, left alone");
@@ -82,7 +82,7 @@ pub async fn adopt(node: &Arc<Node>) -> io::Result<()> {
 
 /// What is found where a job's file should be.
 enum Recovered {
-    File(JobFile),
+    File(Box<JobFile>),
     /// No shim.
     Nobody,
     /// A shim that gives no answer.
@@ -107,10 +107,10 @@ async fn recover(paths: &JobPaths, id: &str) -> Recovered {
     };
     match tokio::time::timeout(ANSWER, exchange).await {
         Ok(Ok(Some(Reply::Ok(file)))) if file.spec.id == id => match write_json(&paths.spec(), &file) {
-            Ok(()) => Recovered::File(file),
+            Ok(()) => Recovered::File(Box::new(file)),
             Err(error) => {
                 tracing::error!(path = %paths.spec().display(), %error, "can't be written");
-                Recovered::File(file)
+                Recovered::File(Box::new(file))
             }
         },
         _ => Recovered::Silent,
