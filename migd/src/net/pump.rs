@@ -326,7 +326,7 @@ impl Pump {
         self.mind_siege(now);
         self.spread.note_sockets(self.bridge.sockets_made());
         self.spread.turn(now, &self.tun);
-        self.stay.turn(now, self.spread.is_on());
+        self.stay.turn(now);
     }
 
     /// Has the kernel keep a flood out, or looks whether it still has to.

@@ -6,8 +6,8 @@
 //! only leaves a little later. So it's done while one of the two goes on. Bulk that is received counts when it comes over several
 //! connections: their acknowledgments make the senders' kernel send, within the write if that is on the same machine.
 //!
-//! Measured on two processors, one job with it and one without in turn (medians of eight to ten runs): 8 and 9% more new connections
-//! (wrk, one for each request), up to 10% more sent in bulk (iperf3), 6 and 11% more received over eight connections. It would cost
+//! Measured on two processors, one job with it and one without in turn (medians of eight to twenty-five runs): 8 and 9% more new connections
+//! (wrk, one for each request), up to 10% more sent in bulk (iperf3), 5 to 11% more received over eight connections. It would cost
 //! redis-benchmark with its 50 connections 3%, and one received stream 8%, which this leaves alone.
 
 use std::time::Duration;
@@ -58,11 +58,6 @@ impl Spread {
     pub(super) fn note_sockets(&mut self, sockets: u64) {
         self.count += WEIGHT_OF_SOCKET * (sockets - self.sockets);
         self.sockets = sockets;
-    }
-
-    /// Whether it is done now.
-    pub(super) fn is_on(&self) -> bool {
-        self.is_on
     }
 
     /// To be called now and then.

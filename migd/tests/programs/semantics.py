@@ -212,6 +212,14 @@ def accept_modes():
     number = flags(server.fileno(), None, None, socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     show(bool(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_NONBLOCK), fcntl.fcntl(number, fcntl.F_GETFD))
     os.close(number)
+    # Many in a row: whatever was made ahead is used up.
+    kept = []
+    for wanted in (0, socket.SOCK_NONBLOCK, socket.SOCK_CLOEXEC) * 8:
+        kept.append(socket.create_connection(address))
+        kept.append(socket.socket(fileno=flags(server.fileno(), None, None, wanted)))
+        kept.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM | wanted))
+        for one in kept[-2:]:
+            show(wanted, fcntl.fcntl(one, fcntl.F_GETFL) & os.O_NONBLOCK, fcntl.fcntl(one, fcntl.F_GETFD))
     show(flags(server.fileno(), None, None, 0x100000), errno.errorcode[ctypes.get_errno()])
 
 
