@@ -77,13 +77,10 @@ pub async fn join(node: &Arc<Node>, way: Way, etcd: Option<cluster_addr::etcd::P
                 && etcd.is_none()
                 && remembered.etcd.is_none()
             {
-                bail!(
-                    "this node joined cluster {} before, so it can't make a new one; use --join {}, or an empty --state",
-                    remembered.cluster,
-                    remembered.directory
-                );
+                bail!(no_longer(remembered, node));
             }
-            create(node, &prefixes, etcd.or_else(|| remembered.as_ref().and_then(|known| known.etcd.clone()))).await?
+            let etcd = etcd.or_else(|| remembered.as_ref().and_then(|known| known.etcd.clone()));
+            create(node, &prefixes, etcd, remembered.as_ref()).await?
         }
         Way::Join(through) => join_until(node, through, remembered.as_ref(), etcd.as_ref()).await?,
     };
@@ -122,7 +119,12 @@ async fn own_place(node: &Arc<Node>, etcd: Option<cluster_addr::etcd::Place>) ->
     let path = node.paths.directory();
     // The file knows best: it may have been given up for an etcd.
     if path.exists() || etcd.is_none() {
-        let engine = Embedded::open(&path).with_context(|| format!("can't open the directory {}", path.display()))?;
+        let engine = Embedded::open(&path).with_context(|| {
+            let path = path.display();
+            format!(
+                "can't open the directory {path}; jobs run on without it: put a whole copy of it back and start again"
+            )
+        })?;
         let Some(to) = engine.moved() else {
             if let Some(etcd) = etcd {
                 bail!("this node serves a cluster's directory; move it with: migd cluster migrate-directory {etcd}");
@@ -138,15 +140,40 @@ async fn own_place(node: &Arc<Node>, etcd: Option<cluster_addr::etcd::Place>) ->
     Ok(Place::Etcd(Arc::new(Etcd::connect(etcd).await?)))
 }
 
+/// What to do about a node that is told to make a cluster, remembers one, and has no directory.
+fn no_longer(remembered: &Remembered, node: &Node) -> String {
+    let Remembered { cluster, directory, etcd } = remembered;
+    if let Some(etcd) = etcd {
+        format!(
+            "the etcd {etcd} holds nothing of cluster {cluster}, to which this node belongs; begin anew with an empty --state"
+        )
+    } else if *directory == node.peer {
+        let path = node.paths.directory();
+        format!(
+            "this node served the directory of cluster {cluster}, and {} is gone or empty: put a copy of it back; if there is none the cluster \
+             is lost, and every node needs an empty --state to begin anew",
+            path.display()
+        )
+    } else {
+        format!(
+            "this node joined cluster {cluster} before, so it can't make a new one; use --join {directory}, or an empty --state"
+        )
+    }
+}
+
 async fn create(
     node: &Arc<Node>,
     prefixes: &[IpNet],
     etcd: Option<cluster_addr::etcd::Place>,
+    remembered: Option<&Remembered>,
 ) -> anyhow::Result<Cluster> {
     node.location.set(own_place(node, etcd).await?);
     let engine = node.directory();
     super::migrate::refuse_unfinished(engine.as_ref()).await?;
     let exists = engine.get(CLUSTER_KEY).await?.is_some();
+    if !exists && let Some(remembered) = remembered {
+        bail!(no_longer(remembered, node));
+    }
     if exists && prefixes.is_empty() {
         return Ok(Cluster::open(engine, own_record(node)).await?);
     }

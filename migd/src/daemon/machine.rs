@@ -120,6 +120,14 @@ fn followed6_in(table: &str) -> impl Iterator<Item = Ipv6Addr> {
     })
 }
 
+/// Whether there is a network device of this name.
+///
+/// # Errors
+/// As rtnetlink's.
+pub fn has_device(name: &str) -> io::Result<bool> {
+    Ok(sys::netlink::Netlink::open()?.links()?.iter().any(|link| link.name == name))
+}
+
 /// The addresses by which others on the network of these devices reach this machine, as the kernel lists them: of the IPv6
 /// ones, those that are global and stay.
 pub fn global_addresses6(uplinks: &[String]) -> Vec<Ipv6Addr> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::node::{Member, Node};
 use super::peer::PeerError;
 use super::peer::protocol::{PeerRequest, Pong};
-use crate::api::{NodeList, NodeView};
+use crate::api::{ApiError, ErrorKind, NodeList, NodeView};
 
 /// Pause between heartbeats.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -60,7 +60,11 @@ async fn ask_all(node: &Arc<Node>) -> Vec<(Member, Result<Pong, PeerError>)> {
             let answer = if itself {
                 Ok(Pong { node: node.name.clone(), version: env!("CARGO_PKG_VERSION").into() })
             } else {
-                node.peers.ask_within::<Pong>(member.record.peer, &PeerRequest::Ping, LIMIT).await
+                let answer = node.peers.ask_within::<Pong>(member.record.peer, &PeerRequest::Ping, LIMIT).await;
+                // Another node may have got the address of one that is gone.
+                answer.and_then(
+                    |pong| if pong.node == member.record.name { Ok(pong) } else { Err(stranger(&member, &pong)) },
+                )
             };
             (member, answer)
         });
@@ -75,6 +79,11 @@ async fn ask_all(node: &Arc<Node>) -> Vec<(Member, Result<Pong, PeerError>)> {
         }
     }
     answers
+}
+
+fn stranger(member: &Member, pong: &Pong) -> PeerError {
+    let message = format!("node {} answers at {}", pong.node, member.record.peer);
+    PeerError::Api(ApiError::new(ErrorKind::Unavailable, message))
 }
 
 /// The listing of the cluster's nodes; asks each of them now.

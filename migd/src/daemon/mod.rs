@@ -58,7 +58,7 @@ pub struct Args {
     pub listen: SocketAddr,
     /// Prefix out of which jobs get their addresses, with --create; may be given more than once, for IPv4 and IPv6
     /// [default: 10.77.0.0/16 and a random unique local /64]
-    #[arg(long = "prefix", value_name = "PREFIX")]
+    #[arg(long = "prefix", value_name = "PREFIX", conflicts_with = "join")]
     pub prefixes: Vec<IpNet>,
     /// Further address of this node, for routes to its jobs' addresses of the other family than that of --listen
     /// [default: the global IPv6 addresses of the uplinks]
@@ -123,6 +123,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         [] => machine::global_addresses6(&args.uplinks).into_iter().map(IpAddr::V6).collect(),
         _ => args.hops,
     };
+    for uplink in &args.uplinks {
+        if !machine::has_device(uplink)? {
+            bail!("this node has no network device {uplink} (--uplink); `ip link` lists those it has");
+        }
+    }
     let root = std::path::absolute(&args.state).context("the state directory")?;
     let paths = StatePaths::new(root);
     let mut terminate = signal(SignalKind::terminate())?;
