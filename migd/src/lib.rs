@@ -17,3 +17,7 @@ pub mod demo;
 pub mod lab;
 pub mod net;
 pub mod shim;
+
+/// What the kernel sends to a process that writes beyond its limit of file sizes (`ulimit -f`), and which ends one that has no handler. Daemon
+/// and shims have one, so that the write fails and no job ends with its log. Programs that they start don't inherit it.
+const FILE_TOO_LARGE: tokio::signal::unix::SignalKind = tokio::signal::unix::SignalKind::from_raw(nix::libc::SIGXFSZ);

@@ -59,9 +59,12 @@ pub async fn run(target: &Target, args: RunArgs) -> anyhow::Result<ExitCode> {
 fn environment(extra: Vec<(String, String)>) -> anyhow::Result<Vec<(String, String)>> {
     let mut variables = Vec::new();
     for (key, value) in std::env::vars_os() {
-        let text = (key.into_string(), value.into_string());
+        let text = (key.clone().into_string(), value.into_string());
         let (Ok(key), Ok(value)) = text else {
-            anyhow::bail!("a variable of the environment is not UTF-8; unset it for the job");
+            let key = key.to_string_lossy();
+            anyhow::bail!(
+                "the variable {key} of the environment is not UTF-8; unset it for the job: env -u {key} migd run ..."
+            );
         };
         if !OWN_VARIABLES.contains(&key.as_str()) && !extra.iter().any(|(other, _)| *other == key) {
             variables.push((key, value));

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Target;
 use super::arguments::{InspectArgs, KillArgs, RmArgs};
 use super::failure;
-use super::listing::{age, print, print_json, state};
+use super::listing::{age, harmless, print, print_json, state};
 use crate::api::{Client, DaemonRequest, JobInspection, JobState, unix_ms};
 
 /// `migd inspect`.
@@ -31,7 +31,7 @@ fn describe(inspection: &JobInspection) -> String {
     };
     line("name", &job.name);
     line("id", &job.id);
-    line("command", &job.argv.join(" "));
+    line("command", &harmless(&job.argv.join(" ")));
     line("node", &job.node);
     line("address", &job.address.to_string());
     if let Some(address) = job.address6 {
@@ -46,7 +46,7 @@ fn describe(inspection: &JobInspection) -> String {
         None => {}
     }
     if let Some(spec) = spec {
-        line("workdir", &spec.cwd);
+        line("workdir", &harmless(&spec.cwd));
     }
     if let Some(detail) = detail {
         outline(&mut text, detail, 0);

@@ -67,8 +67,13 @@ pub fn state(job: &JobView, now: u64) -> String {
     }
 }
 
+/// A user's text without what a terminal would obey.
+pub fn harmless(text: &str) -> String {
+    text.replace(char::is_control, "?")
+}
+
 fn command(argv: &[String]) -> String {
-    let text = argv.join(" ").replace(char::is_control, "?");
+    let text = harmless(&argv.join(" "));
     match text.char_indices().nth(COMMAND_MAX) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

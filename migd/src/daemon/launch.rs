@@ -21,6 +21,9 @@ use crate::api::{ApiError, ErrorKind, JobFile, JobSpec, JobView, RunRequest, uni
 /// How long a program may take to be started by its shim.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes of a job's command that its record holds.
+const RECORDED_BYTES: usize = 4096;
+
 /// Starts a job, here or on the node asked for, and waits until its program was executed.
 ///
 /// # Errors
@@ -48,7 +51,7 @@ async fn run_here(node: &Arc<Node>, request: RunRequest) -> Result<JobView, ApiE
     let name = request.name.unwrap_or_else(|| derive_name(program, &id));
     let started_ms = unix_ms();
     let wanted = wanted(request.address);
-    let new = NewJob { id, name, command: request.argv.clone(), started_ms, wanted };
+    let new = NewJob { id, name, command: in_brief(&request.argv), started_ms, wanted };
     let record = node.cluster()?.create_job(new).await.map_err(|error| node.explain(error))?;
     let spec = JobSpec {
         id: record.id.to_string(),
@@ -81,6 +84,23 @@ async fn run_here(node: &Arc<Node>, request: RunRequest) -> Result<JobView, ApiE
             Err(ApiError::new(ErrorKind::Unavailable, message).hint(hint))
         }
     }
+}
+
+/// A command as listings show it: a record of the directory has no room for all that may be a command line.
+fn in_brief(argv: &[String]) -> Vec<String> {
+    let mut room = RECORDED_BYTES;
+    let mut brief = Vec::new();
+    for argument in argv {
+        if argument.len() >= room {
+            let end = (0..=room).rev().find(|end| argument.is_char_boundary(*end)).unwrap_or(0);
+            brief.push(format!("{}…", &argument[..end]));
+            break;
+        }
+        // Every one counts for something.
+        room -= argument.len() + 1;
+        brief.push(argument.clone());
+    }
+    brief
 }
 
 /// What `--address` means.
@@ -179,6 +199,18 @@ fn derive_name(program: &str, id: &JobId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_commands_are_recorded_in_brief() {
+        let argv = |argument: &str, times| vec![argument.to_owned(); times];
+        assert_eq!(in_brief(&argv("-x", 3)), argv("-x", 3));
+        for long in [argv("é", 1 << 20), argv(&"é".repeat(1 << 20), 3), argv("", 1 << 20), argv(&"x".repeat(4095), 2)]
+        {
+            let brief = in_brief(&long);
+            assert!(brief.len() <= RECORDED_BYTES + 1 && brief.concat().len() <= RECORDED_BYTES + 3, "{}", brief.len());
+            assert!(brief.last().is_some_and(|last| last.ends_with('…')));
+        }
+    }
 
     #[test]
     fn names_are_made_from_the_program() {

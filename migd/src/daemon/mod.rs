@@ -132,6 +132,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let paths = StatePaths::new(root);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let _file_too_large = signal(crate::FILE_TOO_LARGE)?;
     let settings = Settings {
         name,
         paths: paths.clone(),

@@ -57,6 +57,11 @@ struct Server {
 pub fn start(listener: StdListener, shared: Arc<Shared>, asker: Asker) -> io::Result<Control> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    {
+        let _context = runtime.enter();
+        // The handler stays though nobody listens to it.
+        drop(signal(crate::FILE_TOO_LARGE)?);
+    }
     let (stop, stopped) = oneshot::channel();
     let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
         runtime.block_on(async move {

@@ -231,7 +231,10 @@ impl Job {
             None => Exit::Signal(nix::libc::SIGKILL),
         };
         tracing::info!(%exit, "the job has ended");
-        write_exit(&self.shared, exit).context("can't record how the job ended")?;
+        if let Err(error) = write_exit(&self.shared, exit) {
+            // Those who listen hear it all the same, and the job's last bytes must arrive in any case.
+            tracing::error!(%error, "can't record how the job ended; is the file system full?");
+        }
         self.shared.set_status(|status| {
             status.state = crate::api::ShimState::Exited(exit);
             status.root = None;
