@@ -154,7 +154,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&Report { senders: args.senders, runs })?);
+        crate::cli::print_json(&Report { senders: args.senders, runs })?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -156,7 +156,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let report = Report::of(args, &links, &figures);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        crate::cli::print_json(&report)?;
     } else {
         report.print();
     }

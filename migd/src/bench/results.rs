@@ -60,7 +60,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let least = if args.quick { 1 } else { LEAST_MOVES };
     let downtime = downtime::run(&site, &Engine::ALL, points, least..=rounds, time.saturating_sub(began.elapsed()))?;
     drop(site);
-    println!("{}\n{}\n{}", compare.text(), downtime.text(), timeline.text());
+    crate::cli::print(&format!("{}\n{}\n{}\n", compare.text(), downtime.text(), timeline.text()))?;
     write(&args.out, &compare, &downtime, &timeline)?;
     eprintln!("wrote {}", args.out.join("results.md").display());
     let failed = [&timeline.failed, &compare.failed, &downtime.failed];

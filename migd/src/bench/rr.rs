@@ -83,7 +83,7 @@ pub(super) fn main(json: bool, rounds: u32, interval: Duration) -> anyhow::Resul
     }
     let report = Report { runs: kernel.runs(Stack::Kernel).into_iter().chain(migd.runs(Stack::Migd)).collect() };
     if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        crate::cli::print_json(&report)?;
     } else {
         report.print();
     }

@@ -66,7 +66,7 @@ pub(super) fn main(json: bool, rounds: u32, streams: &[u32], interval: Duration)
         |Series { stack, direction, streams, gbit_s }| Run { stack, direction, streams, gbit_s: Spread::of(gbit_s) };
     let report = Report { runs: all.into_iter().map(run).collect() };
     if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        crate::cli::print_json(&report)?;
     } else {
         report.print();
     }

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use arguments::{Arguments, Command, Target};
+pub(crate) use listing::{print, print_json};
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {

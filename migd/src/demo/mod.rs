@@ -35,18 +35,36 @@ pub struct Args {
 /// # Errors
 /// What kept it from being carried out.
 pub fn main(args: Args) -> anyhow::Result<ExitCode> {
+    if args.dataset_mb > 0 {
+        refuse_too_large(args.dataset_mb)?;
+    }
     let interrupt = Interrupt::watch()?;
     let settings = script::Settings { dataset_mb: args.dataset_mb, quiet: args.json, directory: args.directory };
     let report = script::run(&settings, &interrupt)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report).context("a report is plain data")?);
+        crate::cli::print_json(&report)?;
     } else {
         report.print_verdict();
     }
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Ctrl-C and SIGTERM become a flag, so that the lab is taken down before the program ends.
+/// Refuses a data set that the machine can't hold: while redis moves its memory is there twice.
+fn refuse_too_large(dataset_mb: usize) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("can't read how much memory the machine has")?;
+    let available =
+        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse().ok());
+    let available_mb = available.unwrap_or(0usize) >> 10;
+    if dataset_mb.checked_mul(2).is_none_or(|twice| twice > available_mb) {
+        anyhow::bail!(
+            "{dataset_mb} MB don't fit: while redis moves they are in memory twice, and this machine has {available_mb} MB free; \
+             take less with --dataset-mb"
+        );
+    }
+    Ok(())
+}
+
+/// Ctrl-C, SIGTERM and a terminal that closes become a flag, so that the lab is taken down before the program ends.
 pub(crate) struct Interrupt {
     flag: std::sync::Arc<AtomicBool>,
 }
@@ -61,10 +79,17 @@ impl Interrupt {
         let context = runtime.enter();
         let mut interrupts = signal(SignalKind::interrupt()).context("can't watch for Ctrl-C")?;
         let mut terminations = signal(SignalKind::terminate()).context("can't watch for SIGTERM")?;
+        let mut hang_ups = signal(SignalKind::hangup()).context("can't watch for SIGHUP")?;
+        let mut quits = signal(SignalKind::quit()).context("can't watch for SIGQUIT")?;
         drop(context);
         std::thread::spawn(move || {
             runtime.block_on(async {
-                tokio::select! { _ = interrupts.recv() => {} _ = terminations.recv() => {} }
+                tokio::select! {
+                    _ = interrupts.recv() => {}
+                    _ = terminations.recv() => {}
+                    _ = hang_ups.recv() => {}
+                    _ = quits.recv() => {}
+                }
             });
             seen.store(true, Ordering::Relaxed);
         });
