@@ -12,6 +12,8 @@ const ECHO_RUST: &str = include_str!("../programs/echo.rs");
 const ECHO_GO: &str = include_str!("../programs/echo.go");
 /// The asyncio echo server.
 const ECHO_PYTHON: &str = include_str!("../programs/echo.py");
+/// The server of shells.
+const SHELLS_PYTHON: &str = include_str!("../programs/shells.py");
 /// Source of the echo server for datagrams in Go.
 const UDP_GO: &str = include_str!("../programs/udp.go");
 /// The asyncio echo server for datagrams.
@@ -74,6 +76,17 @@ fn static_go(fixture: &Fixture, name: &str, text: &str) -> Option<String> {
 pub fn python_echo(fixture: &Fixture) -> String {
     let path = fixture.path("echo.py");
     std::fs::write(&path, ECHO_PYTHON).expect("the test's directory");
+    path
+}
+
+/// Writes the server of shells on terminals; returns its path.
+///
+/// # Panics
+/// When the test's directory is gone.
+#[must_use]
+pub fn shells(fixture: &Fixture) -> String {
+    let path = fixture.path("shells.py");
+    std::fs::write(&path, SHELLS_PYTHON).expect("the test's directory");
     path
 }
 

@@ -1,13 +1,15 @@
 //! Unmodified servers, each moved five times there and back under load from outside: nothing may break and every byte
 //! must be right.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use migd::api::Exit;
+use tests::fixture::text;
 use tests::iperf::must_have_flowed;
 use tests::load::{echo, http, memcached, redis};
-use tests::programs::{nginx_configuration, python_echo, static_go_echo, static_rust_echo, write_pattern};
+use tests::programs::{nginx_configuration, python_echo, shells, static_go_echo, static_rust_echo, write_pattern};
 use tests::{Fixture, Load};
 
 const ROUND_TRIPS: usize = 5;
@@ -146,6 +148,56 @@ fn server_in_the_background_of_a_shell_that_ends_while_it_moves() {
     // All that is left is killed, wherever it is.
     let _ = fixture.migd_output("B", &["kill", "-s", "KILL", "echo"]);
     assert_eq!(fixture.wait_for_end("echo"), Exit::Code(7));
+}
+
+/// Reads until what was read ends so.
+fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut seen = String::new();
+    let mut buffer = [0; 4096];
+    while !seen.ends_with(end) {
+        let length = stream.read(&mut buffer).unwrap_or_else(|error| panic!("{error} after {seen:?}"));
+        assert!(length > 0, "the end after {seen:?}");
+        seen.push_str(&text(&buffer[..length]));
+    }
+    seen
+}
+
+#[test]
+fn shell_on_a_terminal_with_its_jobs() {
+    let fixture = Fixture::new();
+    let script = shells(&fixture);
+    let server = fixture.serve("shells", &["python3", &script, &PORT.to_string()], PORT);
+    let mut stream = fixture.connect(server).expect("it serves");
+    let mut say = |line: &str, end: &str| {
+        stream.write_all(line.as_bytes()).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+        read_until(&mut stream, end)
+    };
+    say("", "$ ");
+    let terminal = say("tty\n", "$ ");
+    assert!(terminal.contains("/dev/pts/"), "{terminal:?}");
+    say("stty rows 33 cols 77\n", "$ ");
+    let mut hops = 0;
+    fixture.back_and_forth("shells", 3, |_| {
+        hops += 1;
+        match hops % 2 {
+            // It moves with a line half typed, and with a job that is stopped, once out of its parent's sight.
+            1 => {
+                say("cat\n", "cat\r\n");
+                say("one\n", "one\r\none\r\n");
+                let stopped = say("\x1a", "$ ");
+                assert!(stopped.contains("Stopped"), "{stopped:?}");
+                say("ec", "ec");
+            }
+            _ => {
+                assert_eq!(say("ho $((6 * 7))\n", "$ "), "ho $((6 * 7))\r\n42\r\n$ ");
+                assert_eq!(say("tty\n", "$ "), terminal);
+                assert_eq!(say("stty size\n", "$ "), "stty size\r\n33 77\r\n$ ");
+                say("fg\n", "fg\r\ncat\r\n");
+                say("two\n", "two\r\ntwo\r\n");
+                assert_eq!(say("\x03", "$ "), "^C\r\n$ ");
+            }
+        }
+    });
 }
 
 #[test]
