@@ -149,8 +149,8 @@ pub fn start(node: &Arc<Node>, spec: JobSpec, record: &JobRecord, receive: bool)
             Ok(job)
         }
         Err(error) => {
-            node.jobs.remove(job.id());
             supervise::remove_directory(&job);
+            node.jobs.remove(job.id());
             let message = format!("can't start the shim of job {}: {error}", job.label());
             Err(ApiError::new(ErrorKind::Internal, message).hint("see the daemon's log; is the file system full?"))
         }

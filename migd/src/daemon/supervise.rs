@@ -261,15 +261,17 @@ async fn fail(node: &Arc<Node>, job: &Arc<LocalJob>, error: ApiError) {
         tracing::warn!(job = job.label(), %error, "could not be started");
         release_if_owned(node, job.id()).await;
     }
-    node.jobs.remove(job.id());
+    // In this order: see `forget`.
     remove_directory(job);
+    node.jobs.remove(job.id());
     job.set(Phase::Failed(error), None);
 }
 
 /// Nothing of the job is left on this node.
 fn forget(node: &Arc<Node>, job: &LocalJob) {
-    node.jobs.remove(job.id());
+    // In this order: once it isn't registered the job may come back, into a directory of the same name.
     remove_directory(job);
+    node.jobs.remove(job.id());
 }
 
 /// Removes what the job has on disk.
