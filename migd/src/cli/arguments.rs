@@ -45,7 +45,8 @@ pub enum Command {
     #[command(
         after_help = "The file is pcapng, for tcpdump and Wireshark. It goes on while and after the job moves, each node's \
         packets under a section of their own. Large packets are the ones that the kernel cuts or has joined; packets that go out may \
-        have checksums that are yet to be filled in. What the reader is too slow for is dropped and counted in the file."
+        have checksums that are yet to be filled in. What the reader is too slow for is dropped and counted in the file. \
+        At most eight recordings of a job are made at a time."
     )]
     Pcap(PcapArgs),
     /// Print what a job wrote, wherever it ran
