@@ -173,7 +173,8 @@ impl Net {
                     // The sockets follow it.
                     0 => {
                         home.add_line(theirs.into(), visitor);
-                        image.stack = Some(Box::new(guest.fetch(self.step + 1, Duration::from_secs(10))?));
+                        let (stack, packets) = guest.fetch(self.step + 1, Duration::from_secs(10))?;
+                        (image.stack, image.packets) = (Some(Box::new(stack)), packets);
                     }
                     // It goes on to another node.
                     _ => {

@@ -10,8 +10,8 @@ use sys::capture::Sieve;
 use tests::iperf::must_have_flowed;
 use tests::load::{echo, redis};
 use tests::processes::kill;
-use tests::programs::python_echo;
-use tests::{Fixture, Load};
+use tests::programs::{python_echo, python_udp};
+use tests::{Fixture, Load, datagrams};
 
 const PORT: u16 = 7000;
 /// Far longer than anything awaited here takes.
@@ -80,6 +80,17 @@ fn python_echo_goes_every_way() {
     let server = fixture.serve("echo", &["python3", &script, &PORT.to_string()], PORT);
     let load = Load::start(|| fixture.client(), 3, move |number, shared| echo(server, number + 1, shared));
     goes_every_way(&fixture, "echo", load);
+}
+
+/// No datagram is lost, and none comes twice.
+#[test]
+fn datagrams_go_every_way() {
+    let fixture = Fixture::with_nodes(3);
+    let script = python_udp(&fixture);
+    let argv = ["python3", &script, "::", &PORT.to_string()];
+    let servers = datagrams::serve(&fixture, "udp", &argv, PORT, b"anybody there?");
+    let echo = move |number, shared: &_| datagrams::echo(servers[usize::from(number % 2 == 1)], number + 1, shared);
+    goes_every_way(&fixture, "udp", Load::start(|| fixture.client(), 4, echo));
 }
 
 /// Waits until the listing of a node's daemon satisfies a condition.

@@ -14,7 +14,7 @@ use super::bridge::{BridgeImage, DescriptorKeys, SocketKey};
 use super::capture::{PacketStream, RECORDINGS, RecordingImage};
 use super::config::NetConfig;
 use super::describe::SocketDescription;
-use super::home::{AwayImage, Board, Guest, Visitor};
+use super::home::{AwayImage, Board, Guest, Packet, Visitor};
 use super::preview::NetPreview;
 use super::pump::{Pump, Start};
 use super::stock::Stock;
@@ -33,6 +33,9 @@ pub struct NetImage {
     /// Recordings of its packets.
     #[serde(default)]
     pub recordings: Vec<RecordingImage>,
+    /// Of a home that is one no more: the last packets for the process's kernel, with their numbers.
+    #[serde(skip)]
+    pub packets: Vec<(u64, Packet)>,
 }
 
 /// Why the net plane can't do what it was asked.

@@ -19,7 +19,7 @@ use super::bridge::{Bridge, SERVED_A_ROUND, SocketKey};
 use super::capture::{Direction, Recorder};
 use super::config::NetConfig;
 use super::door::Door;
-use super::home::{Away, Deputy, Guest};
+use super::home::{Away, Deputy, Guest, Packet};
 use super::lending::{BATCH, Slots};
 use super::plane::{Command, Mailbox, NetError, NetImage};
 use super::siege::Siege;
@@ -69,6 +69,8 @@ pub(super) struct Pump {
     clock: Clock,
     slots: Slots,
     recorder: Recorder,
+    /// Packets for the process's kernel that came to a former home while the process was on its way.
+    late_packets: Vec<Packet>,
     spin: Spin,
     spread: Spread,
     stay: Stay,
@@ -142,13 +144,18 @@ impl Pump {
         };
 
         let mut recorder = Recorder::new(config.site);
+        let mut late_packets = Vec::new();
         let (bridge, programs_ends) = match start {
             None => {
                 let stack = netstack::Stack::new(stack_config, Secrets(random()?), clock.now());
                 (Bridge::new(Stack::here(stack), listener, Rc::clone(&epoll), config.init_pid), BTreeMap::new())
             }
             Some((image, home)) => {
-                let NetImage { stack, away, bridge, recordings } = *image;
+                let NetImage { stack, away, bridge, recordings, packets } = *image;
+                if let Some(away) = &away {
+                    let lacking = packets.into_iter().filter(|(number, _)| away.lacks(*number));
+                    late_packets = lacking.map(|(_, packet)| packet).collect();
+                }
                 recorder.thaw(recordings);
                 let stack = match (stack, away, home) {
                     (Some(stack), ..) => Stack::here(netstack::Stack::thaw(*stack, clock.now(), stack_config)?),
@@ -175,6 +182,7 @@ impl Pump {
             clock,
             slots,
             recorder,
+            late_packets,
             spin: Spin::new(),
             spread,
             stay: Stay::default(),
@@ -612,7 +620,8 @@ impl Pump {
             (false, false) => self.bridge.stack.freeze(now),
         };
         let away = if stack.is_none() { Some(self.bridge.stack.away_image(&self.bridge.ids())?) } else { None };
-        Ok(NetImage { stack, away, bridge, recordings: self.recorder.freeze() })
+        let packets = self.home.as_ref().map(Deputy::kept_packets).unwrap_or_default();
+        Ok(NetImage { stack, away, bridge, recordings: self.recorder.freeze(), packets })
     }
 
     /// Notes all that has happened so far.
@@ -644,7 +653,10 @@ impl Pump {
         if self.parked {
             self.parked = false;
             self.tun_readable = true;
-            self.wire.iter_mut().for_each(|wire| wire.readable = true);
+            if let Some(wire) = &mut self.wire {
+                wire.readable = true;
+                self.late_packets.drain(..).for_each(|(header, packet)| wire.receive(&header, &packet));
+            }
             drop(self.epoll.modify(self.bridge.listener().as_fd(), TOKEN_LISTENER, Interest::IN));
             let now = self.clock.now();
             self.bridge.set_now(now);

@@ -33,11 +33,19 @@ const READ_A_ROUND: usize = 4 << 20;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AwayImage {
     sockets: Vec<SocketImage>,
+    /// The number of the home's first packet that the job's kernel hasn't had.
+    #[serde(default)]
+    packet: u64,
 }
 
 impl AwayImage {
+    /// Whether the job's kernel hasn't had the home's packet of this number.
+    pub(in crate::net) fn lacks(&self, number: u64) -> bool {
+        number >= self.packet
+    }
+
     pub(in crate::net) fn of_stack(stack: &netstack::Stack, ids: impl Iterator<Item = SocketId>) -> AwayImage {
-        AwayImage { sockets: ids.map(|id| super::socket_image(stack, id)).collect() }
+        AwayImage { sockets: ids.map(|id| super::socket_image(stack, id)).collect(), packet: 0 }
     }
 }
 
@@ -58,8 +66,10 @@ pub(in crate::net) struct Away {
     takers: Vec<SocketId>,
     /// Sockets that were asked for room when the line was full.
     blocked: RefCell<Vec<SocketId>>,
-    /// Packets that are no TCP, for the job's kernel.
-    packets: VecDeque<Packet>,
+    /// Packets that are no TCP, for the job's kernel, with their numbers.
+    packets: VecDeque<(u64, Packet)>,
+    /// The number of the first that it hasn't had.
+    packet: u64,
     /// What comes before an answer that is too long for one frame.
     pieces: Vec<u8>,
     next_call: u64,
@@ -144,6 +154,7 @@ impl Away {
             takers: Vec::new(),
             blocked: RefCell::default(),
             packets: VecDeque::new(),
+            packet: image.packet,
             pieces: Vec::new(),
             next_call: 0,
             finished: false,
@@ -165,7 +176,7 @@ impl Away {
     pub(in crate::net) fn activate(&mut self) {
         if !self.active {
             self.active = true;
-            self.line.outgoing.push(&Frame::Activate { epoch: self.epoch });
+            self.line.outgoing.push(&Frame::Activate { epoch: self.epoch, packet: self.packet });
         } else {
             // A move on from here was given up: should the home have stopped for it, it goes on.
             self.line.outgoing.push(&Frame::Resume);
@@ -234,9 +245,9 @@ impl Away {
                             socket.received.extend(bytes);
                             id
                         }),
-                        Frame::Packet { header, packet } => {
+                        Frame::Packet { number, header, packet } => {
                             if self.packets.len() < PACKETS_MAX {
-                                self.packets.push_back((header, packet.to_vec()));
+                                self.packets.push_back((number, (header, packet.to_vec())));
                             }
                             None
                         }
@@ -285,12 +296,14 @@ impl Away {
 
     /// The next packet for the job's kernel.
     pub(in crate::net) fn poll_packet(&mut self) -> Option<Packet> {
-        self.packets.pop_front()
+        let (number, packet) = self.packets.pop_front()?;
+        self.packet = number.saturating_add(1);
+        Some(packet)
     }
 
     /// A packet of the job's kernel.
     pub(in crate::net) fn send_packet(&mut self, header: &[u8; tun::HEADER_LEN], packet: &[u8]) {
-        self.line.outgoing.push_packet(header, packet);
+        self.line.outgoing.push_packet(0, header, packet);
     }
 
     fn note_change(&mut self, id: SocketId) {
@@ -379,7 +392,7 @@ impl Away {
             options: socket.options.clone(),
             acceptable: socket.look.acceptable,
         };
-        Ok(AwayImage { sockets: self.sockets.iter().map(image).collect() })
+        Ok(AwayImage { sockets: self.sockets.iter().map(image).collect(), packet: self.packet })
     }
 
     /// The job has ended: the home goes on alone with what is on its way. True when it has heard that.

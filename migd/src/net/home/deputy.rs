@@ -16,6 +16,7 @@ use sys::epoll::{Epoll, Interest};
 use sys::tun;
 
 use super::frame::{Answer, Call, DATA_MAX, Frame, Look, PAYLOAD_MAX, Report};
+use super::kept::Kept;
 use super::line::{Line, PACKETS_MAX, Packet};
 use super::socket_image;
 use super::state::{Board, HomeState, LineId, Visitor};
@@ -46,6 +47,8 @@ pub(in crate::net) struct Deputy {
     resets: Vec<SocketId>,
     /// Packets of the process's kernel, to leave.
     packets: VecDeque<Packet>,
+    /// Those for it.
+    kept: Kept,
     epoll: Rc<Epoll>,
     board: Board,
     /// Bytes of programs that passed, to the process and from it.
@@ -87,6 +90,7 @@ impl Deputy {
             crowded: Vec::new(),
             resets: Vec::new(),
             packets: VecDeque::new(),
+            kept: Kept::default(),
             epoll,
             board,
             relayed: (0, 0),
@@ -171,7 +175,13 @@ impl Deputy {
             };
             let active = self.active == Some(id);
             match frame {
-                Frame::Activate { epoch } => self.activate(id, epoch, visitor),
+                Frame::Activate { epoch, packet } => {
+                    if self.activate(id, epoch, visitor) {
+                        for (number, (header, packet)) in self.kept.since(packet) {
+                            line.outgoing.push_packet(number, header, packet);
+                        }
+                    }
+                }
                 Frame::Inherit { epoch } => {
                     tracing::info!(node = visitor.node.name, epoch, "the sockets have followed the process");
                     self.board.set(HomeState::Inherited { node: visitor.node.clone(), epoch });
@@ -208,7 +218,7 @@ impl Deputy {
                     line.outgoing.push(&Frame::Answer { number, answer: Box::new(answer) });
                 }
                 Frame::Data { id, bytes } => self.take_data(id, bytes, stack, now),
-                Frame::Packet { header, packet } if self.packets.len() < PACKETS_MAX => {
+                Frame::Packet { number: _, header, packet } if self.packets.len() < PACKETS_MAX => {
                     self.relayed.1 += packet.len() as u64;
                     self.packets.push_back((header, packet.to_vec()));
                 }
@@ -239,11 +249,11 @@ impl Deputy {
         }
     }
 
-    /// The process is at the other end of this line now.
-    fn activate(&mut self, id: LineId, epoch: u64, visitor: &Visitor) {
+    /// The process is at the other end of this line now, unless that is not so any more.
+    fn activate(&mut self, id: LineId, epoch: u64, visitor: &Visitor) -> bool {
         if epoch <= self.epoch && self.active.is_some() {
             tracing::warn!(epoch, node = visitor.node.name, "a line of a former owner says it is active");
-            return;
+            return false;
         }
         tracing::info!(epoch, node = visitor.node.name, "the process runs there");
         if let Some(former) = self.active.replace(id).filter(|former| *former != id) {
@@ -260,6 +270,12 @@ impl Deputy {
             self.note_change(id);
         }
         self.board.set(HomeState::Serving { node: visitor.node.clone(), epoch });
+        true
+    }
+
+    /// The last packets for the process's kernel, with their numbers.
+    pub(in crate::net) fn kept_packets(&self) -> Vec<(u64, Packet)> {
+        self.kept.since(0).map(|(number, packet)| (number, packet.clone())).collect()
     }
 
     fn freeze(&mut self, guest: (LineId, Visitor), stack: &Stack, now: Instant, line: &mut Line) -> Answer {
@@ -271,6 +287,9 @@ impl Deputy {
         match codec::to_vec(&stack.freeze(now)) {
             Ok(image) => {
                 self.frozen = Some(guest);
+                for (number, (header, packet)) in self.kept.since(0) {
+                    line.outgoing.push(&Frame::Packet { number, header: *header, packet });
+                }
                 image.chunks(PAYLOAD_MAX).for_each(|bytes| line.outgoing.push(&Frame::Piece { bytes }));
                 Answer::of(Ok(()))
             }
@@ -328,9 +347,10 @@ impl Deputy {
 
     /// A packet for the process's kernel.
     pub(in crate::net) fn send_packet(&mut self, header: &[u8; tun::HEADER_LEN], packet: &[u8]) {
+        let number = self.kept.keep(header, packet);
         if let Some(station) = self.active.and_then(|active| self.stations.get_mut(&active)) {
             self.relayed.0 += packet.len() as u64;
-            station.line.outgoing.push_packet(header, packet);
+            station.line.outgoing.push_packet(number, header, packet);
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use netstack::StackImage;
 
 use super::frame::{Call, Frame};
-use super::line::Line;
+use super::line::{Line, Packet};
 use super::state::LineBoard;
 
 /// A guest at a job's home: a connection on which nothing was said yet. Dropping it says that the process does not come.
@@ -32,14 +32,16 @@ impl Guest {
         (self.fd, self.board)
     }
 
-    /// Stops the home's stack, for the owner to be with this epoch, and gets its image.
+    /// Stops the home's stack, for the owner to be with this epoch, and gets its image and the last packets for the process's
+    /// kernel, with their numbers.
     ///
     /// # Errors
     /// The home's refusal, or that of the connection.
-    pub fn fetch(&self, epoch: u64, limit: Duration) -> io::Result<StackImage> {
+    pub fn fetch(&self, epoch: u64, limit: Duration) -> io::Result<(StackImage, Vec<(u64, Packet)>)> {
         let mut line = Line::new(self.fd.try_clone()?);
         line.outgoing.push(&Frame::Call { number: 0, call: Call::Image { epoch } });
         let mut image = Vec::new();
+        let mut packets = Vec::new();
         let deadline = Instant::now() + limit;
         loop {
             line.flush();
@@ -47,9 +49,10 @@ impl Guest {
                 while let Some(frame) = line.incoming.next() {
                     match frame.map_err(invalid)? {
                         Frame::Piece { bytes } => image.extend_from_slice(bytes),
+                        Frame::Packet { number, header, packet } => packets.push((number, (header, packet.to_vec()))),
                         Frame::Answer { answer, .. } => {
                             return match answer.refusal {
-                                None => codec::from_slice(&image).map_err(invalid),
+                                None => codec::from_slice(&image).map(|image| (image, packets)).map_err(invalid),
                                 Some(refusal) => Err(io::Error::other(refusal)),
                             };
                         }

@@ -34,8 +34,9 @@ pub(super) enum FrameError {
 pub(super) enum Frame<'a> {
     /// Bytes of a socket. Out: written by the program; in: received, a copy of what the home's stack still holds.
     Data { id: SocketId, bytes: &'a [u8] },
-    /// A packet that is no TCP: the header of a TUN device, and the packet. Lost when the line is full, as packets are.
-    Packet { header: [u8; tun::HEADER_LEN], packet: &'a [u8] },
+    /// A packet that is no TCP: the header of a TUN device, and the packet. Lost when the line is full, as packets are. In: with
+    /// its place among all that came to this home.
+    Packet { number: u64, header: [u8; tun::HEADER_LEN], packet: &'a [u8] },
     /// Out: so many received bytes are with the program; the home's stack may forget them.
     Taken { id: SocketId, count: u64 },
     /// In: since this line was activated so many bytes of the socket may be sent in all.
@@ -56,8 +57,9 @@ pub(super) enum Frame<'a> {
     Answer { number: u64, answer: Box<Answer> },
     /// In, before the answer to [`Call::Image`] or [`Call::Report`]: a piece of what was asked for.
     Piece { bytes: &'a [u8] },
-    /// Out: the process is here, the owner with this epoch; the line that served it before is to be forgotten.
-    Activate { epoch: u64 },
+    /// Out: the process is here, the owner with this epoch; the line that served it before is to be forgotten. It has had the
+    /// packets before this number.
+    Activate { epoch: u64, packet: u64 },
     /// Out: the stack was thawed here and belongs to the owner with this epoch; the home is one no more.
     Inherit { epoch: u64 },
     /// Out: the move that froze the stack came to nothing.
@@ -232,12 +234,12 @@ impl Header {
             CALL => Frame::Call { number, call: self.unpack(payload)? },
             ANSWER => Frame::Answer { number, answer: self.unpack(payload)? },
             PIECE => Frame::Piece { bytes: payload },
-            ACTIVATE => Frame::Activate { epoch: number },
+            ACTIVATE => Frame::Activate { epoch: number, packet: value()? },
             INHERIT => Frame::Inherit { epoch: number },
             RESUME => Frame::Resume,
             PACKET => {
                 let (header, packet) = payload.split_first_chunk().ok_or(FrameError::Malformed(self.kind))?;
-                Frame::Packet { header: *header, packet }
+                Frame::Packet { number, header: *header, packet }
             }
             kind => return Err(FrameError::Kind(kind)),
         })
@@ -270,11 +272,11 @@ impl Frame<'_> {
             Frame::Call { number, call } => append(out, CALL, *number, &pack(call)),
             Frame::Answer { number, answer } => append(out, ANSWER, *number, &pack(answer)),
             Frame::Piece { bytes } => append(out, PIECE, 0, bytes),
-            Frame::Activate { epoch } => append(out, ACTIVATE, *epoch, &[]),
+            Frame::Activate { epoch, packet } => append(out, ACTIVATE, *epoch, &packet.to_be_bytes()),
             Frame::Inherit { epoch } => append(out, INHERIT, *epoch, &[]),
             Frame::Resume => append(out, RESUME, 0, &[]),
-            Frame::Packet { header, packet } => {
-                self::header(out, PACKET, 0, header.len() + packet.len());
+            Frame::Packet { number, header, packet } => {
+                self::header(out, PACKET, *number, header.len() + packet.len());
                 out.extend_from_slice(header);
                 out.extend_from_slice(packet);
             }

@@ -14,7 +14,7 @@ const READ_BYTES: usize = 256 << 10;
 pub(super) const BACKLOG_MAX: usize = 1 << 20;
 
 /// A packet with the header of a TUN device.
-pub(super) type Packet = ([u8; HEADER], Vec<u8>);
+pub type Packet = ([u8; HEADER], Vec<u8>);
 /// Packets kept for whoever polls them; more are dropped.
 pub(super) const PACKETS_MAX: usize = 1024;
 
@@ -151,9 +151,9 @@ impl Outgoing {
     }
 
     /// Adds a packet, unless so much waits already that it is dropped.
-    pub(super) fn push_packet(&mut self, header: &[u8; HEADER], packet: &[u8]) {
+    pub(super) fn push_packet(&mut self, number: u64, header: &[u8; HEADER], packet: &[u8]) {
         if self.has_room() {
-            self.push(&Frame::Packet { header: *header, packet });
+            self.push(&Frame::Packet { number, header: *header, packet });
         }
     }
 

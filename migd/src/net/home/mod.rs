@@ -11,6 +11,7 @@ mod away;
 mod deputy;
 mod fetch;
 mod frame;
+mod kept;
 mod line;
 mod state;
 
@@ -23,6 +24,7 @@ pub(super) use away::Away;
 pub use away::AwayImage;
 pub(super) use deputy::Deputy;
 pub use fetch::Guest;
+pub use line::Packet;
 pub use state::{Board, HomeState, LineBoard, Visitor};
 
 fn socket_image(stack: &Stack, id: SocketId) -> frame::SocketImage {

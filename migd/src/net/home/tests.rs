@@ -31,10 +31,10 @@ fn frames() -> Vec<Frame<'static>> {
         },
         Frame::Answer { number: 9, answer: Box::new(Answer::of(Err(SocketError::AddressInUse))) },
         Frame::Piece { bytes: b"image" },
-        Frame::Activate { epoch: 2 },
+        Frame::Activate { epoch: 2, packet: 8 },
         Frame::Inherit { epoch: 3 },
         Frame::Resume,
-        Frame::Packet { header: [3; sys::tun::HEADER_LEN], packet: b"datagram" },
+        Frame::Packet { number: 4, header: [3; sys::tun::HEADER_LEN], packet: b"datagram" },
     ]
 }
 
@@ -156,6 +156,52 @@ fn a_connection_that_comes_during_an_accept_is_known_to_wait() {
     let (accepted, mut away) = accepting.join().expect("accepted");
     assert!(accepted.is_some());
     assert_eq!((away.status(listener).acceptable, away.tcp_accept(listener)), (0, None));
+}
+
+/// The packets that have arrived, each one byte long.
+fn packets(away: &mut Away) -> Vec<u8> {
+    away.note_ready();
+    away.receive();
+    std::iter::from_fn(|| away.poll_packet()).map(|(_, packet)| packet[0]).collect()
+}
+
+#[test]
+fn packets_that_come_while_the_process_moves_reach_it() {
+    let mut stack = Stack::new(Config::default(), Secrets([7; 32]), NOW);
+    let epoll = Rc::new(sys::epoll::Epoll::new().expect("an epoll"));
+    let mut deputy = Deputy::new(1, std::iter::empty(), epoll, Board::new().expect("a board"));
+    let mut image = AwayImage::of_stack(&stack, std::iter::empty());
+    let mut sent = 0..;
+    let mut send = |deputy: &mut Deputy, stack: &mut Stack, count: usize| {
+        for byte in sent.by_ref().take(count) {
+            deputy.send_packet(&[0; sys::tun::HEADER_LEN], &[byte]);
+        }
+        deputy.serve(stack, NOW);
+    };
+    let mut arrived = Vec::new();
+    for (line, epoch) in [(1, 2), (2, 3), (3, 4)] {
+        let (ours, theirs) = sys::unix::pair(true).expect("a pair");
+        let node = crate::api::NodeAddress { name: "B".into(), peer: ([127, 0, 0, 1], 1).into(), hops: Vec::new() };
+        deputy.add_line(ours, Visitor { node, epoch }, |line| line);
+        // To nobody, or to a node where the process stands still already.
+        send(&mut deputy, &mut stack, 3);
+        let mut away = Away::new(Guest::new(theirs), epoch, image);
+        away.activate();
+        away.transmit();
+        deputy.note_ready(line);
+        deputy.receive(&mut stack, NOW);
+        send(&mut deputy, &mut stack, 2);
+        arrived.extend(packets(&mut away));
+        send(&mut deputy, &mut stack, 2);
+        let freezing = std::thread::spawn(move || away.freeze());
+        while !freezing.is_finished() {
+            deputy.note_ready(line);
+            deputy.receive(&mut stack, NOW);
+            deputy.serve(&mut stack, NOW);
+        }
+        image = freezing.join().expect("no panic").expect("an image");
+    }
+    assert_eq!(arrived, (0..19).collect::<Vec<u8>>());
 }
 
 proptest! {

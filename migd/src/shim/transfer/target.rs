@@ -425,7 +425,8 @@ impl Driver<'_> {
             return Ok(None);
         }
         if let Some(back) = self.back {
-            net.stack = back.plane.freeze()?.stack;
+            let home = back.plane.freeze()?;
+            (net.stack, net.packets) = (home.stack, home.packets);
             return Ok(None);
         }
         let epoch = self.shared.file.epoch + 1;
@@ -434,9 +435,10 @@ impl Driver<'_> {
             self.home = Some((self.net.at.clone(), line.board()));
             return Ok(Some((line, epoch)));
         }
-        let image = line.fetch(epoch, FETCH);
-        let image = image.with_context(|| format!("node {} does not give the job's sockets away", self.net.at))?;
-        net.stack = Some(Box::new(image));
+        let fetched = line.fetch(epoch, FETCH);
+        let (stack, packets) =
+            fetched.with_context(|| format!("node {} does not give the job's sockets away", self.net.at))?;
+        (net.stack, net.packets) = (Some(Box::new(stack)), packets);
         self.inherited = Some(line);
         self.steps.end("fetch");
         Ok(None)
