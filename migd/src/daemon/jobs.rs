@@ -213,12 +213,16 @@ impl LocalJob {
 
 /// The jobs of this node by id.
 #[derive(Debug, Default)]
-pub struct Registry(Mutex<HashMap<String, Arc<LocalJob>>>, Mutex<HashSet<String>>);
+pub struct Registry {
+    jobs: Mutex<HashMap<String, Arc<LocalJob>>>,
+    /// Ids of jobs that run here and of which nothing else is known.
+    strays: Mutex<HashSet<String>>,
+}
 
 impl Registry {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<LocalJob>>> {
         // Every operation on the map is a single call, so it is whole whatever panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The job with this full id.
@@ -226,14 +230,18 @@ impl Registry {
         self.lock().get(id).cloned()
     }
 
+    fn strays(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.strays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes that a job is here of which nothing else is known.
     pub fn note_stray(&self, id: &str) {
-        self.1.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
+        self.strays().insert(id.to_owned());
     }
 
     /// Whether something of the job with this full id is here.
     pub fn is_here(&self, id: &str) -> bool {
-        self.lock().contains_key(id) || self.1.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+        self.lock().contains_key(id) || self.strays().contains(id)
     }
 
     /// Adds a job; `false` when one with its id is there.
