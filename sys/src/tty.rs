@@ -177,6 +177,16 @@ pub fn set_output_stopped(tty: BorrowedFd<'_>, stopped: bool) -> io::Result<()> 
     command(tty, libc::TCXONC, if stopped { libc::TCOOFF } else { libc::TCOON }).map(drop)
 }
 
+/// Throws away what was typed and not read.
+pub fn discard_input(tty: BorrowedFd<'_>) -> io::Result<()> {
+    command(tty, libc::TCFLSH, libc::TCIFLUSH).map(drop)
+}
+
+/// Throws away what was written and has not reached the other end.
+pub fn discard_output(tty: BorrowedFd<'_>) -> io::Result<()> {
+    command(tty, libc::TCFLSH, libc::TCOFLUSH).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;

@@ -22,10 +22,18 @@ const STOP: u8 = 0x13;
 const END_OF_FILE: u8 = 0x04;
 /// So many bytes that were read of a terminal's input find room in it again.
 const CAPACITY: usize = 4095;
-/// Bytes in one write: many small writes leave room unused in the kernel's buffers, and so do few large ones.
-const PIECE: usize = 500;
+/// What an end that isn't read has no room for, the kernel keeps in blocks, each for at most twice as many bytes (`TTY_BUFFER_PAGE`).
+const BLOCK: usize = 1792;
+/// The same for the smallest blocks. Once made, they are had again however much is kept.
+const SMALL_BLOCK: usize = 256;
+/// New blocks are made until there are some for twice as many bytes (`tty_buffer_set_limit` for pseudo-terminals).
+const LIMIT: usize = 8192;
+/// So many bytes are put into small blocks at first, for the last large one to be made when the limit is just reached.
+const FIRST: usize = 2 * (LIMIT % BLOCK);
+/// What all small blocks hold that were ever made, beside the first.
+const SMALL_BLOCKS: usize = 2 * (LIMIT + SMALL_BLOCK) - FIRST;
 /// How often, and how long each time, to wait for the kernel to pass on what was written.
-const ATTEMPTS: u32 = 500;
+const PAUSES: usize = 500;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Both ends of a terminal of which nobody else makes use now.
@@ -142,7 +150,7 @@ impl Pair<'_> {
     /// Puts all in, and gives the terminal its modes.
     pub fn put(&self, waiting: &Waiting) -> io::Result<()> {
         tty::set_modes(self.slave, &self.plain())?;
-        write_all(self.slave, self.master, &waiting.output)?;
+        write_all(self.slave, self.master, &waiting.output, CAPACITY)?;
         let late = self.put_input(waiting)?;
         if waiting.stopped == Some(Stop::Character) {
             tty::set_modes(self.slave, &self.with_flow(libc::VSTOP, STOP))?;
@@ -152,7 +160,7 @@ impl Pair<'_> {
         if !late.is_empty() {
             let flags = fds::status_flags(self.master)?;
             fds::set_status_flags(self.master, flags | libc::O_NONBLOCK)?;
-            let written = write_all(self.master, self.slave, &late);
+            let written = write_all(self.master, self.slave, &late, 0);
             fds::set_status_flags(self.master, flags)?;
             written?;
         }
@@ -195,24 +203,67 @@ impl Pair<'_> {
     }
 }
 
-/// Writes to one end without waiting for a reader of the other.
-fn write_all(to: BorrowedFd<'_>, other: BorrowedFd<'_>, mut data: &[u8]) -> io::Result<()> {
-    let mut attempts = 0;
-    while !data.is_empty() {
-        match fds::write(to, &data[..data.len().min(PIECE)]) {
-            Ok(written) if written > 0 => data = &data[written..],
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-            _ if attempts == ATTEMPTS => {
-                let what = format!("{} bytes that waited in a terminal have no room in it", data.len());
-                return Err(io::Error::other(what));
-            }
-            _ => {
-                // Asked whether there is something to read, the kernel first passes on what was written.
-                is_readable(other)?;
-                attempts += 1;
-                std::thread::sleep(PAUSE);
-            }
+/// Writes to one end while nobody reads the other, which takes so many bytes at once. The rest is kept between them, where as much has
+/// room as any writer had found there.
+fn write_all(to: BorrowedFd<'_>, other: BorrowedFd<'_>, data: &[u8], taken: usize) -> io::Result<()> {
+    let (taken, mut kept) = data.split_at(taken.min(data.len()));
+    if kept.len() > LIMIT {
+        make_small_blocks(to, other, !taken.is_empty())?;
+    }
+    write_pieces(to, taken, SMALL_BLOCK)?;
+    until(|| Ok(fds::bytes_waiting(other)? >= taken.len()))?;
+    if kept.len() > SMALL_BLOCKS {
+        let (first, rest) = kept.split_at(FIRST);
+        let (large, rest) = rest.split_at(rest.len().saturating_sub(SMALL_BLOCKS).next_multiple_of(BLOCK));
+        write_pieces(to, first, SMALL_BLOCK)?;
+        write_pieces(to, large, BLOCK)?;
+        kept = rest;
+    }
+    write_pieces(to, kept, SMALL_BLOCK)
+}
+
+/// Has the kernel make as many small blocks as it ever does, and leave none half full.
+fn make_small_blocks(to: BorrowedFd<'_>, other: BorrowedFd<'_>, is_empty: bool) -> io::Result<()> {
+    // What is in use at first may be large.
+    for _ in 0..2 {
+        while write_piece(to, &[0; SMALL_BLOCK])? > 0 {}
+        tty::discard_output(to)?;
+        if is_empty {
+            tty::discard_input(other)?;
         }
     }
     Ok(())
+}
+
+/// Writes all in pieces of this size, each for a block or the half of one.
+fn write_pieces(to: BorrowedFd<'_>, mut data: &[u8], size: usize) -> io::Result<()> {
+    while !data.is_empty() {
+        let mut written = 0;
+        // The kernel may yet have to let go of a block whose content was passed on.
+        until(|| {
+            written = write_piece(to, &data[..data.len().min(size)])?;
+            Ok(written > 0)
+        })?;
+        data = &data[written..];
+    }
+    Ok(())
+}
+
+/// Writes what has room. Returns how much that was.
+fn write_piece(to: BorrowedFd<'_>, piece: &[u8]) -> io::Result<usize> {
+    match fds::write(to, piece) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        written => written,
+    }
+}
+
+/// Gives the kernel time until this holds.
+fn until(mut holds: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    for _ in 0..PAUSES {
+        if holds()? {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(io::Error::other("what waited in a terminal has no room in it"))
 }

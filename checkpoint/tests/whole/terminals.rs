@@ -56,6 +56,21 @@ def failure(call, *arguments):
         return call(*arguments)
     except OSError as error:
         return errno.errorcode[error.errno]
+def fill(fd, text):
+    "Writes it again and again until there is no room."
+    sent = b""
+    while isinstance(length := failure(os.write, fd, text), int):
+        sent += text[:length]
+        time.sleep(0.001)
+    return sent
+def fill_up(fd, other):
+    "The other end has all it takes, and the kernel keeps what it can in blocks of 512 and 3584 bytes."
+    sent = b"".join(bytes(os.write(fd, bytes(size))) for size in [256] * 15 + [255])
+    wait_for(lambda: struct.unpack("i", fcntl.ioctl(other, termios.FIONREAD, bytes(4))) == (4095,))
+    every = bytes(range(256))
+    for _ in range(8):
+        sent += every[:os.write(fd, every)]
+    return sent + fill(fd, every * 7) + fill(fd, every)
 def fields(pid):
     "Session, terminal and foreground."
     return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[3:6]
@@ -158,9 +173,13 @@ fn content() -> Outcome {
     for end in ["m", "s"] {
         let other = if end == "m" { "s" } else { "m" };
         run(&mut job, &[&format!("os.set_blocking({end}, False); sent = b''; text = every * 3 + bytes(39)")])?;
-        let fill =
-            format!("while isinstance(n := failure(os.write, {end}, text), int): sent += text[:n]; time.sleep(0.001)");
+        let fill = format!("sent += fill({end}, text)");
         run(&mut job, &[&fill, "len(sent) > 8000 or 1/0"])?;
+        both_ways(&mut job)?;
+        expect(&mut job, &format!("until({other}, sent) == sent"), "True")?;
+        // As full as writes of any size make it. For that the kernel must have made many blocks before.
+        run(&mut job, &[&format!("sent = fill({end}, every)"), &format!("until({other}, sent)")])?;
+        run(&mut job, &[&format!("sent = fill_up({end}, {other})"), "len(sent) > 38000 or 1/0"])?;
         both_ways(&mut job)?;
         expect(&mut job, &format!("until({other}, sent) == sent"), "True")?;
         run(&mut job, &[&format!("os.set_blocking({end}, True)")])?;
