@@ -57,13 +57,19 @@ impl Calls {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what a thread that was just stopped was doing. `now_ns` is the job's CLOCK_MONOTONIC; `filters` is how many system call
-    /// filters each thread has that are not its own.
-    pub fn note(&self, thread: u32, stopped: &mut Stopped, now_ns: i64, filters: usize) -> io::Result<()> {
+    /// Notes what a thread that was just stopped was doing. `now_ns` is the job's CLOCK_MONOTONIC; `filters` tells how many system
+    /// call filters each thread has that are not its own; it is asked when that matters.
+    pub fn note(
+        &self,
+        thread: u32,
+        stopped: &mut Stopped,
+        now_ns: i64,
+        filters: impl FnOnce() -> io::Result<usize>,
+    ) -> io::Result<()> {
         let mut registers = stopped.registers()?;
         let mut known = self.known();
         let is_first = registers.result() == restart::BLOCK && registers.call() != Some(libc::SYS_restart_syscall);
-        if is_first && stopped.has_filter(filters)? {
+        if is_first && stopped.has_filter(filters()?)? {
             known.remove(&thread);
             registers.set(Register::Rax, restart::NO_HANDLER.cast_unsigned());
             let mask = stopped.signal_mask()?;

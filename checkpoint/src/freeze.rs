@@ -152,8 +152,16 @@ fn stuck(inside: &Inside, seized: &Seized) -> Error {
 fn collect(inside: &Inside, stopped: Vec<Stopped>) -> Result<Vec<Frozen>> {
     let mut by_thread: BTreeMap<Pid, Stopped> = stopped.into_iter().map(|thread| (thread.thread(), thread)).collect();
     let now_ns = inside.clocks().monotonic_ns;
-    let init = inside.proc.status(Place::Process(1));
-    let init = init.map_err(|error| Error::system("reading the status of a job's init", error))?;
+    // Every thread has those of init; asked for once, if at all.
+    let mut known = None;
+    let mut filters = || match known {
+        Some(count) => Ok(count),
+        None => {
+            let count = inside.proc.status(Place::Process(1))?.seccomp_filters as usize;
+            known = Some(count);
+            Ok(count)
+        }
+    };
     let mut all = Vec::new();
     for process in inside.processes()? {
         let Ok(numbers) = inside.proc.threads(process) else { continue };
@@ -163,7 +171,7 @@ fn collect(inside: &Inside, stopped: Vec<Stopped>) -> Result<Vec<Frozen>> {
             if let Some(mut thread) = tid.and_then(|tid| by_thread.remove(&tid)) {
                 inside
                     .calls
-                    .note(number, &mut thread, now_ns, init.seccomp_filters as usize)
+                    .note(number, &mut thread, now_ns, &mut filters)
                     .map_err(|error| Error::process(process, "reading registers", error))?;
                 threads.insert(number, thread);
             }

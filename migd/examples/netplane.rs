@@ -173,7 +173,7 @@ impl Net {
                     // The sockets follow it.
                     0 => {
                         home.add_line(theirs.into(), visitor);
-                        let (stack, packets) = guest.fetch(self.step + 1, Duration::from_secs(10))?;
+                        let (stack, packets) = guest.fetch(self.step + 1, 0, Duration::from_secs(10))?;
                         (image.stack, image.packets) = (Some(Box::new(stack)), packets);
                     }
                     // It goes on to another node.

@@ -208,6 +208,9 @@ pub fn set_io_priority(thread: Pid, priority: i32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, thread.as_raw(), priority) }).map(drop)
 }
 
+/// The calling thread, for the calls that take a thread's number.
+pub const MYSELF: Pid = Pid::from_raw(0);
+
 /// Sets the processors a thread may run on.
 pub fn set_affinity(thread: Pid, processors: &[u32]) -> io::Result<()> {
     let mut mask = [0u8; 1024];
@@ -256,9 +259,8 @@ pub fn set_limit(pid: Pid, resource: u32, soft: u64, hard: u64) -> io::Result<()
 
 /// Raises this process's soft limit of open descriptors to the hard one; returns it.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let own = Pid::from_raw(0);
-    let (_, hard) = limit(own, libc::RLIMIT_NOFILE)?;
-    set_limit(own, libc::RLIMIT_NOFILE, hard, hard)?;
+    let (_, hard) = limit(MYSELF, libc::RLIMIT_NOFILE)?;
+    set_limit(MYSELF, libc::RLIMIT_NOFILE, hard, hard)?;
     Ok(hard)
 }
 

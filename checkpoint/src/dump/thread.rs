@@ -89,6 +89,6 @@ pub(super) fn thread(
 
 /// The processors of a thread, unless they are all that this program may use as well.
 fn restricted(processors: Vec<u32>) -> Option<Vec<u32>> {
-    let own = sys::process::affinity(sys::Pid::from_raw(0)).unwrap_or_default();
+    let own = sys::process::affinity(sys::process::MYSELF).unwrap_or_default();
     (processors != own).then_some(processors)
 }

@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::unistd::Pid;
-use sys::process::SchedulingAttributes;
+use sys::process::{MYSELF, SchedulingAttributes};
 
 /// How often each thread is to run.
 const BEAT: Duration = Duration::from_millis(1);
@@ -18,8 +17,6 @@ const BEAT: Duration = Duration::from_millis(1);
 const LATE: Duration = Duration::from_millis(3);
 /// Of real-time priorities the lowest.
 const PRIORITY: u32 = 1;
-/// The calling thread, for sched_setattr(2) and its like.
-const MYSELF: Pid = Pid::from_raw(0);
 
 /// Looks for pauses until it is asked for them.
 pub(super) struct Watch {

@@ -106,13 +106,12 @@ async fn recover(paths: &JobPaths, id: &str) -> Recovered {
         connection.receive::<Reply<JobFile>>().await
     };
     match tokio::time::timeout(ANSWER, exchange).await {
-        Ok(Ok(Some(Reply::Ok(file)))) if file.spec.id == id => match write_json(&paths.spec(), &file) {
-            Ok(()) => Recovered::File(Box::new(file)),
-            Err(error) => {
+        Ok(Ok(Some(Reply::Ok(file)))) if file.spec.id == id => {
+            if let Err(error) = write_json(&paths.spec(), &file) {
                 tracing::error!(path = %paths.spec().display(), %error, "can't be written");
-                Recovered::File(Box::new(file))
             }
-        },
+            Recovered::File(Box::new(file))
+        }
         _ => Recovered::Silent,
     }
 }

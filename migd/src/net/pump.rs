@@ -153,7 +153,7 @@ impl Pump {
             Some((image, home)) => {
                 let NetImage { stack, away, bridge, recordings, packets } = *image;
                 if let Some(away) = &away {
-                    let lacking = packets.into_iter().filter(|(number, _)| away.lacks(*number));
+                    let lacking = packets.into_iter().filter(|(number, _)| *number >= away.packet());
                     late_packets = lacking.map(|(_, packet)| packet).collect();
                 }
                 recorder.thaw(recordings);

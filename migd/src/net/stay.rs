@@ -14,10 +14,8 @@ use std::io;
 use std::time::Duration;
 
 use netstack::Instant;
-use sys::Pid;
+use sys::process::MYSELF;
 
-/// The calling thread, for sched_setaffinity(2).
-const MYSELF: Pid = Pid::from_raw(0);
 /// How long it is bound.
 const HELD: Duration = Duration::from_millis(100);
 /// How long it is free after that.

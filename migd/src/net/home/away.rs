@@ -39,9 +39,10 @@ pub struct AwayImage {
 }
 
 impl AwayImage {
-    /// Whether the job's kernel hasn't had the home's packet of this number.
-    pub(in crate::net) fn lacks(&self, number: u64) -> bool {
-        number >= self.packet
+    /// The number of the home's first packet that the job's kernel hasn't had.
+    #[must_use]
+    pub fn packet(&self) -> u64 {
+        self.packet
     }
 
     pub(in crate::net) fn of_stack(stack: &netstack::Stack, ids: impl Iterator<Item = SocketId>) -> AwayImage {

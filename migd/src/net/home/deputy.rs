@@ -188,8 +188,9 @@ impl Deputy {
                     return false;
                 }
                 Frame::Resume if active => self.thaw(),
-                Frame::Call { number, call: Call::Image { epoch } } => {
-                    let answer = self.freeze((id, Visitor { node: visitor.node.clone(), epoch }), stack, now, line);
+                Frame::Call { number, call: Call::Image { epoch, packet } } => {
+                    let guest = (id, Visitor { node: visitor.node.clone(), epoch });
+                    let answer = self.freeze(guest, packet, stack, now, line);
                     line.outgoing.push(&Frame::Answer { number, answer: Box::new(answer) });
                 }
                 Frame::Call { number, call: Call::Finish } if active => {
@@ -278,7 +279,14 @@ impl Deputy {
         self.kept.since(0).map(|(number, packet)| (number, packet.clone())).collect()
     }
 
-    fn freeze(&mut self, guest: (LineId, Visitor), stack: &Stack, now: Instant, line: &mut Line) -> Answer {
+    fn freeze(
+        &mut self,
+        guest: (LineId, Visitor),
+        packet: u64,
+        stack: &Stack,
+        now: Instant,
+        line: &mut Line,
+    ) -> Answer {
         let epoch = guest.1.epoch;
         if epoch <= self.epoch {
             let refusal = format!("epoch {epoch} is not after {}", self.epoch);
@@ -287,7 +295,7 @@ impl Deputy {
         match codec::to_vec(&stack.freeze(now)) {
             Ok(image) => {
                 self.frozen = Some(guest);
-                for (number, (header, packet)) in self.kept.since(0) {
+                for (number, (header, packet)) in self.kept.since(packet) {
                     line.outgoing.push(&Frame::Packet { number, header: *header, packet });
                 }
                 image.chunks(PAYLOAD_MAX).for_each(|bytes| line.outgoing.push(&Frame::Piece { bytes }));

@@ -32,14 +32,14 @@ impl Guest {
         (self.fd, self.board)
     }
 
-    /// Stops the home's stack, for the owner to be with this epoch, and gets its image and the last packets for the process's
-    /// kernel, with their numbers.
+    /// Stops the home's stack, for the owner to be with this epoch, and gets its image, and the packets for the process's
+    /// kernel from the number `packet` on, with their numbers.
     ///
     /// # Errors
     /// The home's refusal, or that of the connection.
-    pub fn fetch(&self, epoch: u64, limit: Duration) -> io::Result<(StackImage, Vec<(u64, Packet)>)> {
+    pub fn fetch(&self, epoch: u64, packet: u64, limit: Duration) -> io::Result<(StackImage, Vec<(u64, Packet)>)> {
         let mut line = Line::new(self.fd.try_clone()?);
-        line.outgoing.push(&Frame::Call { number: 0, call: Call::Image { epoch } });
+        line.outgoing.push(&Frame::Call { number: 0, call: Call::Image { epoch, packet } });
         let mut image = Vec::new();
         let mut packets = Vec::new();
         let deadline = Instant::now() + limit;

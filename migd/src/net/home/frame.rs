@@ -100,9 +100,11 @@ pub(super) enum Call {
     Settle,
     /// The program has ended and closed everything: the home goes on alone with what is on its way out.
     Finish,
-    /// Stop the stack and send its image, for the owner to be with this epoch.
+    /// Stop the stack and send its image, for the owner to be with this epoch, and the packets from this number on.
     Image {
         epoch: u64,
+        #[serde(default)]
+        packet: u64,
     },
 }
 

@@ -15,7 +15,7 @@ use handoff::{Limits, Target};
 use super::peer::{Arrival, Peer};
 use super::{NetOffer, in_words, unpack};
 use crate::api::{ApiError, ErrorKind, NodeAddress};
-use crate::net::{Guest, LineBoard, NetImage, NetPlane, SocketKey, Stock, Told};
+use crate::net::{AwayImage, Guest, LineBoard, NetImage, NetPlane, SocketKey, Stock, Told};
 use crate::shim::job::{Announced, Job, Surroundings};
 use crate::shim::links::Links;
 use crate::shim::output::{Frame, Log};
@@ -435,7 +435,8 @@ impl Driver<'_> {
             self.home = Some((self.net.at.clone(), line.board()));
             return Ok(Some((line, epoch)));
         }
-        let fetched = line.fetch(epoch, FETCH);
+        let packet = net.away.as_ref().map_or(0, AwayImage::packet);
+        let fetched = line.fetch(epoch, packet, FETCH);
         let (stack, packets) =
             fetched.with_context(|| format!("node {} does not give the job's sockets away", self.net.at))?;
         (net.stack, net.packets) = (Some(Box::new(stack)), packets);
