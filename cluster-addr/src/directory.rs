@@ -201,8 +201,8 @@ pub enum DirectoryError {
     /// Nothing was reached, nothing was done.
     #[error("the directory can't be reached: {0}")]
     Unreachable(String),
-    /// The request was sent and no answer came: it may or may not have been done. Ask again by reading.
-    #[error("the directory did not answer, the change may or may not have been made: {0}")]
+    /// The request was sent and no answer came, or one that leaves it open: it may or may not have been done. Ask again by reading.
+    #[error("the directory did not confirm the change, which may or may not have been made: {0}")]
     Unknown(String),
     /// The engine's storage failed; nothing was done.
     #[error("the directory's storage failed: {0}")]

@@ -28,8 +28,9 @@ impl Failure {
         if says(&["required revision has been compacted"]) {
             return Self::Final(DirectoryError::Compacted(0));
         }
+        // Said before a change is made, and of the one that has used up the space, which has been made (etcd's quotaApplierV3).
         if says(&["database space exceeded"]) {
-            return Self::Final(DirectoryError::Storage(text));
+            return Self::Final(DirectoryError::Unknown(text));
         }
         if says(&["duplicate key given", "too many operations", "request is too large", "key is not provided"]) {
             return Self::Final(DirectoryError::Invalid(text));
@@ -76,6 +77,6 @@ mod tests {
         assert!(matches!(of("etcdserver: leader changed"), Failure::Unclear(_)));
         assert!(matches!(of("transport is closing"), Failure::Unclear(_)));
         let full = of("etcdserver: mvcc: database space exceeded");
-        assert!(matches!(full, Failure::Final(DirectoryError::Storage(_))));
+        assert!(matches!(full, Failure::Final(DirectoryError::Unknown(_))), "{full:?}");
     }
 }

@@ -239,6 +239,8 @@ pub async fn fill_etcd() {
         }
         assert!(acknowledged < 1000, "it is small");
     };
-    assert!(matches!(failure, DirectoryError::Storage(_)), "{failure:?}");
-    assert_eq!(u64::try_from(engine.list("big/").await.expect("it can be read").entries.len()), Ok(acknowledged));
+    assert!(matches!(failure, DirectoryError::Unknown(_)), "{failure:?}");
+    let count = u64::try_from(engine.list("big/").await.expect("it can be read").entries.len()).expect("few");
+    // The one that failed may have been written or not.
+    assert!(count == acknowledged || count == acknowledged + 1, "{count} of {acknowledged}");
 }
