@@ -197,7 +197,7 @@ pub struct SignalAction {
 pub struct IntervalTimer {
     /// Period; 0 is once.
     pub interval_us: u64,
-    /// Time left; 0 is off.
+    /// Time left; 0 is off, or with a period one of ITIMER_REAL that has expired and whose signal nobody has taken.
     pub left_us: u64,
 }
 

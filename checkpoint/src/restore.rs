@@ -253,11 +253,13 @@ pub(crate) fn start_clocks(stub: &mut Stub, live: &LiveProcess, frozen_at: Clock
 
     let passed_ns = u64::try_from(now.monotonic_ns - frozen_at.monotonic_ns).unwrap_or_default();
     for (which, timer) in (0i32..).zip(&live.interval_timers) {
-        if timer.left_us == 0 {
-            continue;
-        }
-        let passed_us = if which == libc::ITIMER_REAL { passed_ns / 1000 } else { 0 };
-        let left_us = timer.left_us.saturating_sub(passed_us).max(1);
+        let is_wall = which == libc::ITIMER_REAL;
+        let left_us = match timer.left_us {
+            // It has expired, and would be started again when its signal is taken. That is at most a period away; nothing tells how much less.
+            0 if is_wall && timer.interval_us != 0 => timer.interval_us,
+            0 => continue,
+            left_us => left_us.saturating_sub(if is_wall { passed_ns / 1000 } else { 0 }).max(1),
+        };
         let value =
             [timer.interval_us / 1_000_000, timer.interval_us % 1_000_000, left_us / 1_000_000, left_us % 1_000_000];
         let value = tape.data(&value.map(u64::to_ne_bytes).concat());

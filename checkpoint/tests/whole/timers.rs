@@ -3,10 +3,13 @@
 use libtest_mimic::Trial;
 
 use crate::ensure;
-use crate::support::{Job, Outcome, Precopy, trial};
+use crate::support::{Job, Moment, Outcome, Precopy, trial};
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial("timers::periodic_timers_that_nobody_has_read_go_on", unread)]
+    vec![
+        trial("timers::periodic_timers_that_nobody_has_read_go_on", unread),
+        trial("timers::an_alarm_that_came_due_in_the_freeze_goes_on", due),
+    ]
 }
 
 /// Has periodic timers that have expired 40 times or more and weren't read, whenever it is ready.
@@ -44,6 +47,35 @@ fn unread() -> Outcome {
         let line = job.line()?;
         ensure!(line == "[True, True, True]", "a timer doesn't expire any more: {line}");
         ensure!(job.line()? == "ready", "it doesn't go on");
+    }
+    Ok(())
+}
+
+/// Has an alarm every few milliseconds. For each line it waits for some more.
+const ALARMED: &str = r#"
+import signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+print("ready", flush=True)
+for line in sys.stdin:
+    seen = [bool(signal.sigtimedwait([signal.SIGALRM], 30)) for _ in range(3)]
+    print(seen, signal.getitimer(signal.ITIMER_REAL)[1], flush=True)
+"#;
+
+fn due() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", ALARMED])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for precopy in [Precopy::None, Precopy::Rounds(1)] {
+        job.hop_in_vain(precopy)?;
+        job.hop_while(precopy, |moment, _| {
+            if moment == Moment::Frozen {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Ok(())
+        })?;
+        job.say("on")?;
+        let line = job.line()?;
+        ensure!(line == "[True, True, True] 0.005", "{line}");
     }
     Ok(())
 }
