@@ -9,7 +9,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_bytes::ByteBuf;
 use sys::tty::Modes;
@@ -32,8 +32,9 @@ const LIMIT: usize = 8192;
 const FIRST: usize = 2 * (LIMIT % BLOCK);
 /// What all small blocks hold that were ever made, beside the first.
 const SMALL_BLOCKS: usize = 2 * (LIMIT + SMALL_BLOCK) - FIRST;
-/// How often, and how long each time, to wait for the kernel to pass on what was written.
-const PAUSES: usize = 500;
+/// How long to wait for the kernel to pass on what was written, and how long between two looks. A thread of the kernel does it, which on
+/// a busy machine waits for a processor for a good part of a second; nothing tells when it is done, and there always is room in the end.
+const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Both ends of a terminal of which nobody else makes use now.
@@ -211,7 +212,7 @@ fn write_all(to: BorrowedFd<'_>, other: BorrowedFd<'_>, data: &[u8], taken: usiz
         make_small_blocks(to, other, !taken.is_empty())?;
     }
     write_pieces(to, taken, SMALL_BLOCK)?;
-    until(|| Ok(fds::bytes_waiting(other)? >= taken.len()))?;
+    until(taken.len(), || Ok(fds::bytes_waiting(other)? >= taken.len()))?;
     if kept.len() > SMALL_BLOCKS {
         let (first, rest) = kept.split_at(FIRST);
         let (large, rest) = rest.split_at(rest.len().saturating_sub(SMALL_BLOCKS).next_multiple_of(BLOCK));
@@ -240,7 +241,7 @@ fn write_pieces(to: BorrowedFd<'_>, mut data: &[u8], size: usize) -> io::Result<
     while !data.is_empty() {
         let mut written = 0;
         // The kernel may yet have to let go of a block whose content was passed on.
-        until(|| {
+        until(data.len(), || {
             written = write_piece(to, &data[..data.len().min(size)])?;
             Ok(written > 0)
         })?;
@@ -257,13 +258,14 @@ fn write_piece(to: BorrowedFd<'_>, piece: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Gives the kernel time until this holds.
-fn until(mut holds: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-    for _ in 0..PAUSES {
-        if holds()? {
-            return Ok(());
+/// Gives the kernel time until this holds. So many bytes wait for it.
+fn until(length: usize, mut holds: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    let begun = Instant::now();
+    while !holds()? {
+        if begun.elapsed() > PATIENCE {
+            return Err(io::Error::other(format!("{length} bytes that waited in a terminal have no room in it")));
         }
         std::thread::sleep(PAUSE);
     }
-    Err(io::Error::other("what waited in a terminal has no room in it"))
+    Ok(())
 }
