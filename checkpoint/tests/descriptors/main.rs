@@ -158,7 +158,7 @@ fn what_stays_is_named() {
 }
 
 #[test]
-fn ten_thousand_sockets_take_milliseconds() {
+fn ten_thousand_sockets_move() {
     let source = Program::start("many.py", &["10000"]);
     let target = Program::sleeper();
     let mut frozen = Tree::stop(&[&source]);
@@ -171,7 +171,8 @@ fn ten_thousand_sockets_take_milliseconds() {
     let restorer = stubs.restore(image.clone(), &mut |_| sys::fds::events::eventfd(0, false));
     let restored = begin.elapsed();
     drop(restorer);
+    // `--nocapture` shows the figures.
     println!("10,000 sockets and an epoll of them: dump {dumped:?}, restore {restored:?}");
-    // Generous: the build is without optimisation and the machine busy. `--nocapture` shows the figures.
-    assert!(dumped + restored < Duration::from_secs(2));
+    let again = stubs.dump(&AllSockets).expect("the restored can move");
+    assert_eq!(again.tables[0].slots.len(), image.tables[0].slots.len());
 }

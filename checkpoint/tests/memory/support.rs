@@ -73,7 +73,7 @@ impl Group {
         command.arg(program).args(arguments);
         let wrapper = command.stdin(Stdio::null()).stdout(output).process_group(0).spawn().unwrap();
         let group = Group { wrapper };
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while group.members().is_empty() {
             assert!(Instant::now() < deadline, "the program doesn't start");
             std::thread::sleep(Duration::from_millis(1));
@@ -103,7 +103,7 @@ impl Group {
 
     /// Stops every process, also those that are forked meanwhile.
     pub fn freeze(&self) -> Vec<(Pid, Pid)> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             sys::process::kill(Pid::from_raw(-self.pid().as_raw()), sys::libc::SIGSTOP).unwrap();
             let members = self.members();
@@ -273,45 +273,52 @@ impl MemorySink for Target {
     }
 }
 
+/// Every wait of the tests ends at the latest after this.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Asks a program that knows SIGUSR1 (see `fixtures/churn.c`) for a userfaultfd.
 pub fn inject(pid: Pid, mailbox: &mut UnixStream) -> io::Result<OwnedFd> {
     let process = sys::process::pidfd_open(pid)?;
-    mailbox.set_read_timeout(Some(Duration::from_secs(1)))?;
-    for _ in 0..20 {
-        wait_until_caught(pid)?;
-        sys::process::pidfd_send_signal(process.as_fd(), sys::libc::SIGUSR1)?;
-        let mut message = [0; 8];
-        match mailbox.read_exact(&mut message) {
-            Ok(()) => {}
-            // Nothing: it has just executed itself anew, which ignores the signal for a moment.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error),
-        }
-        let number = i32::from_ne_bytes(message[4..].try_into().unwrap());
-        assert!(number >= 0);
-        let fetched = sys::process::pidfd_getfd(process.as_fd(), number)?;
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while Stat::read(pid).is_some_and(|stat| stat.state != 'T') {
-            assert!(Instant::now() < deadline, "the program doesn't stop itself");
-            std::thread::sleep(Duration::from_micros(100));
+    mailbox.set_read_timeout(Some(PATIENCE))?;
+    let deadline = Instant::now() + PATIENCE;
+    // While it executes itself anew the signal is ignored, and no answer would come. So it is sent to a program that stands still and is
+    // seen to handle it, which it then does before anything else.
+    loop {
+        sys::process::pidfd_send_signal(process.as_fd(), sys::libc::SIGSTOP)?;
+        wait_stopped(pid, deadline)?;
+        let catches = catches(pid)?;
+        if catches {
+            sys::process::pidfd_send_signal(process.as_fd(), sys::libc::SIGUSR1)?;
         }
         sys::process::pidfd_send_signal(process.as_fd(), sys::libc::SIGCONT)?;
-        return Ok(fetched);
-    }
-    Err(io::Error::other("the program gives no userfaultfd"))
-}
-
-fn wait_until_caught(pid: Pid) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < deadline {
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0").trim().to_owned();
-        if u64::from_str_radix(&caught, 16).is_ok_and(|mask| mask >> (sys::libc::SIGUSR1 - 1) & 1 == 1) {
-            return Ok(());
+        if catches {
+            break;
         }
+        assert!(Instant::now() < deadline, "process {pid} doesn't handle SIGUSR1");
         std::thread::sleep(Duration::from_micros(200));
     }
-    Err(io::Error::other(format!("process {pid} doesn't handle SIGUSR1")))
+    let mut message = [0; 8];
+    mailbox.read_exact(&mut message)?;
+    let number = i32::from_ne_bytes(message[4..].try_into().unwrap());
+    assert!(number >= 0);
+    let fetched = sys::process::pidfd_getfd(process.as_fd(), number)?;
+    wait_stopped(pid, deadline)?;
+    sys::process::pidfd_send_signal(process.as_fd(), sys::libc::SIGCONT)?;
+    Ok(fetched)
+}
+
+fn wait_stopped(pid: Pid, deadline: Instant) -> io::Result<()> {
+    while Stat::read(pid).ok_or(io::ErrorKind::NotFound)?.state != 'T' {
+        assert!(Instant::now() < deadline, "process {pid} doesn't stop");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
+fn catches(pid: Pid) -> io::Result<bool> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0").trim().to_owned();
+    Ok(u64::from_str_radix(&caught, 16).is_ok_and(|mask| mask >> (sys::libc::SIGUSR1 - 1) & 1 == 1))
 }
 
 /// A mapping as both sides must have it.

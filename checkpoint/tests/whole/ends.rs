@@ -127,7 +127,7 @@ fn stopped() -> Outcome {
     };
     let wait_stopped = |job: &Job| {
         let start = Instant::now();
-        while state(job) != Some(b'T') && start.elapsed() < Duration::from_secs(5) {
+        while state(job) != Some(b'T') && start.elapsed() < Duration::from_secs(30) {
             std::thread::sleep(Duration::from_millis(1));
         }
         state(job)

@@ -28,7 +28,7 @@ fn everything() -> Outcome {
     job.hop(Precopy::Rounds(1))?;
     job.sandbox.signal_root(sys::libc::SIGUSR1)?;
     let verdict = directory.path().join("verdict");
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !verdict.exists() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -45,7 +45,7 @@ fn redis() -> Outcome {
     };
     let start = Instant::now();
     while ask(&["ping"])? != "PONG" {
-        ensure!(start.elapsed() < Duration::from_secs(10), "redis doesn't answer");
+        ensure!(start.elapsed() < Duration::from_secs(30), "redis doesn't answer");
         std::thread::sleep(Duration::from_millis(20));
     }
     let size = std::env::var("CHECKPOINT_REDIS_KEYS").unwrap_or_else(|_| "200000".into());
@@ -79,7 +79,7 @@ fn hop_when_alone(job: &mut Job, precopy: Precopy) -> Result<Hop, Box<dyn std::e
 fn serve(job: &mut Job, hops: u32, ask: impl Fn() -> Result<(), Box<dyn std::error::Error>>) -> Outcome {
     let start = Instant::now();
     while let Err(error) = ask() {
-        ensure!(start.elapsed() < Duration::from_secs(10), "it doesn't answer: {error}");
+        ensure!(start.elapsed() < Duration::from_secs(30), "it doesn't answer: {error}");
         std::thread::sleep(Duration::from_millis(20));
     }
     for hop in 1..=hops {
@@ -91,7 +91,7 @@ fn serve(job: &mut Job, hops: u32, ask: impl Fn() -> Result<(), Box<dyn std::err
 
 fn exchange(socket: &Path, request: &str, wanted: &str) -> Result<(), Box<dyn std::error::Error>> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     while !String::from_utf8_lossy(&answer).contains(wanted) {
