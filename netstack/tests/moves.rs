@@ -217,6 +217,28 @@ fn the_clock_of_the_target_may_say_anything() {
     let _ = client;
 }
 
+#[test]
+fn what_was_due_before_the_freeze_is_due_after_the_thaw() {
+    let mut pair = Pair::new(5, Link::default());
+    let (client, ..) = pair.establish();
+    pair.write(Side::A, client, &[1; 500]);
+    pair.transmit();
+    let due = pair.a.poll_timeout().expect("it waits for an acknowledgment");
+    // Nobody came to look between the deadline and the freeze.
+    let image = pair.a.freeze(due + SECOND);
+    let mut now = Instant::from_nanos(7);
+    let mut thawed = netstack::Stack::thaw(image, now, pair.a.config().clone()).expect("thaws");
+    let mut repeated = 0;
+    while repeated < 3 {
+        now = thawed.poll_timeout().expect("it still waits").max(now);
+        assert!(now < Instant::from_nanos(7) + 60 * SECOND, "the timer is lost");
+        thawed.handle_timeout(now);
+        while let Some(packet) = thawed.poll_transmit(now) {
+            repeated += usize::from(packet.to_vec().len() > 500);
+        }
+    }
+}
+
 fn timestamp(options: &[u8]) -> Option<u32> {
     let at = options.windows(2).position(|pair| pair == [8, 10])?;
     Some(u32::from_be_bytes(options.get(at + 2..at + 6)?.try_into().ok()?))

@@ -46,9 +46,14 @@ impl Clock {
         self.latest
     }
 
-    /// The driver's time for a time of the stack.
+    /// The driver's time for a time of the stack; zero for one before the driver's clock began, as what was due before a thaw may be.
     pub(crate) const fn leave(&self, own: Instant) -> Instant {
-        Instant::from_nanos(own.as_nanos().wrapping_sub(self.ahead))
+        let (own, latest) = (own.as_nanos(), self.latest.as_nanos());
+        let driver = latest.wrapping_sub(self.ahead);
+        Instant::from_nanos(match own.checked_sub(latest) {
+            Some(ahead) => driver.saturating_add(ahead),
+            None => driver.saturating_sub(latest - own),
+        })
     }
 }
 
@@ -64,5 +69,14 @@ mod tests {
         assert_eq!(thawed.enter(Instant::from_nanos(13)).as_nanos(), before.as_nanos() + 10);
         assert_eq!(thawed.leave(before), Instant::from_nanos(3));
         assert_eq!(thawed.enter(Instant::from_nanos(4)).as_nanos(), before.as_nanos() + 10, "never back");
+    }
+
+    #[test]
+    fn what_was_due_before_a_thaw_is_due_at_once() {
+        let mut clock = Clock::new(Instant::from_millis(5));
+        let [due, frozen] = [1005, 1006].map(|at| clock.enter(Instant::from_millis(at)));
+        let thawed = Clock::resume(frozen, Instant::from_nanos(3));
+        assert_eq!(thawed.leave(due), Instant::from_nanos(0));
+        assert_eq!(Clock::resume(frozen, Instant::from_millis(7)).leave(due), Instant::from_millis(6));
     }
 }
