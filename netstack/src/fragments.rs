@@ -123,7 +123,7 @@ impl Fragments {
     /// Ends a datagram whose time is over. Returns the start of its first fragment, empty if that never came, for the ICMP
     /// error that is due then (RFC 792, RFC 8200 4.5).
     pub(crate) fn expire(&mut self, now: Instant) -> Option<(IpAddr, IpAddr, Vec<u8>)> {
-        let index = self.timers.take_due(now)?;
+        let index = self.timers.take_due(now, |index| self.partial.get(index).map(|partial| partial.expires_at))?;
         let partial = self.remove(index)?;
         Some((partial.name.source, partial.name.destination, partial.head))
     }

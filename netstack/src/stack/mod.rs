@@ -142,7 +142,7 @@ impl Stack {
     /// Does what was due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         let now = self.clock.enter(now);
-        while let Some(slot) = self.socket_timers.take_due(now) {
+        while let Some(slot) = self.due_socket(now) {
             let outcome = self.with_connection(now, slot, |connection, env| connection.handle_timeout(env));
             match outcome {
                 Some(Err(verdict)) => self.finish(now, slot, verdict),
@@ -151,16 +151,20 @@ impl Stack {
             }
         }
         self.expire_fragments(now);
-        while let Some(index) = self.half_open_timers.take_due(now) {
+        while let Some(index) =
+            self.half_open_timers.take_due(now, |index| self.half_open.get(index).map(HalfOpen::deadline))
+        {
             self.half_open_timeout(now, index);
         }
-        while let Some(index) = self.time_wait_timers.take_due(now) {
-            match self.time_wait.get(index).map(|entry| entry.ends_at) {
-                Some(ends_at) if ends_at > now => self.time_wait_timers.at_latest(index, ends_at),
-                Some(_) => self.drop_time_wait(index),
-                None => {}
-            }
+        while let Some(index) =
+            self.time_wait_timers.take_due(now, |index| self.time_wait.get(index).map(|entry| entry.ends_at))
+        {
+            self.drop_time_wait(index);
         }
+    }
+
+    fn due_socket(&mut self, now: Instant) -> Option<u32> {
+        self.socket_timers.take_due(now, |slot| self.sockets.get(slot)?.connection()?.next_timeout())
     }
 
     /// A socket whose status has changed since it was last returned here.
@@ -396,11 +400,6 @@ impl Stack {
         let Some(entry) = self.half_open.get_mut(index) else {
             return;
         };
-        if entry.deadline() > now {
-            let deadline = entry.deadline();
-            self.half_open_timers.at_latest(index, deadline);
-            return;
-        }
         let defer = self.sockets.get(entry.listener).map_or(Duration::ZERO, |socket| socket.options.defer_accept);
         match entry.on_timeout(now, defer) {
             OnTimeout::SendSynAck => self.send_syn_ack(now, index),

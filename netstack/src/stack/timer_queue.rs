@@ -44,14 +44,21 @@ impl TimerQueue {
         self.heap.first().copied()
     }
 
-    /// Takes out a key whose deadline has come. It may have been moved later meanwhile; the owner knows.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Option<u32> {
-        let &(deadline, key) = self.heap.first()?;
-        if deadline > now {
-            return None;
+    /// Takes out the first key whose deadline has come. The owner tells what that is really: one that was moved later waits on, so that
+    /// the order doesn't depend on what the deadline was before, and without one there is nothing to do.
+    pub(crate) fn take_due(&mut self, now: Instant, really: impl Fn(u32) -> Option<Instant>) -> Option<u32> {
+        loop {
+            let &(noted, key) = self.heap.first()?;
+            if noted > now {
+                return None;
+            }
+            self.remove(key);
+            match really(key) {
+                Some(deadline) if deadline > noted => self.at_latest(key, deadline),
+                Some(_) => return Some(key),
+                None => {}
+            }
         }
-        self.remove(key);
-        Some(key)
     }
 
     /// Takes out a key.
@@ -112,6 +119,17 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn what_is_due_comes_in_order_of_its_last_deadline() {
+        let deadlines = [30, 20, 10].map(Instant::from_nanos);
+        let mut queue = TimerQueue::default();
+        for (key, noted) in [(0, 5), (1, 20), (2, 1)] {
+            queue.at_latest(key, Instant::from_nanos(noted));
+        }
+        let mut next = |now| queue.take_due(Instant::from_nanos(now), |key| Some(deadlines[key as usize]));
+        assert_eq!([next(25), next(25), next(25), next(30)], [Some(2), Some(1), None, Some(0)]);
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_map(steps in proptest::collection::vec((0u8..3, 0u32..50, 0u64..1000), 1..300)) {
@@ -129,7 +147,7 @@ mod tests {
                         model.remove(&key);
                     }
                     _ => {
-                        if let Some(key) = queue.take_due(Instant::from_nanos(time)) {
+                        if let Some(key) = queue.take_due(Instant::from_nanos(time), |_| Some(Instant::from_nanos(0))) {
                             let due = model.remove(&key);
                             prop_assert!(due.is_some_and(|due| due <= time));
                         } else {
