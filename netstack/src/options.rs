@@ -117,7 +117,7 @@ pub struct TcpOptions {
     pub syn_count: u8,
     /// `TCP_WINDOW_CLAMP`; zero is none
     pub window_clamp: u32,
-    /// `TCP_NOTSENT_LOWAT`; `u32::MAX` is none
+    /// `TCP_NOTSENT_LOWAT`; zero and `u32::MAX` are none
     pub notsent_lowat: u32,
     /// `TCP_CONGESTION`
     pub congestion: Congestion,
@@ -161,7 +161,7 @@ impl Default for TcpOptions {
             defer_accept: Duration::ZERO,
             syn_count: 6,
             window_clamp: 0,
-            notsent_lowat: u32::MAX,
+            notsent_lowat: 0,
             congestion: Congestion::default(),
             send_buffer: None,
             receive_buffer: None,

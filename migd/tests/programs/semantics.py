@@ -97,6 +97,13 @@ def connected(swap=SWAP):
     return client, peer
 
 
+def receive(sock, count):
+    data = b""
+    while len(data) < count and (more := sock.recv(count - len(data))):
+        data += more
+    return data
+
+
 def error_of(sock):
     number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return errno.errorcode.get(number, number)
@@ -131,6 +138,7 @@ def fresh_socket():
     show(sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
     show(attempt(sock.setsockopt, socket.IPPROTO_TCP, 250, 1), attempt(sock.getsockopt, socket.IPPROTO_TCP, 250))
     show(attempt(sock.setsockopt, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1))
+    show(attempt(sock.getsockopt, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
     show(attempt(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 0))
     show(attempt(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_NODELAY, b"\1"))
 
@@ -559,6 +567,66 @@ def disconnect():
     show(LIBC.connect(client.fileno(), address, 16))
     settle()
     show(attempt(peer.recv, 10), attempt(client.getpeername))
+
+
+@case
+def duplicates_are_one_socket():
+    sock = socket.socket()
+    copies = [sock, sock.dup(), sock.dup()]
+    os.set_inheritable(copies[2].fileno(), True)
+    sock.setblocking(False)
+    show(attempt(sock.connect, (HOST, free_port())))
+    settle()
+    show([error_of(copy) for copy in copies], attempt(sock.connect, (HOST, free_port())))
+    show(copies[1].bind((HOST, 0)), len({copy.getsockname() for copy in copies}), [copy.family for copy in copies])
+    show([copy.get_inheritable() for copy in copies], copies[2].listen(1))
+    client = socket.create_connection(sock.getsockname())
+    settle()
+    peer, _ = sock.accept()
+    show(peer.send(b"hello"), client.recv(10), [attempt(copy.accept) for copy in copies])
+
+
+def set_and_read(level, name, value):
+    sock = socket.socket()
+    sock.setsockopt(level, name, value)
+    return sock.getsockopt(level, name)
+
+
+@case
+def options_of_no_effect():
+    for family, level, names in (
+        (socket.AF_INET, socket.IPPROTO_IP, (8, 10, 11, 12, 13, 20, 21, 24, 33, 34)),
+        (socket.AF_INET6, socket.IPPROTO_IPV6, (18, 19, 23, 25, 70, 72)),
+        (socket.AF_INET, socket.IPPROTO_TCP, (15, 16, 17, 23, 27, 30, 34, 37)),
+    ):
+        sock = socket.socket(family)
+        show([attempt(sock.getsockopt, level, name) for name in names])
+    for level, name in ((socket.IPPROTO_IP, 10), (socket.IPPROTO_IP, 33)):
+        show([attempt(set_and_read, level, name, value) for value in (-1, 0, 5, 6)])
+    client, peer = connected()
+    show([attempt(client.setsockopt, socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, value) for value in (0, 5000)])
+
+
+@case
+def connect_when_it_was_shut():
+    server = listener()
+    client = socket.socket()
+    client.setblocking(False)
+    show(attempt(client.connect, server.getsockname()))
+    wait_for(client, select.POLLOUT)
+    client.shutdown(socket.SHUT_WR)
+    show(attempt(client.connect, server.getsockname()))
+
+
+@case
+def unsent_low_water_mark():
+    client, peer = connected()
+    show(client.getsockopt(socket.IPPROTO_TCP, 25))
+    for value in (0, -1, 1, 16384):
+        client.setsockopt(socket.IPPROTO_TCP, 25, value)
+        show(client.getsockopt(socket.IPPROTO_TCP, 25), client.sendall(b"x" * 3000))
+        settle()
+        show(len(receive(peer, 3000)))
 
 
 @case

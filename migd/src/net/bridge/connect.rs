@@ -14,7 +14,7 @@ use sys::fds::sockets;
 use sys::seccomp::Notification;
 use sys::unix::{self, Receive, Timeout};
 
-use super::notify::{Reply, int, shortage};
+use super::notify::{Reply, shortage};
 use super::sockaddr::{Given, Purpose};
 use super::socket::{Connected, Connecting, End, Ended, Phase, Socket, SocketKey};
 use super::{Bridge, PAIR_BUFFER, errno};
@@ -140,17 +140,20 @@ impl Bridge {
         }
     }
 
-    /// Gives the caller's descriptor a new pair after the old one went with a connection. The socket keeps its options and the address
-    /// it was bound to.
+    /// Gives the caller's process a new pair after the old one went with a connection, for all its descriptors of the socket. The
+    /// socket keeps its options and the address it was bound to.
     pub(super) fn revive(&mut self, call: &Notification, key: SocketKey, nonblocking: bool) -> Result<OwnedFd, i32> {
-        let number = int(call.args[0]);
+        let former = self.sockets.get(&key).ok_or(libc::EBADF)?.inode;
         let short = |error: io::Error| shortage(&error);
         let (ours, theirs, inode) = self.make_pair(nonblocking).map_err(short)?;
         self.watch(key, &ours).map_err(short)?;
-        let close_on_exec = self.processes.closes_on_exec(call.thread, number);
-        self.listener
-            .replace_descriptor(call.id, theirs.as_fd(), number, close_on_exec)
-            .map_err(|error| error.raw_os_error().unwrap_or(libc::EINTR))?;
+        // Another process that has it keeps what is left of the old pair.
+        for number in self.processes.numbers_of(call.thread, former) {
+            let close_on_exec = self.processes.closes_on_exec(call.thread, number);
+            self.listener
+                .replace_descriptor(call.id, theirs.as_fd(), number, close_on_exec)
+                .map_err(|error| error.raw_os_error().unwrap_or(libc::EINTR))?;
+        }
         let id = self.stack.tcp_open().map_err(errno)?;
         let Some(mut socket) = self.remove(key) else {
             return Err(libc::EBADF);

@@ -295,9 +295,11 @@ impl Bridge {
             _ => return Err(libc::EINVAL),
         };
         let socket = self.sockets.get_mut(&key).ok_or(libc::EBADF)?;
-        match &socket.phase {
-            Phase::Connected { id, .. } => {
+        match &mut socket.phase {
+            Phase::Connected { id, connected, .. } => {
                 let id = *id;
+                // From now on the connection is no news to connect(2).
+                connected.reported = true;
                 socket.shut_read |= read;
                 socket.shut_write |= write;
                 if read {

@@ -34,8 +34,10 @@ const RECEIVE_BUFFER_DEFAULT: i32 = 131_072;
 const KEEP_SECONDS_MAX: i32 = 32_767;
 const KEEP_COUNT_MAX: i32 = 127;
 
+const IPV6_AUTOFLOWLABEL: i32 = 70;
+
 /// Options with no effect here that Linux accepts, by level and name; all are ints.
-const INERT: [(i32, i32); 29] = [
+const INERT: [(i32, i32); 28] = [
     (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
     (libc::IPPROTO_IP, libc::IP_RECVERR),
     (libc::IPPROTO_IP, libc::IP_PKTINFO),
@@ -51,7 +53,7 @@ const INERT: [(i32, i32); 29] = [
     (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
     (libc::IPPROTO_IPV6, libc::IPV6_ADDR_PREFERENCES),
-    (libc::IPPROTO_IPV6, 70), // IPV6_AUTOFLOWLABEL
+    (libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
     (libc::IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS),
@@ -61,11 +63,23 @@ const INERT: [(i32, i32); 29] = [
     (libc::IPPROTO_TCP, 34), // TCP_FASTOPEN_NO_COOKIE
     (libc::IPPROTO_TCP, 27), // TCP_SAVE_SYN
     (libc::IPPROTO_TCP, 37), // TCP_TX_DELAY
-    (libc::IPPROTO_TCP, libc::TCP_COOKIE_TRANSACTIONS),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
     (libc::SOL_SOCKET, libc::SO_OOBINLINE),
 ];
+
+/// What Linux tells of an inert option that was not set.
+fn fresh(level: i32, name: i32) -> i32 {
+    match (level, name) {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) => libc::IP_PMTUDISC_WANT,
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) => libc::IPV6_PMTUDISC_WANT,
+        (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL | libc::IP_MULTICAST_LOOP)
+        | (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS | libc::IPV6_MULTICAST_LOOP | IPV6_AUTOFLOWLABEL) => 1,
+        // IPV6_PREFER_SRC_PUBTMP_DEFAULT, IPV6_PREFER_SRC_HOME
+        (libc::IPPROTO_IPV6, libc::IPV6_ADDR_PREFERENCES) => 0x500,
+        _ => 0,
+    }
+}
 
 /// What getsockopt hands back.
 enum Value {
@@ -104,10 +118,27 @@ impl Bridge {
             _ => {}
         }
         let value = self.read_option_int(call, level, length)?;
+        let is_open = self.sockets.get(&key).is_some_and(|socket| {
+            matches!(socket.phase, Phase::Listening { .. } | Phase::Connecting { .. } | Phase::Connected { .. })
+        });
+        if (level, name, value) == (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 0) && is_open {
+            return Err(libc::EINVAL);
+        }
         match stack_option(level, name, value)? {
             Some(TcpOption::V6Only(_)) if self.is_bound(key) => return Err(libc::EINVAL),
             Some(option) => self.set_stack_option(key, option)?,
             None if INERT.contains(&(level, name)) => {
+                let is_allowed = match (level, name) {
+                    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) | (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) => {
+                        (libc::IP_PMTUDISC_DONT..=libc::IP_PMTUDISC_OMIT).contains(&value)
+                    }
+                    // Not of a stream.
+                    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL) => false,
+                    _ => true,
+                };
+                if !is_allowed {
+                    return Err(libc::EINVAL);
+                }
                 let socket = self.sockets.get_mut(&key).ok_or(libc::EBADF)?;
                 socket.options.inert.insert((level, name), value);
             }
@@ -237,7 +268,7 @@ impl Bridge {
         let (level, name) = (int(call.args[1]), int(call.args[2]));
         let socket = self.sockets.get(&key).ok_or(libc::EBADF)?;
         if level == libc::IPPROTO_IPV6 && socket.family == Family::V4 {
-            return Err(libc::ENOPROTOOPT);
+            return Err(libc::EOPNOTSUPP);
         }
         if (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR) {
             return Ok(Value::Int(self.pending_error(key, end)));
@@ -285,7 +316,9 @@ impl Bridge {
         value
             .or_else(|| {
                 let inert = INERT.contains(&(level, name));
-                inert.then(|| Value::Int(socket.options.inert.get(&(level, name)).copied().unwrap_or(0)))
+                inert.then(|| {
+                    Value::Int(socket.options.inert.get(&(level, name)).copied().unwrap_or(fresh(level, name)))
+                })
             })
             .ok_or(libc::ENOPROTOOPT)
     }

@@ -70,6 +70,15 @@ impl Processes {
             .is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
     }
 
+    /// The descriptors of the thread's process that are this socket.
+    pub(super) fn numbers_of(&self, thread: i32, inode: u64) -> Vec<RawFd> {
+        let is_it = |number: &RawFd| {
+            let target = std::fs::read_link(format!("/proc/{thread}/fd/{number}")).ok();
+            target.and_then(|target| socket_inode(&target.to_string_lossy())) == Some(inode)
+        };
+        numbers_in(&format!("/proc/{thread}/fd")).into_iter().filter(is_it).collect()
+    }
+
     /// Looks through the descriptors of all processes of the job: where each socket inode is open.
     pub(super) fn scan(&self) -> HashMap<u64, (i32, RawFd)> {
         let mut found = HashMap::new();
@@ -123,6 +132,8 @@ fn status_field(thread: i32, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
     use sys::unix;
 
@@ -135,5 +146,12 @@ mod tests {
         let &(process, number) = found.get(&inode).expect("found");
         let copy = Processes::new(None).duplicate(process, number).expect("duplicate");
         assert_eq!(unix::inode(copy.as_fd()).expect("inode"), inode);
+        let again = one.try_clone().expect("duplicate");
+        let mut numbers = Processes::new(None).numbers_of(pid, inode);
+        numbers.retain(|&number| number != copy.as_raw_fd());
+        numbers.sort_unstable();
+        let mut wanted = [one.as_raw_fd(), again.as_raw_fd()];
+        wanted.sort_unstable();
+        assert_eq!(numbers, wanted);
     }
 }

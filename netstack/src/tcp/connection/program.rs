@@ -14,6 +14,10 @@ const INITIAL_SEND_LIMIT: usize = 256 << 10;
 /// processor's cache.
 const ROOM_AT_ONCE: usize = 256 << 10;
 
+/// A lower mark than this would have small segments wait for acknowledgments (Nagle). Linux as well looks at the mark only before each of
+/// its buffers, which take about as much.
+const LEAST_UNSENT: usize = 64 << 10;
+
 impl Connection {
     /// Most that may be queued.
     fn send_limit(&self, env: &Env<'_>) -> usize {
@@ -35,8 +39,8 @@ impl Connection {
         }
         let space = self.send_limit(env).saturating_sub(self.snd.queued());
         match env.options.notsent_lowat {
-            u32::MAX => space,
-            low => space.min((low as usize).saturating_sub(self.snd.unsent_payload())),
+            0 | u32::MAX => space,
+            low => space.min((low as usize).max(LEAST_UNSENT).saturating_sub(self.snd.unsent_payload())),
         }
     }
 
