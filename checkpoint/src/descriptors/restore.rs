@@ -51,6 +51,9 @@ pub struct Restorer {
     scratches: Vec<Scratch>,
     /// Ends of terminals, by index of the file.
     terminals: HashMap<usize, OwnedFd>,
+    /// The caller's ends of standard streams, while the tables are filled: a program that opens /dev/stdout has a second description
+    /// of the same pipe.
+    streams: HashMap<ExternalKey, OwnedFd>,
 }
 
 impl Restorer {
@@ -70,6 +73,7 @@ impl Restorer {
             kept_epolls: HashMap::new(),
             scratches: Vec::new(),
             terminals: HashMap::new(),
+            streams: HashMap::new(),
         })
     }
 
@@ -103,6 +107,7 @@ impl Restorer {
             channels.push(tables::place(self, index, &mut uses, tapes, externals)?);
         }
         epolls::fill(self, &channels, &watched, tapes, externals)?;
+        self.streams.clear();
         for channel in &channels {
             channel.close(tapes)?;
         }

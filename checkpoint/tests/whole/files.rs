@@ -12,6 +12,7 @@ use crate::support::{Job, Outcome, Precopy, trial};
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("files::one_of_every_kind_moves_twice", everything),
+        trial("files::a_stream_that_was_opened_again_is_two_after_moves", opened_again),
         trial("files::redis_and_its_client_move_with_their_unix_socket", redis),
     ]
 }
@@ -34,6 +35,34 @@ fn everything() -> Outcome {
     }
     let verdict = std::fs::read_to_string(verdict)?;
     ensure!(verdict == "fine", "{verdict}");
+    Ok(())
+}
+
+/// Opens its standard streams once more, as programs do that are told to log to /dev/stdout, and one of them the other way round.
+const OPENED_AGAIN: &str = "
+import fcntl, os, sys
+again = os.open('/dev/stdout', os.O_WRONLY | os.O_NONBLOCK)
+both = os.open('/dev/stdout', os.O_RDWR)
+source = os.open('/dev/stdin', os.O_RDONLY | os.O_NONBLOCK)
+os.write(both, b'ready\\n')
+while True:
+    word = sys.stdin.readline().strip()
+    modes = [fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_NONBLOCK) for fd in (0, 1, again, both, source)]
+    expected = [os.O_RDONLY, os.O_WRONLY, os.O_WRONLY | os.O_NONBLOCK, os.O_RDWR, os.O_RDONLY | os.O_NONBLOCK]
+    os.write(1, word.encode() + b' ')
+    os.write(again, b'again ')
+    os.write(both, b'fine\\n' if modes == expected else repr(modes).encode() + b'\\n')
+";
+
+fn opened_again() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", OPENED_AGAIN])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for precopy in [Precopy::None, Precopy::Rounds(1), Precopy::None] {
+        job.hop(precopy)?;
+        job.say("word")?;
+        let line = job.line()?;
+        ensure!(line == "word again fine", "{line}");
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use super::super::Tapes;
 use super::super::image::Kind;
 use super::{Externals, Restorer, early, make};
 use crate::error::{Error, Result};
+use crate::external::ExternalKey;
 
 /// Gaps in the numbers up to this many are filled with descriptors that are closed again.
 const SMALL_GAP: RawFd = 64;
@@ -286,12 +287,36 @@ pub(super) fn fetch(restorer: &mut Restorer, index: usize, externals: &mut Exter
     let Kind::External(key) = restorer.image.files[index].kind else {
         return Err(Error::Image("an open file is needed that wasn't made".into()));
     };
-    let fd = externals(key).map_err(|error| Error::system(format!("taking over {key:?}"), error))?;
+    let fd = take_over(restorer, index, key, externals)
+        .map_err(|error| Error::system(format!("taking over {key:?}"), error))?;
     make::finish(restorer, &restorer.image.files[index], &fd)
         .map_err(|error| Error::system(format!("setting the flags of {key:?}"), error))?;
     let number = fd.as_raw_fd();
     restorer.files[index] = Some(fd);
     Ok(number)
+}
+
+/// A descriptor of the caller's. The caller is asked for a stream once, and gives one open file description; whatever else the job has of the
+/// same stream, or with another access mode, is opened from that.
+fn take_over(
+    restorer: &mut Restorer,
+    index: usize,
+    key: ExternalKey,
+    externals: &mut Externals<'_>,
+) -> io::Result<OwnedFd> {
+    if matches!(key, ExternalKey::Socket(_)) {
+        return externals(key);
+    }
+    let mode = restorer.image.files[index].flags & libc::O_ACCMODE;
+    // A pipe whose other end is closed must not be waited for; the status flags are set to what they were in any case.
+    let again = |end: &OwnedFd| fds::reopen(end.as_fd(), mode | libc::O_NONBLOCK);
+    if let Some(end) = restorer.streams.get(&key) {
+        return again(end);
+    }
+    let end = externals(key)?;
+    let fd = if fds::status_flags(end.as_fd())? & libc::O_ACCMODE == mode { end.try_clone()? } else { again(&end)? };
+    restorer.streams.insert(key, end);
+    Ok(fd)
 }
 
 fn release(restorer: &mut Restorer, index: usize, uses: &mut [u32]) {
