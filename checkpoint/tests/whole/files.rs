@@ -1,6 +1,7 @@
 //! Open files of trees that hop from sandbox to sandbox.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("files::one_of_every_kind_moves_twice", everything),
         trial("files::a_stream_that_was_opened_again_is_two_after_moves", opened_again),
+        trial("files::a_unix_socket_that_was_linked_into_place_is_there_after_moves", linked),
         trial("files::redis_and_its_client_move_with_their_unix_socket", redis),
     ]
 }
@@ -63,6 +65,37 @@ fn opened_again() -> Outcome {
         let line = job.line()?;
         ensure!(line == "word again fine", "{line}");
     }
+    Ok(())
+}
+
+/// Lets its socket appear in one step, as supervisord does.
+const LINKED: &str = "
+import os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1] + '/sock.new')
+server.listen()
+os.link(sys.argv[1] + '/sock.new', sys.argv[1] + '/sock')
+os.unlink(sys.argv[1] + '/sock.new')
+print('ready', flush=True)
+while True:
+    client, _ = server.accept()
+    client.sendall(server.getsockname().rsplit('/')[-1].encode())
+    client.close()
+";
+
+fn linked() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let mut job = Job::start(&["python3", "-S", "-c", LINKED, &directory.path().to_string_lossy()])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for precopy in [Precopy::None, Precopy::Rounds(1), Precopy::None] {
+        let mut greeting = String::new();
+        UnixStream::connect(directory.path().join("sock"))?.read_to_string(&mut greeting)?;
+        ensure!(greeting == "sock.new", "{greeting}");
+        job.hop(precopy)?;
+    }
+    let names = std::fs::read_dir(directory.path())?.map(|entry| Ok(entry?.file_name()));
+    let names = names.collect::<std::io::Result<Vec<_>>>()?;
+    ensure!(names == ["sock"], "{names:?} is there");
     Ok(())
 }
 

@@ -6,9 +6,10 @@
 pub(in super::super) mod make;
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde_bytes::ByteBuf;
 use sys::Pid;
@@ -23,6 +24,8 @@ use super::{Dumping, Handler, Problem, View, sockets as native};
 /// States as sock_diag shows them.
 const LISTENING: u8 = 10;
 const ESTABLISHED: u8 = 1;
+/// How many names of a directory are looked at for one of a socket's file. The job stands still meanwhile.
+const NAMES_LOOKED_AT: usize = 4096;
 
 /// A Unix socket.
 pub(in super::super) struct Unix;
@@ -247,13 +250,32 @@ fn file(seen: &Seen, view: &View<'_>) -> io::Result<Option<SocketFile>> {
     };
     let path = fds::link_of(file.as_fd())?;
     let status = fds::status(file.as_fd())?;
-    let is_there =
-        view.status_of(path.as_bytes()).is_ok_and(|there| (there.device, there.inode) == (status.device, status.inode));
-    Ok(is_there.then(|| SocketFile {
-        path: ByteBuf::from(path.as_bytes()),
-        mode: status.mode & 0o7777,
-        owner: (status.uid, status.gid),
-    }))
+    let path = if leads_to(path.as_bytes(), &status, view) {
+        path.into_vec()
+    } else {
+        match other_name(path.as_bytes(), &status, view) {
+            Some(path) => path,
+            None => return Ok(None),
+        }
+    };
+    Ok(Some(SocketFile { path: ByteBuf::from(path), mode: status.mode & 0o7777, owner: (status.uid, status.gid) }))
+}
+
+fn leads_to(path: &[u8], status: &fds::Status, view: &View<'_>) -> bool {
+    view.status_of(path).is_ok_and(|there| (there.device, there.inode) == (status.device, status.inode))
+}
+
+/// Another name that a socket's file has in the same directory. Who wants a socket to appear in one step binds it under a name of no
+/// matter, makes a link under the one that clients know, and removes the first.
+fn other_name(path: &[u8], status: &fds::Status, view: &View<'_>) -> Option<Vec<u8>> {
+    if status.links == 0 {
+        return None;
+    }
+    let directory = &path[..path.iter().rposition(|&byte| byte == b'/')? + 1];
+    let root = format!("/proc/{}/root", view.job.init);
+    let listed = std::fs::read_dir(OsStr::from_bytes(&[root.as_bytes(), directory].concat())).ok()?;
+    let paths = listed.take(NAMES_LOOKED_AT).flatten().map(|entry| [directory, entry.file_name().as_bytes()].concat());
+    paths.into_iter().find(|path| leads_to(path, status, view))
 }
 
 fn shown(name: Option<&Name>) -> String {
