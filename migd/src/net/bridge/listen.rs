@@ -130,7 +130,10 @@ impl Bridge {
         }
         // A thread waits in one call only, so an older one of its was cancelled.
         listener.waiters.retain(|waiter| waiter.call.thread != call.thread);
-        let reply = match self.next_connection(key) {
+        let connection = self.next_connection(key);
+        // Before the answer: who polls right after it must not find the listener readable for a connection that it has got.
+        self.settle_signals(key, end);
+        match connection {
             Some(connection) => self.give_connection(call, key, connection, flags),
             None if unix::is_nonblocking(end.as_fd()).unwrap_or(true) => Reply::Done(Err(libc::EAGAIN)),
             None => {
@@ -138,9 +141,7 @@ impl Bridge {
                 self.hold(call, key, timeout);
                 Reply::Taken
             }
-        };
-        self.settle_signals(key, end);
-        reply
+        }
     }
 
     fn next_connection(&mut self, key: SocketKey) -> Option<SocketId> {
