@@ -344,11 +344,15 @@ impl Target {
         self.control.adopt(first)?;
         for (process, _) in alive(&image) {
             let Some(stub) = self.stubs.remove(process.process) else { continue };
-            let failed = |error| Error::process(process.process, "letting it run", error);
+            // Others of the job run already: what they did may have been to end this one, or a thread did so that was let go before.
+            let released = |result: io::Result<()>| match result {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                result => result.map_err(|error| Error::process(process.process, "letting it run", error)),
+            };
             for (_, thread) in stub.threads {
-                thread.release().map_err(failed)?;
+                released(thread.release())?;
             }
-            stub.leader.release().map_err(failed)?;
+            released(stub.leader.release())?;
         }
         self.stubs.release_init()?;
         self.control.adopted()

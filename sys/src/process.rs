@@ -97,6 +97,11 @@ pub fn reap(pid: Pid) -> io::Result<WaitStatus> {
     }
 }
 
+/// Collects this child, or thread that the caller traces, if it has ended. `ECHILD` when it is neither, any more.
+pub fn reap_if_ended(pid: Pid) -> io::Result<Option<WaitStatus>> {
+    Ok(wait(pid.as_raw(), libc::WNOHANG)?.map(|(_, status)| status))
+}
+
 fn wait(pid: libc::pid_t, options: libc::c_int) -> io::Result<Option<(Pid, WaitStatus)>> {
     loop {
         let mut status = 0;

@@ -14,7 +14,42 @@ pub fn trials() -> Vec<Trial> {
         trial("ends::kill_ends_all_of_a_job", killed),
         trial("ends::stopped_job_stays_stopped", stopped),
         trial("ends::abort_leaves_the_job_running", abort),
+        trial("ends::a_thread_that_runs_first_may_end_its_process", first_thread_ends),
     ]
+}
+
+/// Processes of several threads, each of which ends its process when a file is there.
+const ENDERS: &str = r#"
+import os, sys, threading, time
+def end():
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
+    os._exit(3)
+for _ in range(6):
+    if os.fork() == 0:
+        for _ in range(8):
+            threading.Thread(target=end).start()
+        end()
+print("ready", flush=True)
+print(*(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(6)), flush=True)
+sys.stdin.readline()
+"#;
+
+/// The file appears while all stand still: whichever thread is let run first ends those of its process that aren't yet.
+fn first_thread_ends() -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let flag = directory.path().join("flag");
+    let mut job = Job::start(&["python3", "-S", "-c", ENDERS, &flag.to_string_lossy()])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    job.hop_while(Precopy::None, |moment, _| match moment {
+        Moment::Frozen => Ok(std::fs::write(&flag, "")?),
+        Moment::Round => Ok(()),
+    })?;
+    let line = job.line()?;
+    ensure!(line == "3 3 3 3 3 3", "{line}");
+    job.hop(Precopy::None)?;
+    job.say("end")?;
+    Ok(())
 }
 
 /// The first process starts another, in its own session, in a new one, or in one whose leader ends, and ends when it is told to.

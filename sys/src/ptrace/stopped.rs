@@ -17,6 +17,8 @@ const PTRACE_PEEKSIGINFO: u32 = 0x4209;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const NT_X86_XSTATE: usize = 0x202;
 const SUSPEND_SECCOMP: i32 = 1 << 21;
+/// How long the end of a killed thread is waited for.
+const COLLECTING: Duration = Duration::from_millis(200);
 
 /// Configuration of restartable sequences of a thread (rseq(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,7 +324,7 @@ impl Stopped {
         }
     }
 
-    /// Lets it run on.
+    /// Lets it run on. `ESRCH` says that it was killed, for one by another thread of its process that ended that.
     pub fn release(mut self) -> io::Result<()> {
         self.let_go()
     }
@@ -336,8 +338,23 @@ impl Stopped {
         }
         // Whatever fails before, it isn't left stopped.
         let restored = self.put_back();
-        request(libc::PTRACE_DETACH, self.thread, 0, 0)?;
-        restored
+        match request(libc::PTRACE_DETACH, self.thread, 0, 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                self.collect();
+                Err(error)
+            }
+            Err(error) => Err(error),
+            Ok(_) => restored,
+        }
+    }
+
+    /// Takes notice of its end, which its parent learns of only after its tracer has. A process whose other threads are traced, too, ends
+    /// for us after those, so this isn't waited for long.
+    fn collect(&self) {
+        let start = Instant::now();
+        while start.elapsed() < COLLECTING && matches!(crate::process::reap_if_ended(self.thread), Ok(None)) {
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     fn put_back(&mut self) -> io::Result<()> {
