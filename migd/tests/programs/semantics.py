@@ -232,6 +232,23 @@ def accept_modes():
 
 
 @case
+def an_accepted_connection_is_not_announced():
+    server = listener()
+    poller = select.poll()
+    poller.register(server, select.POLLIN)
+    again = 0
+    # While everything is swapped at each step, what polls sees may be what was before.
+    for _ in range(1 if SWAP else 150):
+        client = socket.create_connection(server.getsockname())
+        wait_for(server)
+        peer, _ = server.accept()
+        again += len(poller.poll(0))
+        client.close()
+        peer.close()
+    show("readable with nobody waiting", again if not SWAP else 0)
+
+
+@case
 def accept_is_interrupted():
     server = listener()
     seen = []
