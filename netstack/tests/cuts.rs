@@ -8,14 +8,14 @@
 mod harness;
 
 use harness::Random;
-use harness::actor::{Trace, apply};
+use harness::actor::{Op, Trace, apply};
 use harness::world::{Plan, World};
-use netstack::{Config, Secrets, Stack, StackImage};
+use netstack::{Config, Instant, Secrets, Stack, StackImage};
 
 /// Steps of the rest of a trace that are compared; time-outs of minutes lie within them.
 const REST_MAX: usize = 250;
 
-fn frozen(stack: &Stack, now: netstack::Instant) -> Vec<u8> {
+fn frozen(stack: &Stack, now: Instant) -> Vec<u8> {
     codec::to_vec(&stack.freeze(now)).expect("an image can be written")
 }
 
@@ -31,10 +31,21 @@ fn try_cuts(what: &str, trace: &Trace, fresh: Stack, density: f64, random: &mut 
         cuts += 1;
         let bytes = frozen(&stack, *now);
         let image: StackImage = codec::from_slice(&bytes).expect("an image can be read");
-        let mut thawed = Stack::thaw_silently(image, *now, stack.config().clone()).expect("an image can be thawed");
-        assert!(frozen(&thawed, *now) == bytes, "{what}: cut {at}: the thawed stack has another image");
+        // The clock that it goes on by began with it.
+        let began = *now;
+        let booted = |now: &Instant| Instant::from_nanos(7) + now.since(began);
+        let mut thawed =
+            Stack::thaw_silently(image, booted(now), stack.config().clone()).expect("an image can be thawed");
+        assert!(frozen(&thawed, booted(now)) == bytes, "{what}: cut {at}: the thawed stack has another image");
         for (later, (now, op, done)) in trace.iter().enumerate().skip(at + 1).take(REST_MAX) {
-            let now_done = apply(&mut thawed, *now, op);
+            if matches!(op, Op::Timeout) && !done.packets.is_empty() {
+                let is_due = thawed.poll_timeout().is_some_and(|due| due <= booted(now));
+                assert!(
+                    is_due,
+                    "{what}: cut after step {at}, at step {later}: the thawed stack doesn't know that it is due"
+                );
+            }
+            let now_done = apply(&mut thawed, booted(now), op);
             assert!(
                 now_done == *done,
                 "{what}: cut after step {at}, at step {later}, {op:?}\nunfrozen: {done:?}\nthawed: {now_done:?}"
@@ -56,7 +67,7 @@ fn traces(seed: u64) -> Vec<(Trace, Stack)> {
         panic!("seed {seed}: {what}");
     }
     let traces = world.actors.into_iter().filter_map(|actor| actor.trace);
-    let fresh = |(config, secrets, now): (Config, Secrets, netstack::Instant)| Stack::new(config, secrets, now);
+    let fresh = |(config, secrets, now): (Config, Secrets, Instant)| Stack::new(config, secrets, now);
     traces.zip(beginnings).map(|(trace, beginning)| (trace, fresh(beginning))).collect()
 }
 
