@@ -21,7 +21,8 @@ fn curl_in_the_middle_of_a_download() {
     let fixture = Fixture::new();
     let server = SocketAddr::new(IpAddr::V4(fixture.client_address()), 8080);
     let listener = fixture.client().run(|| TcpListener::bind(server)).expect("a free port");
-    // Four seconds' worth at the pace below.
+    // At a pace that leaves time for the moves; the last piece waits for them.
+    let (moved, all_moved) = std::sync::mpsc::channel::<()>();
     let serving = std::thread::spawn(move || -> std::io::Result<[u8; 32]> {
         let (stream, _) = listener.accept()?;
         let mut stream = BufReader::new(stream);
@@ -34,7 +35,11 @@ fn curl_in_the_middle_of_a_download() {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\nConnection: close\r\n\r\n");
         stream.get_mut().write_all(head.as_bytes())?;
         let (mut pattern, mut hasher) = (Pattern::new(5), Sha256::new());
-        for _ in 0..SIZE / (256 << 10) {
+        for left in (0..SIZE / (256 << 10)).rev() {
+            if left == 0 {
+                // The other end goes when all are done, or when the test has failed.
+                let _ = all_moved.recv();
+            }
             let piece = pattern.take(256 << 10);
             hasher.update(&piece);
             stream.get_mut().write_all(&piece)?;
@@ -48,6 +53,7 @@ fn curl_in_the_middle_of_a_download() {
         std::thread::sleep(Duration::from_millis(500));
         fixture.move_job("curl", from, to);
     }
+    drop(moved);
     must_have_ended_well(&fixture, "curl", "B");
     let sent = serving.join().expect("no panic").expect("the whole file was sent");
     let received: [u8; 32] = Sha256::digest(std::fs::read(&file).expect("the file")).into();
@@ -80,11 +86,12 @@ fn iperf3_in_the_middle_of_a_run_in_each_direction() {
     let _server = fixture.start_in_client(&["iperf3", "-s"]);
     std::thread::sleep(Duration::from_millis(300));
     for (name, reverse) in [("iperf-send", None), ("iperf-receive", Some("-R"))] {
-        let mut argv = vec!["iperf3", "-c", &address, "-t", "4", "-J"];
+        // Several times what the moves take, since nothing but its time ends it well.
+        let mut argv = vec!["iperf3", "-c", &address, "-t", "5", "-J"];
         argv.extend(reverse);
         let _ = fixture.run("A", name, &argv);
         for (from, to) in [("A", "B"), ("B", "A"), ("A", "B")] {
-            std::thread::sleep(Duration::from_millis(600));
+            std::thread::sleep(Duration::from_millis(200));
             fixture.move_job(name, from, to);
         }
         must_have_ended_well(&fixture, name, "B");
