@@ -40,6 +40,10 @@ const SOL_UDP: i32 = 17;
 const ROOM: i32 = 256 << 20;
 /// The kernel delivers at once; this is for a machine that is very busy.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait at most for an address to be taken into use.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
+/// `RTF_LOCAL` (linux/ipv6_route.h)
+const LOCAL_ROUTE: u32 = 0x8000_0000;
 
 /// Reads the queue of a socket and leaves it, and the socket's options, as they are.
 pub(super) fn queue(fd: BorrowedFd<'_>, domain: i32) -> io::Result<Vec<DatagramImage>> {
@@ -191,6 +195,9 @@ fn deliver(fd: BorrowedFd<'_>, local: SocketAddr, datagram: &DatagramImage, send
         _ => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
     let looped = datagram.looped || destination.is_loopback();
+    if let IpAddr::V6(address) = destination {
+        senders.await_use(address)?;
+    }
     let sender = senders.get(destination.is_ipv6(), looped)?;
     let before = sockets::receive_memory(fd)?;
     let address = write_address(
@@ -214,11 +221,15 @@ fn deliver(fd: BorrowedFd<'_>, local: SocketAddr, datagram: &DatagramImage, send
 
 /// Raw sockets, made when first needed.
 #[derive(Default)]
-struct Senders([Option<OwnedFd>; 4]);
+struct Senders {
+    sockets: [Option<OwnedFd>; 4],
+    /// Addresses that the kernel uses.
+    used: Vec<Ipv6Addr>,
+}
 
 impl Senders {
     fn get(&mut self, v6: bool, looped: bool) -> io::Result<BorrowedFd<'_>> {
-        let place = &mut self.0[usize::from(v6) * 2 + usize::from(looped)];
+        let place = &mut self.sockets[usize::from(v6) * 2 + usize::from(looped)];
         if place.is_none() {
             let domain = if v6 { libc::AF_INET6 } else { libc::AF_INET };
             let fd = sockets::socket(domain, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
@@ -230,6 +241,42 @@ impl Senders {
         }
         place.as_ref().map(AsFd::as_fd).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+impl Senders {
+    /// Waits until the kernel uses an address that an interface has. It does so some time after the address was added, by a thread of its
+    /// own; a packet to it that comes before that isn't taken for one to the job, and leaves the namespace.
+    fn await_use(&mut self, address: Ipv6Addr) -> io::Result<()> {
+        if self.used.contains(&address) {
+            return Ok(());
+        }
+        let digits: String = address.octets().iter().map(|octet| format!("{octet:02x}")).collect();
+        // Of the namespace that this thread is in.
+        let has = |table: &str, fits: fn(&str) -> bool| -> io::Result<bool> {
+            let of = |thread: &str| std::fs::read_to_string(format!("/proc/{thread}/net/{table}"));
+            let text = match of("thread-self") {
+                // This /proc is the job's, in which we aren't, but its first process, which is in that namespace.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => of("1"),
+                text => text,
+            };
+            Ok(text?.lines().any(|line| line.strip_prefix(&digits).is_some_and(fits)))
+        };
+        let until = Instant::now() + ADDRESS_PATIENCE;
+        while has("if_inet6", |_| true)? && !has("ipv6_route", is_local_route)? && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        self.used.push(address);
+        Ok(())
+    }
+}
+
+/// Whether a line of `/proc/net/ipv6_route` says, behind its address, that packets to that are taken in.
+fn is_local_route(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    let is_host = words.next() == Some("80");
+    // Source, its length, next hop, metric, references and uses come in between.
+    let flags = words.nth(6).and_then(|word| u32::from_str_radix(word, 16).ok());
+    is_host && flags.is_some_and(|flags| flags & LOCAL_ROUTE != 0)
 }
 
 /// The datagram as the IP packet it came in; two if it is longer than the loopback device takes at once.
@@ -343,6 +390,15 @@ mod tests {
         udp[6..8].fill(0);
         set_checksum(&mut udp, &pseudo);
         assert_eq!([udp[6], udp[7]], stored);
+    }
+
+    #[test]
+    fn routes_to_the_job_itself_are_known() {
+        let rest = "00000000000000000000000000000000 00 00000000000000000000000000000000";
+        assert!(is_local_route(&format!(" 80 {rest} 00000000 00000003 00000000 80200001     eth0")));
+        assert!(!is_local_route(&format!(" 80 {rest} 00000100 00000001 00000000 00000001     eth0")));
+        assert!(!is_local_route(&format!(" 40 {rest} 00000000 00000003 00000000 80200001     eth0")));
+        assert!(!is_local_route(""));
     }
 
     #[test]
