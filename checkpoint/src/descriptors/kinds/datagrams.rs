@@ -241,9 +241,7 @@ impl Senders {
         }
         place.as_ref().map(AsFd::as_fd).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
-}
 
-impl Senders {
     /// Waits until the kernel uses an address that an interface has. It does so some time after the address was added, by a thread of its
     /// own; a packet to it that comes before that isn't taken for one to the job, and leaves the namespace.
     fn await_use(&mut self, address: Ipv6Addr) -> io::Result<()> {

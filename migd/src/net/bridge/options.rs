@@ -81,6 +81,17 @@ fn fresh(level: i32, name: i32) -> i32 {
     }
 }
 
+/// Whether Linux takes this value of an inert option of a stream.
+fn accepts(level: i32, name: i32, value: i32) -> bool {
+    match (level, name) {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) | (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) => {
+            (libc::IP_PMTUDISC_DONT..=libc::IP_PMTUDISC_OMIT).contains(&value)
+        }
+        (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL) => false,
+        _ => true,
+    }
+}
+
 /// What getsockopt hands back.
 enum Value {
     Int(i32),
@@ -118,25 +129,12 @@ impl Bridge {
             _ => {}
         }
         let value = self.read_option_int(call, level, length)?;
-        let is_open = self.sockets.get(&key).is_some_and(|socket| {
-            matches!(socket.phase, Phase::Listening { .. } | Phase::Connecting { .. } | Phase::Connected { .. })
-        });
-        if (level, name, value) == (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 0) && is_open {
-            return Err(libc::EINVAL);
-        }
         match stack_option(level, name, value)? {
             Some(TcpOption::V6Only(_)) if self.is_bound(key) => return Err(libc::EINVAL),
+            Some(TcpOption::WindowClamp(0)) if self.is_in_use(key) => return Err(libc::EINVAL),
             Some(option) => self.set_stack_option(key, option)?,
             None if INERT.contains(&(level, name)) => {
-                let is_allowed = match (level, name) {
-                    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) | (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) => {
-                        (libc::IP_PMTUDISC_DONT..=libc::IP_PMTUDISC_OMIT).contains(&value)
-                    }
-                    // Not of a stream.
-                    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL) => false,
-                    _ => true,
-                };
-                if !is_allowed {
+                if !accepts(level, name, value) {
                     return Err(libc::EINVAL);
                 }
                 let socket = self.sockets.get_mut(&key).ok_or(libc::EBADF)?;
@@ -149,6 +147,11 @@ impl Bridge {
 
     fn is_bound(&self, key: SocketKey) -> bool {
         self.sockets.get(&key).is_some_and(|socket| self.endpoints(socket).0.is_some())
+    }
+
+    fn is_in_use(&self, key: SocketKey) -> bool {
+        let phase = self.sockets.get(&key).map(|socket| &socket.phase);
+        matches!(phase, Some(Phase::Listening { .. } | Phase::Connecting { .. } | Phase::Connected { .. }))
     }
 
     /// Options of the IP levels may be given as a single byte.
