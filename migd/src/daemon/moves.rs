@@ -9,12 +9,12 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster_addr::{ClusterError, JobId, Owner, Transfer};
+use cluster_addr::{ClusterError, JobId, JobRecord, Owner, Transfer};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::home;
-use super::jobs::{LocalJob, Phase};
+use super::jobs::{LocalJob, Phase, Standing};
 use super::launch;
 use super::locate::Located;
 use super::node::Node;
@@ -60,8 +60,10 @@ pub async fn begin(
         ApiError::new(ErrorKind::Conflict, message).hint("wait for that move to end")
     };
     let departure = local.depart(to).map_err(|to| moving(&to))?;
-    // It may have come a moment ago, and its shim's word of that be on its way.
-    let runs = |phase: &Phase| !matches!(phase, Phase::Starting | Phase::Receiving | Phase::Home { .. });
+    // It may have come a moment ago, or its last move just have failed, and its shim's word of that be on its way.
+    let runs = |phase: &Phase| {
+        !matches!(phase, Phase::Starting | Phase::Receiving | Phase::Home { .. } | Phase::Moving { .. })
+    };
     let standing = local.wait(CLEARING, runs).await.unwrap_or_else(|| local.standing());
     match standing.phase {
         Phase::Running => {}
@@ -216,23 +218,44 @@ async fn prepare(node: &Arc<Node>, offer: &MoveOffer) -> Result<Arc<LocalJob>, S
     if !super::attach::is_id(&offer.spec.id) || offer.record.id.as_str() != offer.spec.id {
         return Err(format!("{:?} is not the id of a job", offer.spec.id));
     }
-    // The job may have left this node a moment ago, with its former shim still clearing away.
     let deadline = tokio::time::Instant::now() + CLEARING;
     while let Some(former) = node.jobs.get(&offer.spec.id) {
-        let standing = former.standing();
-        if matches!(standing.phase, Phase::Home { .. }) {
-            // Its shim has the sockets, and takes the process back.
-            return Ok(former);
+        match stay(&former.standing(), &offer.record, &node.name) {
+            Stay::Home => return Ok(former),
+            Stay::Over if tokio::time::Instant::now() < deadline => tokio::time::sleep(CLEARING_STEP).await,
+            Stay::Over | Stay::Present => {
+                return Err(format!("node {} still has something of job {}; see `migd ps`", node.name, former.label()));
+            }
         }
-        // Its shim may not even have told yet that another node has won the job.
-        let leaving = matches!(standing.phase, Phase::MovedAway { .. } | Phase::Failed(_) | Phase::Unclear)
-            || offer.record.owner.epoch > standing.epoch;
-        if !leaving || tokio::time::Instant::now() > deadline {
-            return Err(format!("node {} still has something of job {}; see `migd ps`", node.name, former.label()));
-        }
-        tokio::time::sleep(CLEARING_STEP).await;
     }
     launch::start(node, offer.spec.clone(), &offer.record, true).map_err(|error| error.to_string())
+}
+
+/// What a job that is offered has on this node already.
+#[derive(Debug, PartialEq, Eq)]
+enum Stay {
+    /// Its sockets; the shim that has them takes the process back.
+    Home,
+    /// What a shim still clears away that left, or to which the job didn't come.
+    Over,
+    /// The job itself, as far as is known here.
+    Present,
+}
+
+/// Only the job's owner offers it, one move at a time: what the record doesn't speak of is from before.
+fn stay(standing: &Standing, record: &JobRecord, node: &str) -> Stay {
+    match standing.phase {
+        Phase::Home { .. } if record.home.as_deref() == Some(node) => Stay::Home,
+        Phase::Home { .. }
+        | Phase::Starting
+        | Phase::Receiving
+        | Phase::MovedAway { .. }
+        | Phase::Failed(_)
+        | Phase::Unclear => Stay::Over,
+        // Its shim may not have told yet that another node has won the job.
+        _ if record.owner.epoch > standing.epoch => Stay::Over,
+        _ => Stay::Present,
+    }
 }
 
 /// The change of owner that a shim asks for. Never guesses: what is not known is `Unknown`.
@@ -290,4 +313,41 @@ fn lost(owner: Option<Owner>) -> TransferReply {
 
 fn parse(id: &str) -> Result<JobId, ApiError> {
     id.parse().map_err(|error: String| ApiError::new(ErrorKind::Invalid, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn what_an_offer_finds_of_the_job_is_told_by_its_record() {
+        let found = |phase: Phase, epoch, home: Option<&str>| {
+            let record = JobRecord {
+                id: JobId::from_entropy([7; 12]),
+                name: "web".into(),
+                address: Ipv4Addr::new(10, 77, 0, 1),
+                address6: None,
+                reservation: None,
+                owner: Owner { node: "B".into(), epoch: 5 },
+                home: home.map(Into::into),
+                command: Vec::new(),
+                started_ms: 0,
+            };
+            stay(&Standing { phase, epoch }, &record, "A")
+        };
+        let home = || Phase::Home { to: "B".into() };
+        assert_eq!(found(home(), 5, Some("A")), Stay::Home);
+        // The sockets have left, and their shim is about to end.
+        assert_eq!(found(home(), 5, None), Stay::Over);
+        assert_eq!(found(home(), 4, Some("C")), Stay::Over);
+        // It didn't come, and is offered anew.
+        assert_eq!(found(Phase::Receiving, 5, None), Stay::Over);
+        assert_eq!(found(Phase::Starting, 5, None), Stay::Over);
+        // It left, which its shim has told, or not yet.
+        assert_eq!(found(Phase::MovedAway { to: "B".into() }, 5, None), Stay::Over);
+        assert_eq!(found(Phase::Running, 4, None), Stay::Over);
+        assert_eq!(found(Phase::Running, 5, None), Stay::Present);
+    }
 }

@@ -505,6 +505,9 @@ async fn a_move_that_fails_leaves_the_job_where_it_was() {
     let job = a.run("web", "refuses", "A").await.unwrap();
     let end = a.move_job("web", "B").await;
     assert!(matches!(end, MoveEvent::Done(MoveOutcome::Aborted { .. })), "{end:?}");
+    // Again at once, while the shim that refused it is still there.
+    let end = a.move_job("web", "B").await;
+    assert!(matches!(end, MoveEvent::Done(MoveOutcome::Aborted { .. })), "{end:?}");
     let seen = until(async || b.job("web").await.filter(|job| job.state == JobState::Running)).await;
     assert_eq!((seen.node.as_str(), seen.epoch), ("A", 1));
     until(async || (!b.paths.job(&job.id).root().exists()).then_some(())).await;
