@@ -240,7 +240,7 @@ pub struct ThreadImage {
     /// Signals that wait for this thread.
     pub pending: Vec<ByteBuf>,
     /// sigaltstack: address, flags, size.
-    pub alternate_stack: (u64, i32, u64),
+    pub alternate_stack: (u64, u32, u64),
     /// Restartable sequences area.
     pub rseq: Option<Rseq>,
     /// Robust futex list: head and length.

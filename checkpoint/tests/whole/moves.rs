@@ -13,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::python_threads_twenty_times_with_precopy", python_twenty),
         trial("moves::everything_the_kernel_keeps_is_the_same", || keeper(Precopy::None)),
         trial("moves::everything_the_kernel_keeps_is_the_same_with_precopy", || keeper(Precopy::Rounds(2))),
+        trial("moves::signal_stack_that_disarms_itself_does_so_still", disarming),
         trial("moves::tree_with_sessions_groups_and_zombies", tree),
         trial("moves::blocking_calls_end_as_they_would", blocking),
     ]
@@ -147,6 +148,33 @@ fn keeper(precopy: Precopy) -> Outcome {
     ensure!(lines == ["same", "still in the pipe", "True", "[10, 14, 37] 38"], "{lines:?}");
     let event = wait_event(&mut job.sandbox, |event| matches!(event, Event::RootExited { .. }))?;
     ensure!(event == Event::RootExited { status: ExitStatus::Code(0) }, "ended with {event:?}");
+    Ok(())
+}
+
+/// Has a signal stack with SS_AUTODISARM, whose flags it says for each line.
+const DISARMING: &str = r#"
+import ctypes, sys
+libc = ctypes.CDLL(None)
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_uint), ("size", ctypes.c_size_t)]
+room = ctypes.create_string_buffer(1 << 16)
+assert libc.sigaltstack(ctypes.byref(Stack(ctypes.addressof(room), 1 << 31, 1 << 16)), None) == 0
+print("ready", flush=True)
+for line in sys.stdin:
+    stack = Stack()
+    assert libc.sigaltstack(None, ctypes.byref(stack)) == 0
+    print(stack.address == ctypes.addressof(room), hex(stack.flags), stack.size, flush=True)
+"#;
+
+fn disarming() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", DISARMING])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for precopy in [Precopy::None, Precopy::Rounds(1)] {
+        job.hop(precopy)?;
+        job.say("on")?;
+        let line = job.line()?;
+        ensure!(line == "True 0x80000000 65536", "{line}");
+    }
     Ok(())
 }
 
