@@ -13,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::python_threads_twenty_times_with_precopy", python_twenty),
         trial("moves::everything_the_kernel_keeps_is_the_same", || keeper(Precopy::None)),
         trial("moves::everything_the_kernel_keeps_is_the_same_with_precopy", || keeper(Precopy::Rounds(2))),
+        trial("moves::memory_barriers_stay_registered", barriers),
         trial("moves::signal_stack_that_disarms_itself_does_so_still", disarming),
         trial("moves::tree_with_sessions_groups_and_zombies", tree),
         trial("moves::blocking_calls_end_as_they_would", blocking),
@@ -148,6 +149,43 @@ fn keeper(precopy: Precopy) -> Outcome {
     ensure!(lines == ["same", "still in the pipe", "True", "[10, 14, 37] 38"], "{lines:?}");
     let event = wait_event(&mut job.sandbox, |event| matches!(event, Event::RootExited { .. }))?;
     ensure!(event == Event::RootExited { status: ExitStatus::Code(0) }, "ended with {event:?}");
+    Ok(())
+}
+
+/// Says for each line which memory barriers (expedited, of the core, of restartable sequences) it may make, and so does its child,
+/// which has registered for the first only.
+const BARRIERS: &str = r#"
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def membarrier(command):
+    return libc.syscall(324, command, 0, 0) and ctypes.get_errno()
+asked, telling = os.pipe(), os.pipe()
+child = os.fork()
+for register in (1 << 4,) if child == 0 else (1 << 2, 1 << 4, 1 << 6, 1 << 8):
+    assert membarrier(register) == 0
+def allowed():
+    return [membarrier(command) for command in (1 << 3, 1 << 5, 1 << 7)]
+if child == 0:
+    os.close(asked[1])
+    while os.read(asked[0], 1):
+        os.write(telling[1], str(allowed()).encode())
+    os._exit(0)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    os.write(asked[1], b"x")
+    print(allowed(), os.read(telling[0], 100).decode(), libc.syscall(324, 1 << 9, 0, 0), flush=True)
+"#;
+
+fn barriers() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", BARRIERS])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for precopy in [Precopy::None, Precopy::Rounds(1)] {
+        job.hop(precopy)?;
+        job.say("on")?;
+        let line = job.line()?;
+        ensure!(line == format!("[0, 0, 0] [0, {0}, {0}] {1}", sys::libc::EPERM, 0b1_0101_0100), "{line}");
+    }
     Ok(())
 }
 
