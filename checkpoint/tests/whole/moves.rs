@@ -15,6 +15,7 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::everything_the_kernel_keeps_is_the_same_with_precopy", || keeper(Precopy::Rounds(2))),
         trial("moves::memory_barriers_stay_registered", barriers),
         trial("moves::signal_stack_that_disarms_itself_does_so_still", disarming),
+        trial("moves::memory_that_may_not_become_executable_moves", denied),
         trial("moves::tree_with_sessions_groups_and_zombies", tree),
         trial("moves::blocking_calls_end_as_they_would", blocking),
     ]
@@ -212,6 +213,46 @@ fn disarming() -> Outcome {
         job.say("on")?;
         let line = job.line()?;
         ensure!(line == "True 0x80000000 65536", "{line}");
+    }
+    Ok(())
+}
+
+/// Says for each line, for itself and for a child, whether memory that was writable may become executable (PR_SET_MDWE), and changes
+/// its memory.
+const DENIED: &str = r#"
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(65, 1, 0, 0, 0) == 0
+page = mmap.mmap(-1, 4096)
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+asked, telling = os.pipe(), os.pipe()
+child = os.fork()
+def answer(turn):
+    page[0] = turn
+    denied = libc.mprotect(ctypes.c_void_p(address), 4096, 5) and ctypes.get_errno()
+    return f"{libc.prctl(66, 0, 0, 0, 0)} {denied} {page[0]}"
+turn = 0
+if child == 0:
+    os.close(asked[1])
+    while os.read(asked[0], 1):
+        turn += 1
+        os.write(telling[1], answer(turn).encode())
+    os._exit(0)
+print("ready", flush=True)
+for line in sys.stdin:
+    turn += 1
+    os.write(asked[1], b"x")
+    print(answer(turn), os.read(telling[0], 100).decode(), flush=True)
+"#;
+
+fn denied() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", DENIED])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for (turn, precopy) in (1..).zip([Precopy::Rounds(1), Precopy::None, Precopy::Rounds(2)]) {
+        job.hop(precopy)?;
+        job.say("on")?;
+        let (line, denied) = (job.line()?, sys::libc::EACCES);
+        ensure!(line == format!("1 {denied} {turn} 1 {denied} {turn}"), "{line}");
     }
     Ok(())
 }
