@@ -118,6 +118,7 @@ pub(crate) fn process(
         subreaper: answer.subreaper,
         huge_pages_disabled: answer.huge_pages_disabled,
         memory_deny_write_execute: answer.memory_deny_write_execute,
+        memory_barriers: answer.memory_barriers,
         oom_score_adjust: i32::try_from(number_in("oom_score_adj", 10)?).unwrap_or_default(),
         coredump_filter: u32::try_from(number_in("coredump_filter", 16)?).unwrap_or_default(),
         personality: u32::try_from(number_in("personality", 16)?).unwrap_or_default(),
@@ -136,6 +137,7 @@ struct Question {
     subreaper: Address,
     huge_pages: Slot,
     deny: Slot,
+    barriers: Slot,
 }
 
 struct Answer {
@@ -147,9 +149,11 @@ struct Answer {
     subreaper: bool,
     huge_pages_disabled: bool,
     memory_deny_write_execute: u64,
+    memory_barriers: u64,
 }
 
 const PR_GET_MDWE: i32 = 66;
+const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
 
 impl Question {
     fn ask(tape: &mut Tape, timers: &[Timer]) -> Question {
@@ -185,6 +189,9 @@ impl Question {
             subreaper,
             huge_pages: tape.require(libc::SYS_prctl, &[libc::PR_GET_THP_DISABLE.into()]),
             deny: tape.syscall(libc::SYS_prctl, &[PR_GET_MDWE.into()]),
+            // Fails in a kernel that was built without membarrier(2).
+            barriers: tape
+                .syscall(libc::SYS_membarrier, &[MEMBARRIER_CMD_GET_REGISTRATIONS.into(), 0.into(), 0.into()]),
         }
     }
 
@@ -220,6 +227,7 @@ impl Question {
             subreaper: word(self.subreaper, 0) & 0xffff_ffff != 0,
             huge_pages_disabled: value(self.huge_pages) != 0,
             memory_deny_write_execute: value(self.deny),
+            memory_barriers: value(self.barriers),
         }
     }
 }

@@ -18,7 +18,9 @@ use crate::sysv::SystemV;
 use crate::terminals::Controlling;
 
 /// Version of [`TreeImage`]'s meaning; a higher one is refused.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
+/// The version of an image that has nothing which came after the fourth: registrations for membarrier(2).
+pub const VERSION_FOURTH: u32 = 4;
 /// The version of an image that has nothing which came after the third: terminals.
 pub const VERSION_THIRD: u32 = 3;
 /// The version of an image that has nothing which came after the second: system call filters of programs' own.
@@ -140,6 +142,9 @@ pub struct LiveProcess {
     pub huge_pages_disabled: bool,
     /// PR_SET_MDWE.
     pub memory_deny_write_execute: u64,
+    /// The membarrier(2) commands that it has registered for, as `MEMBARRIER_CMD_GET_REGISTRATIONS` tells them.
+    #[serde(default)]
+    pub memory_barriers: u64,
     /// oom_score_adj.
     pub oom_score_adjust: i32,
     /// Coredump filter.
@@ -240,7 +245,7 @@ pub struct ThreadImage {
     /// Signals that wait for this thread.
     pub pending: Vec<ByteBuf>,
     /// sigaltstack: address, flags, size.
-    pub alternate_stack: (u64, i32, u64),
+    pub alternate_stack: (u64, u32, u64),
     /// Restartable sequences area.
     pub rseq: Option<Rseq>,
     /// Robust futex list: head and length.

@@ -167,6 +167,10 @@ fn set_process(stub: &mut Stub, live: &LiveProcess) -> Result<()> {
     };
     prctl(&mut tape, libc::PR_SET_CHILD_SUBREAPER, live.subreaper.into());
     prctl(&mut tape, libc::PR_SET_THP_DISABLE, live.huge_pages_disabled.into());
+    // While it has one thread: with more the kernel waits until every processor has switched.
+    for command in (0..64).map(|bit| 1u64 << bit).filter(|command| live.memory_barriers & command != 0) {
+        tape.require(libc::SYS_membarrier, &[command.into(), 0.into(), 0.into()]);
+    }
     stub.run(&tape, "setting its signal handlers")?;
     Ok(())
 }

@@ -18,7 +18,9 @@ use crate::error::{Error, Result};
 use crate::external::External;
 use crate::filters::Filters;
 use crate::freeze::{self, Frozen};
-use crate::image::{ProcessImage, ProcessState, TreeImage, VERSION, VERSION_FIRST, VERSION_SECOND, VERSION_THIRD};
+use crate::image::{
+    ProcessImage, ProcessState, TreeImage, VERSION, VERSION_FIRST, VERSION_FOURTH, VERSION_SECOND, VERSION_THIRD,
+};
 use crate::init::protocol::Root;
 use crate::memory::{Layout, MemorySink, RoundStats, TrackedProcess, Tracker};
 use crate::offer::Offer;
@@ -272,8 +274,14 @@ impl Source {
             }
         }
         let filters = filters.found;
-        let version = if !descriptors.terminals.is_empty() {
+        let has_barriers = |image: &ProcessImage| match &image.state {
+            ProcessState::Alive(live) => live.memory_barriers != 0,
+            ProcessState::Zombie { .. } => false,
+        };
+        let version = if images.iter().any(has_barriers) {
             VERSION
+        } else if !descriptors.terminals.is_empty() {
+            VERSION_FOURTH
         } else if !filters.is_empty() {
             VERSION_THIRD
         } else if root_exit.is_some() || !shm.is_empty() {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::Pid;
 use crate::ptrace::{Register, Registers, Stopped};
-use crate::vm::{self, Remote};
+use crate::vm::{self, Memory, Remote};
 
 /// Bytes in a page.
 const PAGE: u64 = 4096;
@@ -159,10 +159,12 @@ impl Region {
     }
 
     fn prepare(self, thread: &mut Stopped, instruction: u64, hidden: bool) -> io::Result<()> {
-        write(thread.thread(), self.start, code())?;
+        // Executable from the first, and written past that: PR_SET_MDWE forbids to make a page so that was writable.
         let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        let arguments = [self.start, PAGE, executable, 0, 0, 0];
-        thread.call_at(instruction, libc::SYS_mprotect, arguments).and_then(succeed)?;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+        let arguments = [self.start, PAGE, executable, flags, u64::MAX, 0];
+        thread.call_at(instruction, libc::SYS_mmap, arguments).and_then(succeed)?;
+        Memory::open(thread.thread())?.write(self.start, code())?;
         if hidden {
             let arguments = [self.start, self.length, libc::MADV_DONTFORK as u64, 0, 0, 0];
             thread.call_at(instruction, libc::SYS_madvise, arguments).and_then(succeed)?;

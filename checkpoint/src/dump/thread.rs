@@ -42,7 +42,7 @@ pub(super) fn thread(
     let slack = tape.require(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK.into()]);
     let secure_bits = tape.require(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
     let results = tape.run(stopped, region).map_err(|error| Error::process(process, "asking a thread", error))?;
-    let low = |word: u64| i32::try_from(word & 0xffff_ffff).unwrap_or_default();
+    let low = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap_or_default();
 
     let status = inside.proc.status(here).map_err(failed("reading a thread's status"))?;
     let name = inside.proc.read(here, "comm").map_err(failed("reading a thread's name"))?;
@@ -81,7 +81,7 @@ pub(super) fn thread(
             io_priority: sys::process::io_priority(tid).map_err(failed("reading its I/O priority"))?,
             affinity: restricted(affinity),
         },
-        parent_death_signal: low(results.word(death_signal)),
+        parent_death_signal: low(results.word(death_signal)).cast_signed(),
         timer_slack_ns: results.get(slack).unwrap_or_default(),
         filters: filters.of(stopped, status.seccomp_filters).map_err(failed("reading its system call filters"))?,
     })

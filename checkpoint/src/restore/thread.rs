@@ -65,9 +65,9 @@ fn set_own(tape: &mut Tape, image: &ThreadImage) {
         tape.require(libc::SYS_rseq, &arguments);
     }
     // Whether the thread is on that stack now is no setting.
-    const SS_ONSTACK: i32 = 1;
+    const SS_ONSTACK: u32 = 1;
     let (address, flags, size) = image.alternate_stack;
-    let flags = u64::from((flags & !SS_ONSTACK).cast_unsigned());
+    let flags = u64::from(flags & !SS_ONSTACK);
     let stack = tape.data(&[address, flags, size].map(u64::to_ne_bytes).concat());
     tape.require(libc::SYS_sigaltstack, &[stack.into(), 0.into()]);
     let name = tape.string(&image.name);

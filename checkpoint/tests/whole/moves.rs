@@ -13,6 +13,9 @@ pub fn trials() -> Vec<Trial> {
         trial("moves::python_threads_twenty_times_with_precopy", python_twenty),
         trial("moves::everything_the_kernel_keeps_is_the_same", || keeper(Precopy::None)),
         trial("moves::everything_the_kernel_keeps_is_the_same_with_precopy", || keeper(Precopy::Rounds(2))),
+        trial("moves::memory_barriers_stay_registered", barriers),
+        trial("moves::signal_stack_that_disarms_itself_does_so_still", disarming),
+        trial("moves::memory_that_may_not_become_executable_moves", denied),
         trial("moves::tree_with_sessions_groups_and_zombies", tree),
         trial("moves::blocking_calls_end_as_they_would", blocking),
     ]
@@ -147,6 +150,110 @@ fn keeper(precopy: Precopy) -> Outcome {
     ensure!(lines == ["same", "still in the pipe", "True", "[10, 14, 37] 38"], "{lines:?}");
     let event = wait_event(&mut job.sandbox, |event| matches!(event, Event::RootExited { .. }))?;
     ensure!(event == Event::RootExited { status: ExitStatus::Code(0) }, "ended with {event:?}");
+    Ok(())
+}
+
+/// Says for each line which memory barriers (expedited, of the core, of restartable sequences) it may make, and so does its child,
+/// which has registered for the first only.
+const BARRIERS: &str = r#"
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def membarrier(command):
+    return libc.syscall(324, command, 0, 0) and ctypes.get_errno()
+asked, telling = os.pipe(), os.pipe()
+child = os.fork()
+for register in (1 << 4,) if child == 0 else (1 << 2, 1 << 4, 1 << 6, 1 << 8):
+    assert membarrier(register) == 0
+def allowed():
+    return [membarrier(command) for command in (1 << 3, 1 << 5, 1 << 7)]
+if child == 0:
+    os.close(asked[1])
+    while os.read(asked[0], 1):
+        os.write(telling[1], str(allowed()).encode())
+    os._exit(0)
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    os.write(asked[1], b"x")
+    print(allowed(), os.read(telling[0], 100).decode(), libc.syscall(324, 1 << 9, 0, 0), flush=True)
+"#;
+
+fn barriers() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", BARRIERS])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for precopy in [Precopy::None, Precopy::Rounds(1)] {
+        job.hop(precopy)?;
+        job.say("on")?;
+        let line = job.line()?;
+        ensure!(line == format!("[0, 0, 0] [0, {0}, {0}] {1}", sys::libc::EPERM, 0b1_0101_0100), "{line}");
+    }
+    Ok(())
+}
+
+/// Has a signal stack with SS_AUTODISARM, whose flags it says for each line.
+const DISARMING: &str = r#"
+import ctypes, sys
+libc = ctypes.CDLL(None)
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_uint), ("size", ctypes.c_size_t)]
+room = ctypes.create_string_buffer(1 << 16)
+assert libc.sigaltstack(ctypes.byref(Stack(ctypes.addressof(room), 1 << 31, 1 << 16)), None) == 0
+print("ready", flush=True)
+for line in sys.stdin:
+    stack = Stack()
+    assert libc.sigaltstack(None, ctypes.byref(stack)) == 0
+    print(stack.address == ctypes.addressof(room), hex(stack.flags), stack.size, flush=True)
+"#;
+
+fn disarming() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", DISARMING])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for precopy in [Precopy::None, Precopy::Rounds(1)] {
+        job.hop(precopy)?;
+        job.say("on")?;
+        let line = job.line()?;
+        ensure!(line == "True 0x80000000 65536", "{line}");
+    }
+    Ok(())
+}
+
+/// Says for each line, for itself and for a child, whether memory that was writable may become executable (PR_SET_MDWE), and changes
+/// its memory.
+const DENIED: &str = r#"
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(65, 1, 0, 0, 0) == 0
+page = mmap.mmap(-1, 4096)
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+asked, telling = os.pipe(), os.pipe()
+child = os.fork()
+def answer(turn):
+    page[0] = turn
+    denied = libc.mprotect(ctypes.c_void_p(address), 4096, 5) and ctypes.get_errno()
+    return f"{libc.prctl(66, 0, 0, 0, 0)} {denied} {page[0]}"
+turn = 0
+if child == 0:
+    os.close(asked[1])
+    while os.read(asked[0], 1):
+        turn += 1
+        os.write(telling[1], answer(turn).encode())
+    os._exit(0)
+print("ready", flush=True)
+for line in sys.stdin:
+    turn += 1
+    os.write(asked[1], b"x")
+    print(answer(turn), os.read(telling[0], 100).decode(), flush=True)
+"#;
+
+fn denied() -> Outcome {
+    let mut job = Job::start(&["python3", "-S", "-c", DENIED])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for (turn, precopy) in (1..).zip([Precopy::Rounds(1), Precopy::None, Precopy::Rounds(2)]) {
+        job.hop(precopy)?;
+        job.say("on")?;
+        let (line, denied) = (job.line()?, sys::libc::EACCES);
+        ensure!(line == format!("1 {denied} {turn} 1 {denied} {turn}"), "{line}");
+    }
     Ok(())
 }
 
