@@ -1,6 +1,6 @@
 //! The source's side: rounds while the job runs, and the rest in the freeze.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -17,6 +17,8 @@ use super::space::{EXACT_DETAILS_BYTES, Space};
 use super::{MemorySink, PAGE, RoundStats};
 use crate::shm;
 
+/// The number of a job's init.
+const INIT: u32 = 1;
 /// A round waits at most this long for a pause in writing.
 const SETTLE_TIME: Duration = Duration::from_millis(40);
 /// How often it looks.
@@ -89,6 +91,7 @@ impl Tracker {
             }
         }
         self.spaces.retain(|number, _| !ended.contains(number));
+        self.forget_orphans();
         self.tell_layout(processes, sink, false)?;
         let mut bytes = self.objects.round(sink)?;
         for space in self.spaces.values_mut() {
@@ -207,6 +210,19 @@ impl Tracker {
             }
         }
         Ok(())
+    }
+
+    /// Forgets those whose parent is ending: it has no memory any more, and they are nobody else's children yet. The next round,
+    /// or the last, tells whose they are.
+    fn forget_orphans(&mut self) {
+        loop {
+            let there: BTreeSet<u32> = self.spaces.keys().copied().collect();
+            let has_parent = |parent| parent == INIT || there.contains(&parent);
+            self.spaces.retain(|_, space| has_parent(space.layout().parent));
+            if self.spaces.len() == there.len() {
+                return;
+            }
+        }
     }
 
     fn tell_layout(

@@ -15,14 +15,15 @@ use checkpoint::memory::{
 use support::{Group, Scratch, Target, difference, inject};
 
 fn processes(group: &Group) -> Vec<TrackedProcess> {
-    let tracked = |(pid, parent): (sys::Pid, sys::Pid)| TrackedProcess {
+    let members = group.members();
+    let tracked = |&(pid, parent): &(sys::Pid, sys::Pid)| TrackedProcess {
         process: pid.as_raw() as u32,
-        parent: parent.as_raw() as u32,
+        parent: if members.iter().any(|(member, _)| *member == parent) { parent.as_raw() as u32 } else { 1 },
         session: 0,
         terminal: None,
         pid,
     };
-    group.members().into_iter().map(tracked).collect()
+    members.iter().map(tracked).collect()
 }
 
 fn churn(seed: u64, rounds: u32) {
@@ -66,6 +67,46 @@ fn memory_that_changes_in_every_way_arrives() {
     for seed in first..first + seeds {
         churn(seed, 6);
     }
+}
+
+/// Keeps only who was told of, with their parents.
+#[derive(Default)]
+struct Told(Vec<(u32, u32)>);
+
+impl MemorySink for Told {
+    fn layout(&mut self, layout: Layout) -> io::Result<()> {
+        self.0 = layout.processes.iter().map(|process| (process.process, process.parent)).collect();
+        Ok(())
+    }
+
+    fn pages(&mut self, _: MemoryChunk<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_process_whose_parent_is_ending_is_told_of_once_it_has_another() {
+    let mut parent = std::process::Command::new("true").spawn().unwrap();
+    let parent_pid = support::pid_of(&parent);
+    let zombie = || fs::read_to_string(format!("/proc/{parent_pid}/stat")).unwrap().contains(") Z ");
+    while !zombie() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let child_pid = support::pid_of(&child);
+    let process = |process, parent, pid| TrackedProcess { process, parent, session: 2, terminal: None, pid };
+    let mut tracker = Tracker::default();
+    let mut told = Told::default();
+    // As they were listed: the parent was there, and its children had it.
+    let listed = [process(2, 1, parent_pid), process(3, 2, child_pid), process(4, 3, child_pid)];
+    tracker.round(&listed, &mut |_| Ok(None), &mut told).unwrap();
+    assert_eq!(told.0, []);
+    let listed = [process(3, 1, child_pid), process(4, 3, child_pid)];
+    tracker.round(&listed, &mut |_| Ok(None), &mut told).unwrap();
+    assert_eq!(told.0, [(3, 1), (4, 3)]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    parent.wait().unwrap();
 }
 
 /// Takes everything and keeps nothing.

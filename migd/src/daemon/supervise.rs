@@ -29,6 +29,15 @@ pub fn spawn(node: Arc<Node>, job: Arc<LocalJob>, shim: Option<ShimEnd>) {
     tokio::spawn(async move {
         let fresh = shim.is_some();
         let last = watch(&node, &job).await;
+        if let Some(ShimEvent::Moved { .. }) = last {
+            // It undid what led here and is done with the job's files. What is left of it ends with its process, which takes
+            // the kernel its time; the job may be back before that, with another shim.
+            forget(&node, &job);
+            if let Some(shim) = shim {
+                shim.await;
+            }
+            return;
+        }
         if let Some(shim) = shim {
             shim.await;
         }
@@ -116,7 +125,7 @@ async fn recover(paths: &JobPaths, id: &str) -> Recovered {
     }
 }
 
-/// Follows the shim's events until it is gone; returns its final word.
+/// Follows the shim's events until it serves nobody any more; returns its final word.
 async fn watch(node: &Arc<Node>, job: &Arc<LocalJob>) -> Option<ShimEvent> {
     let mut last = None;
     loop {
@@ -177,7 +186,6 @@ async fn conclude(node: &Arc<Node>, job: &Arc<LocalJob>, last: Option<ShimEvent>
     let ended = read_exit(&job.paths);
     match (ended, last) {
         (Some(ended), _) => conclude_ended(node, job, ended).await,
-        (None, Some(ShimEvent::Moved { .. })) => forget(node, job),
         (None, Some(ShimEvent::Failed(error))) => fail(node, job, error).await,
         (None, Some(ShimEvent::Exited(exit))) => {
             let ended = ExitFile { exit, finished_ms: crate::api::unix_ms() };

@@ -54,7 +54,12 @@ impl Machine for PlayedMachine {
             .as_ref()
             .unwrap()
             .spawn(async move { Shim::play(job, UnixListener::from_std(listener).unwrap()).await });
-        Ok(Box::pin(async move { drop(shim.await) }))
+        Ok(Box::pin(async move {
+            if shim.await.unwrap_or_default() {
+                // The kernel takes down what it held, and takes its time.
+                std::future::pending::<()>().await;
+            }
+        }))
     }
 
     fn follow(&self, address: IpAddr, via: IpAddr) -> io::Result<()> {
@@ -93,7 +98,8 @@ fn text(offset: u64, end: u64) -> Vec<u8> {
 }
 
 impl Shim {
-    async fn play(paths: JobPaths, listener: UnixListener) {
+    /// Plays until its job has ended or moved away. Returns whether its process is then to take for ever to end.
+    async fn play(paths: JobPaths, listener: UnixListener) -> bool {
         let file: JobFile = serde_json::from_slice(&std::fs::read(paths.spec()).unwrap()).unwrap();
         let first = match file.spec.argv[0].as_str() {
             "missing" => ShimEvent::Failed(ApiError::new(ErrorKind::NoSuchProgram, "no such program")),
@@ -116,7 +122,7 @@ impl Shim {
                     let shim = Arc::clone(&shim);
                     tasks.spawn(async move { shim.answer(accepted.unwrap().0.into()).await });
                 }
-                _ = dead.wait_for(|dead| *dead) => return,
+                _ = dead.wait_for(|dead| *dead) => return false,
                 () = tokio::time::sleep(STEP) => {
                     if matches!(*shim.event.borrow(), ShimEvent::Running { .. }) {
                         shim.output.fetch_add(1, Ordering::SeqCst);
@@ -136,6 +142,7 @@ impl Shim {
             }
         };
         let _ = tokio::time::timeout(Duration::from_millis(200), farewell).await;
+        shim.file.spec.argv[0] == "ends slowly" && matches!(last, ShimEvent::Moved { .. })
     }
 
     async fn answer(self: Arc<Self>, mut connection: Connection) {
@@ -496,6 +503,21 @@ async fn output_and_routes_follow_a_move() {
 
     a.kill_job("web", 15).await.unwrap();
     assert_eq!(read_output(&mut output, &mut next, u64::MAX).await, Some(Exit::Signal(15)));
+}
+
+#[tokio::test]
+async fn a_job_comes_back_while_the_process_of_its_former_shim_still_ends() {
+    let scene = Scene::new();
+    let (a, b) = scene.pair().await;
+    let job = a.run("web", "ends slowly", "A").await.unwrap();
+    for (epoch, name, node, other) in [(2, "B", &b, &a), (3, "A", &a, &b), (4, "B", &b, &a), (5, "A", &a, &b)] {
+        let end = a.move_job("web", name).await;
+        assert!(matches!(end, MoveEvent::Done(MoveOutcome::Moved(_))), "{end:?}");
+        let runs = |job: &JobView| (job.node.as_str(), job.epoch, job.state) == (name, epoch, JobState::Running);
+        until(async || node.job("web").await.filter(runs)).await;
+        until(async || (!other.paths.job(&job.id).root().exists()).then_some(())).await;
+        assert!(node.paths.job(&job.id).root().exists());
+    }
 }
 
 #[tokio::test]

@@ -227,6 +227,11 @@ impl Recorder {
         Some(stream)
     }
 
+    /// Ends them all here. Their readers get what waits for them, and hear the end.
+    pub(super) fn end(&mut self) {
+        self.recordings.clear();
+    }
+
     pub(super) fn is_on(&self) -> bool {
         !self.recordings.is_empty()
     }

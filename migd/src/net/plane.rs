@@ -288,7 +288,7 @@ impl NetPlane {
     }
 
     /// Of a parked plane that is to be dropped: the TUN device, in which packets may still wait. They shouldn't wait for all that
-    /// the drop takes down.
+    /// the drop takes down, nor should those who record.
     pub fn retire(&self) -> Result<OwnedFd, NetError> {
         self.ask(Command::Retire)
     }

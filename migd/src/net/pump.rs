@@ -592,6 +592,7 @@ impl Pump {
                         Ok(tun) => drop(answer.send(tun)),
                         Err(error) => tracing::error!(%error, "can't hand the TUN device over"),
                     }
+                    self.recorder.end();
                 }
                 Command::Record { number, snap_length, answer } => {
                     drop(answer.send(self.recorder.claim(number, snap_length)));

@@ -115,7 +115,7 @@ async fn serve(
 }
 
 impl Server {
-    async fn answer(&self, mut connection: Connection) -> io::Result<()> {
+    async fn answer(self, mut connection: Connection) -> io::Result<()> {
         let Some(request) = connection.receive::<ShimRequest>().await? else { return Ok(()) };
         match request {
             ShimRequest::Status => connection.send(&Reply::Ok(self.status())).await,
@@ -337,13 +337,17 @@ impl Server {
         }
     }
 
-    async fn watch(&self, mut connection: Connection) -> io::Result<()> {
+    /// Tells what happens. After the last word the end of the connection tells that nobody else is served any more.
+    async fn watch(self, mut connection: Connection) -> io::Result<()> {
         let mut events = self.shared.event.subscribe();
         loop {
             let event = events.borrow_and_update().clone();
             if let Some(event) = event {
                 connection.send(&event).await?;
                 if is_final(&event) {
+                    // This one isn't waited for; it ends with the thread's runtime.
+                    drop(self);
+                    let _ = connection.receive::<serde_json::Value>().await;
                     return Ok(());
                 }
             }

@@ -48,10 +48,50 @@ pub struct Job {
 /// What became of a job that does not run here any more.
 #[derive(Debug)]
 pub enum Left {
-    /// Nothing of it is here.
-    Gone,
+    /// It is not here; when it left, what it was is still to be taken down.
+    Gone(Option<Remains>),
     /// Its sockets are here.
     Home(Box<Home>),
+}
+
+/// What a job that has moved away leaves behind: stopped processes, namespaces, devices. Nothing leads to it and nothing of it
+/// runs.
+#[derive(Debug)]
+pub struct Remains {
+    pub(super) tree: Option<Stopped>,
+    pub(super) sandbox: Sandbox,
+    pub(super) plane: NetPlane,
+    pub(super) links: Links,
+}
+
+impl Remains {
+    /// Takes it down. The kernel waits for several grace periods of RCU for that, which are seconds on a busy machine.
+    pub fn take_down(self) {
+        let Remains { tree, sandbox, plane, links } = self;
+        // In this order: the tree is in the sandbox.
+        drop(tree);
+        sandbox.destroy();
+        drop((plane, links));
+    }
+}
+
+/// Processes that are stopped and run no more.
+#[derive(Debug)]
+pub struct Stopped(Option<checkpoint::Source>);
+
+impl Stopped {
+    /// All of them.
+    pub fn new(tree: checkpoint::Source) -> Stopped {
+        Stopped(Some(tree))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if let Some(tree) = self.0.take() {
+            tree.discard();
+        }
+    }
 }
 
 /// What a job needs around it, before there is a process.
@@ -159,11 +199,11 @@ impl Job {
                         // Its number may be given to another.
                         self.shared.set_status(|status| status.root = None);
                     }
-                    Event::JobEmpty => return self.end(status).map(|()| Left::Gone),
+                    Event::JobEmpty => return self.end(status).map(|()| Left::Gone(None)),
                     // Somebody killed init.
                     Event::Gone => {
                         let status = status.unwrap_or(ExitStatus::Signal(nix::libc::SIGKILL));
-                        return self.end(Some(status)).map(|()| Left::Gone);
+                        return self.end(Some(status)).map(|()| Left::Gone(None));
                     }
                 }
             }
@@ -206,7 +246,7 @@ impl Job {
                 }
             }
             if kill_at.is_some_and(|at| at <= Instant::now()) {
-                return self.end(status).map(|()| Left::Gone);
+                return self.end(status).map(|()| Left::Gone(None));
             }
             self.repeat_announcement();
             let wake_at = [self.announced.next().filter(|_| self.home.is_none()), kill_at].into_iter().flatten().min();

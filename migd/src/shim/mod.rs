@@ -39,7 +39,7 @@ use crate::api::{ApiError, ErrorKind, HomeView, JobFile, JobPaths, ShimEvent, Sh
 use crate::net::LineBoard;
 
 use commands::Commands;
-use job::Left;
+use job::{Left, Remains};
 use stdio::Stdio;
 
 /// Arguments of `migd shim`.
@@ -139,21 +139,26 @@ pub fn main(args: Args) -> anyhow::Result<ExitCode> {
     let shared = Arc::new(Shared::new(file, paths));
     let (commands, queue) = commands::channel()?;
     let control = control::start(listener, Arc::clone(&shared), commands)?;
-    if let Err(error) = live(&shared, queue) {
+    let remains = live(&shared, queue).unwrap_or_else(|error| {
         tracing::error!(error = format!("{error:#}"), "the job is not here");
         shared.tell(ShimEvent::Failed(api_error(&error)));
-    }
+        None
+    });
     // Those who listen hear the end before the process goes.
     control.finish();
+    // Last: a job that comes back doesn't wait for it.
+    if let Some(remains) = remains {
+        remains.take_down();
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// From nothing to the job's end or departure.
-fn live(shared: &Arc<Shared>, mut queue: Commands) -> anyhow::Result<()> {
+/// From nothing to the job's end or departure. What is left then is to be taken down.
+fn live(shared: &Arc<Shared>, mut queue: Commands) -> anyhow::Result<Option<Remains>> {
     let job = if shared.file.receive {
         match transfer::receive(shared, &mut queue)? {
             Some(job) => job,
-            None => return Ok(()),
+            None => return Ok(None),
         }
     } else {
         job::launch(shared)?
@@ -161,10 +166,10 @@ fn live(shared: &Arc<Shared>, mut queue: Commands) -> anyhow::Result<()> {
     let mut job = job;
     loop {
         job = match job.serve(&mut queue)? {
-            Left::Gone => return Ok(()),
+            Left::Gone(remains) => return Ok(remains),
             Left::Home(home) => match home.serve(&mut queue)? {
                 Some(job) => job,
-                None => return Ok(()),
+                None => return Ok(None),
             },
         };
     }

@@ -21,7 +21,7 @@ use crate::api::{ApiError, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, ShimE
 use crate::net::{Freezing, SocketKey};
 use crate::shim::daemon;
 use crate::shim::home::Home;
-use crate::shim::job::{Announced, Externals, Job, Left};
+use crate::shim::job::{Announced, Externals, Job, Left, Remains, Stopped};
 use crate::shim::output::Reader;
 use crate::shim::stdio::StdioImage;
 
@@ -539,7 +539,8 @@ impl Driver {
     fn depart(self, epoch: u64) -> anyhow::Result<Left> {
         let Job { shared, sandbox, mut links, plane, stdio, home, lines, .. } = self.job;
         let target = self.target;
-        let left = match (home, self.sockets) {
+        let tree = self.tree.map(Stopped::new);
+        let (left, stopped) = match (home, self.sockets) {
             // The sockets went along: send the job's packets after it.
             (None, SocketPlace::Along) => {
                 links.hand_over(&target);
@@ -547,17 +548,23 @@ impl Driver {
                     Ok(tun) => forward_strays(Tun::from(tun)),
                     Err(error) => tracing::warn!(error = in_words(&error), "packets in the old TUN are lost"),
                 }
-                Left::Gone
+                (Left::Gone(Some(Remains { tree, sandbox, plane, links })), None)
             }
             (None, SocketPlace::Home) => {
                 let home = Home::new(Arc::clone(&shared), links, plane, target.clone(), epoch)?;
                 for (line, visitor) in lines {
                     home.add_line(line, visitor);
                 }
-                Left::Home(Box::new(home))
+                // In this order: the tree is in the sandbox.
+                (Left::Home(Box::new(home)), Some((tree, sandbox)))
             }
             // They are elsewhere, and that node sees to them.
-            (Some(_), _) => Left::Gone,
+            (Some(_), _) => {
+                if let Err(error) = plane.retire() {
+                    tracing::warn!(error = in_words(&error), "the job's net thread has ended before the job left");
+                }
+                (Left::Gone(Some(Remains { tree, sandbox, plane, links })), None)
+            }
         };
         let over = self.over.unwrap_or_else(Instant::now);
         let sent = self.peer.sent_bytes();
@@ -566,15 +573,12 @@ impl Driver {
         // Whoever asked may be gone.
         let _ = self.progress.send(MoveEvent::Done(MoveOutcome::Moved(summary)));
         shared.set_home(None);
-        if matches!(left, Left::Gone) {
+        stdio.finish();
+        if matches!(left, Left::Gone(_)) {
             shared.set_status(|status| status.root = None);
             shared.tell(ShimEvent::Moved { to: target.name, epoch });
         }
-        if let Some(tree) = self.tree {
-            tree.discard();
-        }
-        sandbox.destroy();
-        stdio.finish();
+        drop(stopped);
         Ok(left)
     }
 }
