@@ -172,7 +172,7 @@ impl Shim {
             }
             ShimRequest::Attach { from_offset, .. } => self.attach(connection, from_offset).await,
             ShimRequest::MoveOut { target, epoch, .. } => self.move_out(connection, target, epoch).await,
-            ShimRequest::Receive { .. } => self.receive(connection).await,
+            ShimRequest::Receive { source } => self.receive(connection, source.name).await,
             ShimRequest::Line { .. } | ShimRequest::Cancel => {}
         }
     }
@@ -233,7 +233,7 @@ impl Shim {
         let _ = connection.send(&MoveEvent::Done(outcome)).await;
     }
 
-    async fn receive(&self, mut connection: Connection) {
+    async fn receive(&self, mut connection: Connection, source: String) {
         let mut stream = stream_of(&mut connection);
         connection.send(&Reply::Ok(())).await.unwrap();
         let offset = stream.read_u64().await.unwrap();
@@ -246,7 +246,7 @@ impl Shim {
         let transfer = DaemonRequest::Transfer {
             job: spec.id.clone(),
             from_epoch: *epoch,
-            from_node: spec.env[0].1.clone(),
+            from_node: source,
             to_node: node.name.clone(),
             home: None,
         };
@@ -340,8 +340,7 @@ impl Daemon {
         let request = RunRequest {
             name: Some(name.into()),
             argv: vec![program.into()],
-            // Played shims learn here who their source will be.
-            env: vec![("HOME_NODE".into(), home.into())],
+            env: Vec::new(),
             cwd: "/".into(),
             node: Some(home.into()),
             address: None,
