@@ -96,17 +96,18 @@ fn a_process_whose_parent_is_ending_is_told_of_once_it_has_another() {
     let child_pid = support::pid_of(&child);
     let process = |process, parent, pid| TrackedProcess { process, parent, session: 2, terminal: None, pid };
     let mut tracker = Tracker::default();
-    let mut told = Told::default();
+    let mut round = |listed: &[TrackedProcess]| {
+        let mut told = Told::default();
+        tracker.round(listed, &mut |_| Ok(None), &mut told).map(|_| told.0)
+    };
     // As they were listed: the parent was there, and its children had it.
-    let listed = [process(2, 1, parent_pid), process(3, 2, child_pid), process(4, 3, child_pid)];
-    tracker.round(&listed, &mut |_| Ok(None), &mut told).unwrap();
-    assert_eq!(told.0, []);
-    let listed = [process(3, 1, child_pid), process(4, 3, child_pid)];
-    tracker.round(&listed, &mut |_| Ok(None), &mut told).unwrap();
-    assert_eq!(told.0, [(3, 1), (4, 3)]);
+    let early = round(&[process(2, 1, parent_pid), process(3, 2, child_pid), process(4, 3, child_pid)]);
+    let late = round(&[process(3, 1, child_pid), process(4, 3, child_pid)]);
     child.kill().unwrap();
     child.wait().unwrap();
     parent.wait().unwrap();
+    assert_eq!(early.unwrap(), []);
+    assert_eq!(late.unwrap(), [(3, 1), (4, 3)]);
 }
 
 /// Takes everything and keeps nothing.

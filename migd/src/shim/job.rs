@@ -49,7 +49,7 @@ pub struct Job {
 #[derive(Debug)]
 pub enum Left {
     /// It is not here; when it left, what it was is still to be taken down.
-    Gone(Option<Remains>),
+    Gone(Option<Box<Remains>>),
     /// Its sockets are here.
     Home(Box<Home>),
 }

@@ -154,7 +154,7 @@ pub fn main(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// From nothing to the job's end or departure. What is left then is to be taken down.
-fn live(shared: &Arc<Shared>, mut queue: Commands) -> anyhow::Result<Option<Remains>> {
+fn live(shared: &Arc<Shared>, mut queue: Commands) -> anyhow::Result<Option<Box<Remains>>> {
     let job = if shared.file.receive {
         match transfer::receive(shared, &mut queue)? {
             Some(job) => job,

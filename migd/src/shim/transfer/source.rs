@@ -548,7 +548,7 @@ impl Driver {
                     Ok(tun) => forward_strays(Tun::from(tun)),
                     Err(error) => tracing::warn!(error = in_words(&error), "packets in the old TUN are lost"),
                 }
-                (Left::Gone(Some(Remains { tree, sandbox, plane, links })), None)
+                (Left::Gone(Some(Box::new(Remains { tree, sandbox, plane, links }))), None)
             }
             (None, SocketPlace::Home) => {
                 let home = Home::new(Arc::clone(&shared), links, plane, target.clone(), epoch)?;
@@ -563,7 +563,7 @@ impl Driver {
                 if let Err(error) = plane.retire() {
                     tracing::warn!(error = in_words(&error), "the job's net thread has ended before the job left");
                 }
-                (Left::Gone(Some(Remains { tree, sandbox, plane, links })), None)
+                (Left::Gone(Some(Box::new(Remains { tree, sandbox, plane, links }))), None)
             }
         };
         let over = self.over.unwrap_or_else(Instant::now);
