@@ -23,7 +23,7 @@ use crate::init::protocol::{Begin, Notice, Reply, Request, Root, Setup, Spawn, r
 use crate::offer::Clocks;
 
 /// Init's number in the job.
-const INIT: u32 = 1;
+pub(crate) const INIT: u32 = 1;
 
 /// What is added to this machine's clocks inside the job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

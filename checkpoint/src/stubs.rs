@@ -20,7 +20,7 @@ use sys::tape::{Region, Results, Slot, Tape};
 use crate::descriptors::Tapes;
 use crate::error::{Error, Result};
 use crate::memory::{self, Area, Argument, Backing, Batch, KernelArea, ProcessLayout};
-use crate::sandbox::Inside;
+use crate::sandbox::{INIT, Inside};
 use crate::source::REGION_AT;
 
 /// How long a new process may take to come to its first stop.
@@ -28,7 +28,6 @@ const BIRTH: Duration = Duration::from_secs(5);
 /// One past the last address of a program.
 const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
 const ARCH_MAP_VDSO_64: i32 = 0x2003;
-const INIT: u32 = 1;
 
 /// A process under construction.
 #[derive(Debug)]

@@ -15,10 +15,9 @@ use super::ranges::SpanSet;
 use super::reader::Reader;
 use super::space::{EXACT_DETAILS_BYTES, Space};
 use super::{MemorySink, PAGE, RoundStats};
+use crate::sandbox::INIT;
 use crate::shm;
 
-/// The number of a job's init.
-const INIT: u32 = 1;
 /// A round waits at most this long for a pause in writing.
 const SETTLE_TIME: Duration = Duration::from_millis(40);
 /// How often it looks.

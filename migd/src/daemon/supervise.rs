@@ -29,19 +29,18 @@ pub fn spawn(node: Arc<Node>, job: Arc<LocalJob>, shim: Option<ShimEnd>) {
     tokio::spawn(async move {
         let fresh = shim.is_some();
         let last = watch(&node, &job).await;
-        if let Some(ShimEvent::Moved { .. }) = last {
+        let moved = matches!(last, Some(ShimEvent::Moved { .. }));
+        if moved {
             // It undid what led here and is done with the job's files. What is left of it ends with its process, which takes
             // the kernel its time; the job may be back before that, with another shim.
             forget(&node, &job);
-            if let Some(shim) = shim {
-                shim.await;
-            }
-            return;
         }
         if let Some(shim) = shim {
             shim.await;
         }
-        conclude(&node, &job, last, fresh).await;
+        if !moved {
+            conclude(&node, &job, last, fresh).await;
+        }
     });
 }
 
