@@ -113,7 +113,11 @@ impl Cluster {
                     return Ok(record);
                 }
                 Ok(Outcome::Conflict { key: lost, found }) => {
-                    self.lost_race(&claims, &lost, found.as_ref()).await?;
+                    match self.lost_race(&claims, &lost, found.as_ref()).await {
+                        // The job that had the address has just ended; it is its reservation's again.
+                        Err(ClusterError::AddressUnavailable { .. }) if is_reserved(&lost, found.as_ref()) => continue,
+                        other => other?,
+                    }
                     if lost == key {
                         return Err(DirectoryError::Invalid(format!("a job {} exists already", job.id)).into());
                     }
@@ -537,6 +541,11 @@ impl Cluster {
             }
         }
     }
+}
+
+/// Whether this is the record of an address that waits for its reservation's next job.
+fn is_reserved(key: &str, found: Option<&Versioned>) -> bool {
+    found.is_some_and(|found| matches!(decode(key, &found.value), Ok(AddressRecord::Reserved { .. })))
 }
 
 /// What the allocator is to know of an address's record.

@@ -291,17 +291,20 @@ async fn idle_blocks_go_back_and_can_be_leased_by_others() {
     assert_eq!(a.state().allocator.available(Family::V4, a.now()), 63);
 }
 
-/// A directory that counts the requests it gets, and loses the answers to some.
+/// A directory that counts the requests it gets, loses the answers to some, and has one made late.
 struct Counting {
     inner: Arc<dyn Directory>,
     requests: AtomicUsize,
     /// How many of the next changes are made and not answered.
     silent: AtomicUsize,
+    /// What happens before the next change.
+    first: std::sync::Mutex<Option<Reply<'static, bool>>>,
 }
 
 impl Counting {
     fn new(inner: &Arc<dyn Directory>) -> Arc<Self> {
-        Arc::new(Self { inner: inner.clone(), requests: AtomicUsize::new(0), silent: AtomicUsize::new(0) })
+        let (requests, silent) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { inner: inner.clone(), requests, silent, first: std::sync::Mutex::default() })
     }
 
     fn inner(&self) -> &Arc<dyn Directory> {
@@ -321,6 +324,10 @@ impl Directory for Counting {
 
     fn transact<'a>(&'a self, transaction: &'a Transaction) -> Reply<'a, Outcome> {
         Box::pin(async move {
+            let first = self.first.lock().expect("no panic").take();
+            if let Some(first) = first {
+                first.await?;
+            }
             let outcome = self.inner().transact(transaction).await;
             let silent = self.silent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
             silent.map_or(outcome, |_| Err(DirectoryError::Unknown("the answer was lost".to_owned())))
@@ -350,6 +357,22 @@ async fn a_node_whose_view_is_old_finds_a_fresh_block_all_the_same() {
     assert_eq!(record.address.octets()[..3], [10, 77, 10]);
     let requests = line.requests.load(Ordering::Relaxed) - before;
     assert!(requests <= 3, "a try, a look, a try; not {requests}");
+    assert_sound(&b).await;
+}
+
+#[tokio::test]
+async fn an_address_whose_job_ends_just_now_is_had_by_its_reservation() {
+    let (_dir, directory) = directory();
+    let a = Arc::new(create(&directory, "10.77.0.0/24", "a").await);
+    let line = Counting::new(&directory);
+    let b = Cluster::open(line.clone(), node("b")).await.expect("joined");
+    let address = IpAddr::from([10, 77, 0, 9]);
+    a.reserve("web", &[address]).await.expect("reserved");
+    let former = a.create_job(wanting(1, Wanted::Reservation("web".into()))).await.expect("its address");
+    let ending = Arc::clone(&a);
+    *line.first.lock().unwrap() = Some(Box::pin(async move { Ok(ending.release(&former).await.expect("released")) }));
+    let record = b.create_job(wanting(2, Wanted::Address(address))).await.expect("the address");
+    assert_eq!((record.address.into(), record.reservation.as_deref()), (address, Some("web")));
     assert_sound(&b).await;
 }
 

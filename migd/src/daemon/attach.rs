@@ -82,6 +82,7 @@ pub fn local(job: Arc<LocalJob>, request: Request) -> Attachment {
         let last = match job.wait(VERDICT, over).await.map(|standing| standing.phase) {
             Some(Phase::Ended(ended)) => {
                 from_log(&job, &mut next, &pump).await;
+                job.wait_given_back(GIVING_BACK).await;
                 AttachEvent::Exited(ended.exit)
             }
             Some(Phase::MovedAway { to }) => AttachEvent::Moved { node: to },
@@ -441,4 +442,48 @@ pub fn tail_offset(job: &LocalJob, lines: u64) -> Result<u64, ApiError> {
 /// Whether a job's id is one: what comes from another node goes into a path.
 pub fn is_id(id: &str) -> bool {
     id.parse::<JobId>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::api::{Exit, ExitFile, JobFile, JobPaths, JobSpec, NodeAddress};
+
+    #[tokio::test]
+    async fn an_end_is_told_when_the_job_has_given_back_what_it_had() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = JobFile {
+            spec: JobSpec {
+                id: JobId::from_entropy([7; 12]).to_string(),
+                name: "web".into(),
+                argv: vec!["true".into()],
+                env: Vec::new(),
+                cwd: "/".into(),
+                created_ms: 0,
+            },
+            address: Ipv4Addr::new(10, 77, 0, 1),
+            prefix_length: 16,
+            address6: None,
+            prefix_length6: 0,
+            node: NodeAddress { name: "A".into(), peer: "10.99.0.1:7070".parse().unwrap(), hops: Vec::new() },
+            epoch: 1,
+            receive: false,
+            uplinks: Vec::new(),
+            control: "/nowhere".into(),
+        };
+        let request = Request { id: file.spec.id.clone(), from_offset: 0, follow: true, input: false };
+        let job = LocalJob::new(file, JobPaths::new(directory.path()));
+        let exit = Exit::Code(0);
+        // Its shim had ended before anybody could attach.
+        job.set(Phase::Ended(ExitFile { exit, finished_ms: 0 }), None);
+        let mut attachment = local(Arc::clone(&job), request);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(attachment.events.try_recv().is_err(), "told too early");
+        job.set_given_back();
+        assert!(matches!(attachment.events.recv().await, Some(AttachEvent::Exited(told)) if told == exit));
+    }
 }

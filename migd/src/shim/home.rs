@@ -172,22 +172,16 @@ impl Home {
 
     /// The sockets are on that node now.
     fn hand_over(mut self, node: NodeAddress, epoch: u64) {
+        let left = Instant::now();
         self.links.hand_over(&node);
-        (self.process, self.epoch) = (node, epoch);
-        self.end();
-        self.retire();
+        transfer::forward_strays(&self.plane, left);
+        self.links.stop_answering();
+        self.shared.tell(ShimEvent::Moved { to: node.name, epoch });
     }
 
     /// The process is back, and what leads here has been taken over by its new plane.
     fn leave_to_itself(self) {
-        self.retire();
-    }
-
-    fn retire(self) {
-        match self.plane.retire() {
-            Ok(tun) => transfer::forward_strays(tun.into()),
-            Err(error) => tracing::warn!(%error, "packets in the old TUN are lost"),
-        }
+        transfer::forward_strays(&self.plane, Instant::now());
     }
 
     fn end(&self) {

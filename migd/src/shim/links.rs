@@ -148,7 +148,8 @@ impl Links {
         }
     }
 
-    /// After the commit at the source: packets that still come here go on to the job's new node.
+    /// After the commit at the source: packets that still come here go on to the job's new node. [`Links::stop_answering`] is
+    /// less urgent: for addresses that are routed out of the uplink the kernel answers no ARP.
     pub fn hand_over(&mut self, target: &NodeAddress) {
         // Before the own routes go, so that no packet finds neither.
         for address in &self.addresses {
@@ -161,7 +162,6 @@ impl Links {
             }
         }
         self.release();
-        self.stop_answering();
     }
 
     /// Ends what [`Links::attract`] and [`Links::announce`] did. The TUN device ends with its descriptor.
@@ -170,7 +170,8 @@ impl Links {
         self.release();
     }
 
-    fn stop_answering(&mut self) {
+    /// Answers for the addresses no more.
+    pub fn stop_answering(&mut self) {
         for address in &self.addresses {
             for link in &self.uplinks {
                 if let Err(error) = self.netlink.delete_proxy(link.index, *address) {

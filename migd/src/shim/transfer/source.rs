@@ -18,7 +18,7 @@ use super::peer::{Arrival, Peer};
 use super::stats::Stats;
 use super::{NetOffer, in_words, pack, pack_section};
 use crate::api::{ApiError, ErrorKind, MoveEvent, MoveOutcome, NodeAddress, ShimEvent, ShimState, SocketPlace};
-use crate::net::{Freezing, SocketKey};
+use crate::net::{Freezing, NetPlane, SocketKey};
 use crate::shim::daemon;
 use crate::shim::home::Home;
 use crate::shim::job::{Announced, Externals, Job, Left, Remains, Stopped};
@@ -29,6 +29,9 @@ use crate::shim::stdio::StdioImage;
 const PACKET_BYTES: usize = 80 << 10;
 /// Packets that are written back after a commit; the queue holds fewer.
 const MAX_STRAYS: usize = 20_000;
+/// How long after a commit the packets that waited are worth sending on. Later their senders have repeated them (RFC 6298, 2.1:
+/// after a second at first), and a connection that has ended since would be disturbed by them.
+const STRAYS_LAST: Duration = Duration::from_secs(1);
 /// Sockets in one part of a preview: so many are in both the target's shim and the process at a time.
 const PREVIEW_SLOTS: usize = 256;
 /// Sockets that take longer to make than a round of pre-copy should.
@@ -540,14 +543,13 @@ impl Driver {
         let Job { shared, sandbox, mut links, plane, stdio, home, lines, .. } = self.job;
         let target = self.target;
         let tree = self.tree.map(Stopped::new);
+        let over = self.over.unwrap_or_else(Instant::now);
         let (left, stopped) = match (home, self.sockets) {
             // The sockets went along: send the job's packets after it.
             (None, SocketPlace::Along) => {
                 links.hand_over(&target);
-                match plane.retire() {
-                    Ok(tun) => forward_strays(Tun::from(tun)),
-                    Err(error) => tracing::warn!(error = in_words(&error), "packets in the old TUN are lost"),
-                }
+                forward_strays(&plane, over);
+                links.stop_answering();
                 (Left::Gone(Some(Box::new(Remains { tree, sandbox, plane, links }))), None)
             }
             (None, SocketPlace::Home) => {
@@ -566,7 +568,6 @@ impl Driver {
                 (Left::Gone(Some(Box::new(Remains { tree, sandbox, plane, links }))), None)
             }
         };
-        let over = self.over.unwrap_or_else(Instant::now);
         let sent = self.peer.sent_bytes();
         let summary = self.stats.summary(&shared.file.node.name, &target.name, epoch, over, sent);
         tracing::info!(?summary, "the job has moved");
@@ -594,8 +595,17 @@ fn gone() -> Done {
     Done::With(Event::Cancel("the job is no longer held".to_owned()))
 }
 
-/// Writes the packets that waited in the TUN back into it: the kernel routes them as new ones, to the job's new node.
-pub fn forward_strays(tun: Tun) {
+/// Ends the net thread of a job that left at `left`, and writes the packets that waited in its TUN back into it: the kernel routes
+/// them as new ones, to the job's new node. What has waited for too long is dropped.
+pub fn forward_strays(plane: &NetPlane, left: Instant) {
+    let tun = match plane.retire() {
+        Ok(tun) => Tun::from(tun),
+        Err(error) => return tracing::warn!(error = in_words(&error), "packets in the old TUN are lost"),
+    };
+    let waited = left.elapsed();
+    if waited >= STRAYS_LAST {
+        return tracing::warn!(?waited, "packets in the old TUN are too old to be sent after the job");
+    }
     let mut packets = Vec::new();
     let mut buffer = vec![0; PACKET_BYTES];
     while packets.len() < MAX_STRAYS
