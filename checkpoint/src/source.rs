@@ -214,7 +214,8 @@ impl Source {
             let leader = held.frozen.leader()?;
             let region = match held.region {
                 Some(region) => region,
-                None => Region::install(leader, REGION_AT, true)
+                // All its threads stand still: none of them forks.
+                None => Region::install(leader, REGION_AT, false)
                     .map_err(|error| Error::process(number, "mapping pages to run calls in", error))?,
             };
             held.region = Some(region);

@@ -139,7 +139,8 @@ impl Pagemap {
                 end,
                 walk_end: 0,
                 vec: self.buffer.as_mut_ptr() as u64,
-                vec_len: self.buffer.len() as u64,
+                // The kernel gets itself memory for as many; there are no more than pages.
+                vec_len: (end - at).div_ceil(PAGE as u64).clamp(1, self.buffer.len() as u64),
                 max_pages: 0,
                 category_inverted: query.inverted.bits(),
                 category_mask: query.all_of.bits(),

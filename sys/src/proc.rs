@@ -3,7 +3,8 @@
 //! Everything is read through a [`Proc`]: a directory descriptor of some proc mount, whose PID namespace decides how
 //! processes are numbered in what is read.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,27 @@ pub enum Place {
     Process(u32),
     /// A thread: process, thread.
     Thread(u32, u32),
+}
+
+/// Content of a file of /proc. Nobody tells how long such a file is, and `std::fs::read` feels its way with small reads.
+pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    /// More than most of them have; of the others the kernel gives no more than a page at a time.
+    const ROOM: usize = 8 << 10;
+    let mut file = File::open(path)?;
+    let (mut content, mut length) = (vec![0; ROOM], 0);
+    loop {
+        if content.len() - length < ROOM / 2 {
+            content.resize(2 * content.len(), 0);
+        }
+        match file.read(&mut content[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    content.truncate(length);
+    Ok(content)
 }
 
 fn malformed(what: &str) -> io::Error {
@@ -50,7 +72,7 @@ impl Proc {
 
     /// Content of a file.
     pub fn read(&self, place: Place, file: &str) -> io::Result<Vec<u8>> {
-        std::fs::read(self.path(place, file))
+        read_file(&self.path(place, file))
     }
 
     /// Content of a file that is text.

@@ -18,6 +18,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::Pid;
+use crate::proc;
 use crate::ptrace::{Register, Registers, Stopped};
 use crate::vm::{self, Memory, Remote};
 
@@ -217,26 +218,39 @@ fn succeed(result: i64) -> io::Result<u64> {
 
 /// Address of a `syscall` instruction in a process's vdso.
 fn vdso_call(pid: Pid) -> io::Result<u64> {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    // One vdso serves the whole machine; each process has it elsewhere.
     static OFFSET: OnceLock<Option<u64>> = OnceLock::new();
-    let vdso = |pid: Pid| -> io::Result<(u64, u64)> {
-        let mapping = vm::maps(pid)?.into_iter().find(|mapping| mapping.name == b"[vdso]");
-        let missing = || io::Error::new(io::ErrorKind::Unsupported, "the process has unmapped its vdso");
-        mapping.map(|mapping| (mapping.start, mapping.end)).ok_or_else(missing)
-    };
-    let (start, end) = vdso(pid)?;
-    let mut read = vec![0; usize::try_from(end - start).unwrap_or_default()];
-    let length = read.len();
+    if let (Some(Some(offset)), Some(start)) = (OFFSET.get(), told_vdso(pid)) {
+        // It may have been moved since the process was told.
+        let (at, mut found) = (start.saturating_add(*offset), [0; SYSCALL.len()]);
+        if read(pid, at, &mut found).is_ok() && found == SYSCALL {
+            return Ok(at);
+        }
+    }
+    let mapping = vm::maps(pid)?.into_iter().find(|mapping| mapping.name == b"[vdso]");
+    let missing = || io::Error::new(io::ErrorKind::Unsupported, "the process has unmapped its vdso");
+    let (start, end) = mapping.map(|mapping| (mapping.start, mapping.end)).ok_or_else(missing)?;
     let offset = match OFFSET.get() {
         Some(offset) => *offset,
         None => {
-            vm::read_vectored(pid, &mut read, &[Remote { address: start, length }])?;
-            let found = read.windows(2).position(|pair| pair == [0x0f, 0x05]).map(|at| at as u64);
+            let mut content = vec![0; usize::try_from(end - start).unwrap_or_default()];
+            read(pid, start, &mut content)?;
+            let found = content.windows(SYSCALL.len()).position(|pair| pair == SYSCALL).map(|at| at as u64);
             *OFFSET.get_or_init(|| found)
         }
     };
     offset
         .map(|offset| start + offset)
         .ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "the kernel's vdso makes no system call"))
+}
+
+/// Where a process was told that its vdso is (getauxval(3), AT_SYSINFO_EHDR).
+fn told_vdso(pid: Pid) -> Option<u64> {
+    let text = proc::read_file(format!("/proc/{pid}/auxv").as_ref()).ok()?;
+    let words = text.chunks_exact(8).filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)));
+    let words: Vec<u64> = words.collect();
+    words.chunks_exact(2).find(|pair| pair[0] == libc::AT_SYSINFO_EHDR).map(|pair| pair[1])
 }
 
 /// A call on a tape, and later its result.

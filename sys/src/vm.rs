@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::Pid;
+use crate::proc;
 
 /// The most segments one `process_vm_readv`/`process_vm_writev` takes on each side.
 pub const MAX_SEGMENTS: usize = 1024;
@@ -161,7 +162,7 @@ impl DetailedMapping {
 /// # Errors
 /// The error of open(2) or read(2); `InvalidData` for a line that can't be understood.
 pub fn maps(pid: Pid) -> io::Result<Vec<Mapping>> {
-    let text = std::fs::read(format!("/proc/{pid}/maps"))?;
+    let text = proc::read_file(format!("/proc/{pid}/maps").as_ref())?;
     text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(parse_mapping).collect()
 }
 
@@ -170,7 +171,7 @@ pub fn maps(pid: Pid) -> io::Result<Vec<Mapping>> {
 /// # Errors
 /// As [`maps`].
 pub fn detailed_maps(pid: Pid) -> io::Result<Vec<DetailedMapping>> {
-    let text = std::fs::read(format!("/proc/{pid}/smaps"))?;
+    let text = proc::read_file(format!("/proc/{pid}/smaps").as_ref())?;
     parse_detailed(&text)
 }
 

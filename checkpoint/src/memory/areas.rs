@@ -35,7 +35,7 @@ impl fmt::Display for Obstacle {
 /// # Errors
 /// `/proc/PID/smaps` can't be read.
 pub fn obstacles(pid: Pid) -> io::Result<Vec<Obstacle>> {
-    let mut files = Files::new(pid, None);
+    let mut files = Files::new(pid, None, KnownFiles::new());
     let mut obstacles = Vec::new();
     for detailed in vm::detailed_maps(pid)? {
         if let Err(Unmovable::Obstacle(why)) = classify(&detailed, &mut files) {
@@ -88,16 +88,20 @@ pub(super) struct Files {
     pid: Pid,
     /// The device of the job's own `/dev/shm`.
     shm: Option<u64>,
-    known: HashMap<FileIdentity, FileState>,
+    known: KnownFiles,
 }
+
+/// What is known of files that processes map. When one of them is deleted, or its path leads elsewhere, its name among the mappings
+/// is another.
+pub(super) type KnownFiles = HashMap<FileIdentity, FileState>;
 
 const NO_DEVICE: (u32, u32) = (0, 0);
 
 /// Device, inode, name.
-type FileIdentity = ((u32, u32), u64, Vec<u8>);
+pub(super) type FileIdentity = ((u32, u32), u64, Vec<u8>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FileState {
+pub(super) enum FileState {
     /// The path leads to the mapped file.
     Present,
     /// The path leads elsewhere or nowhere.
@@ -109,8 +113,13 @@ enum FileState {
 }
 
 impl Files {
-    pub fn new(pid: Pid, shm: Option<u64>) -> Files {
-        Files { pid, shm, known: HashMap::new() }
+    pub fn new(pid: Pid, shm: Option<u64>, known: KnownFiles) -> Files {
+        Files { pid, shm, known }
+    }
+
+    /// What was known, and was found.
+    pub fn into_known(self) -> KnownFiles {
+        self.known
     }
 
     fn state(&mut self, mapping: &Mapping) -> io::Result<FileState> {
@@ -349,7 +358,7 @@ mod tests {
     }
 
     fn backing(detailed: &DetailedMapping) -> Result<Backing, &'static str> {
-        match classify(detailed, &mut Files::new(own(), None)) {
+        match classify(detailed, &mut Files::new(own(), None, KnownFiles::new())) {
             Ok(classified) => Ok(classified.area.backing),
             Err(Unmovable::Obstacle(why)) => Err(why),
             Err(other) => panic!("{other:?}"),

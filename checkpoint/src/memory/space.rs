@@ -10,7 +10,7 @@ use sys::pagemap::{Category, Pagemap, Query, Region};
 use sys::uffd::WriteTracker;
 use sys::vm::{self, DetailedMapping, Mapping, Memory};
 
-use super::areas::{Files, Unmovable, classify, describe, push_merged};
+use super::areas::{Files, KnownFiles, Unmovable, classify, describe, push_merged};
 use super::direct;
 use super::layout::{Area, Backing, ProcessLayout, Protection};
 use super::objects::Objects;
@@ -20,9 +20,10 @@ use super::settled;
 use super::{MemorySink, PAGE, TrackedProcess};
 
 /// The properties of mappings (`VmFlags`: what madvise and mlock have set) are found in smaps only, for which the kernel looks
-/// at every page: 20 ms a gigabyte. In a process larger than this they are read once in [`DETAILS_AGE`] while it runs. Of all
-/// processes together no more than this is looked at in the freeze: for the others, what was set in between on a mapping whose
-/// bounds have stayed is missed, and a mapping that is newer is taken to have none.
+/// at every page: 20 ms a gigabyte, and 10 us a mapping. While a process runs they are read once in [`DETAILS_AGE`]; if it is larger
+/// than this, only when it has new mappings. In the freeze they are read of those no larger, while there is other work to do
+/// ([`super::Tracker::finish`]). Of the rest what was set in between on a mapping whose bounds have stayed is missed, and a mapping
+/// that is newer is taken to have none.
 pub(super) const EXACT_DETAILS_BYTES: u64 = 128 << 20;
 const DETAILS_AGE: Duration = Duration::from_millis(500);
 
@@ -39,6 +40,8 @@ pub(super) struct Space {
     details: HashMap<Mapping, DetailedMapping>,
     /// When they were read.
     details_read: Option<Instant>,
+    /// The files that the process maps, as last looked up.
+    files: KnownFiles,
     /// The kernel's mappings, one area each: tracking is by mapping.
     mappings: Vec<Area>,
     /// The same as the target sees them.
@@ -68,6 +71,7 @@ impl Space {
             memory: Memory::open(process.pid)?,
             details: HashMap::new(),
             details_read: None,
+            files: KnownFiles::new(),
             mappings: Vec::new(),
             layout: ProcessLayout {
                 process: process.process,
@@ -117,17 +121,20 @@ impl Space {
     /// Reads the mappings while the process runs.
     pub fn survey(&mut self, objects: &mut Objects) -> io::Result<()> {
         let mut mappings = vm::maps(self.process.pid)?;
-        if mappings.iter().any(|mapping| !self.details.contains_key(mapping)) {
-            let is_recent = self.details_read.is_some_and(|read| read.elapsed() < DETAILS_AGE);
-            if is_recent && self.resident_bytes() > EXACT_DETAILS_BYTES {
-                self.assume_details(&mappings);
-            } else {
-                // From here on it's this reading that counts: a mapping that has grown since the first one must not be
-                // missing.
-                let details = vm::detailed_maps(self.process.pid)?;
-                mappings = details.iter().map(|detailed| detailed.mapping.clone()).collect();
-                self.use_details(details);
-            }
+        let is_new = mappings.iter().any(|mapping| !self.details.contains_key(mapping));
+        let is_recent = self.details_read.is_some_and(|read| read.elapsed() < DETAILS_AGE);
+        let reads = match (is_recent, is_new) {
+            (true, false) => false,
+            (false, true) => true,
+            _ => self.resident_bytes() <= EXACT_DETAILS_BYTES,
+        };
+        if reads {
+            // From here on it's this reading that counts: a mapping that has grown since the first one must not be missing.
+            let details = vm::detailed_maps(self.process.pid)?;
+            mappings = details.iter().map(|detailed| detailed.mapping.clone()).collect();
+            self.use_details(details);
+        } else {
+            self.assume_details(&mappings);
         }
         self.take_mappings(mappings, objects, false).map(|_| ())
     }
@@ -169,7 +176,9 @@ impl Space {
     /// Makes areas of the mappings. What the target loses by the change is no longer counted as sent; returns whether there
     /// was any.
     fn take_mappings(&mut self, mappings: Vec<Mapping>, objects: &mut Objects, frozen: bool) -> io::Result<bool> {
-        let mut files = Files::new(self.process.pid, objects.shm);
+        // In the freeze what the last look at the running process found still holds.
+        let known = if frozen { std::mem::take(&mut self.files) } else { KnownFiles::new() };
+        let mut files = Files::new(self.process.pid, objects.shm, known);
         let mut areas = Vec::with_capacity(mappings.len());
         let mut merged: Vec<Area> = Vec::with_capacity(mappings.len());
         for mapping in mappings {
@@ -198,6 +207,7 @@ impl Space {
             push_merged(&mut merged, classified.area.clone());
             areas.push(classified.area);
         }
+        self.files = files.into_known();
         let next = ProcessLayout { areas: merged, ..self.layout.clone() };
         let kept = self.layout.kept(&next);
         let (sent, zeros) = (self.sent.intersection(&kept), self.zeros.intersection(&kept));

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -146,24 +148,33 @@ impl Tracker {
         sink: &mut dyn MemorySink,
     ) -> io::Result<(Layout, RoundStats)> {
         self.follow(processes, None)?;
-        let mut pids = Vec::new();
-        let mut cost = 0;
+        // Those whose mappings' properties are read in any case, and those of which they are if there is time.
+        let (mut surely, mut perhaps) = (Vec::new(), Vec::new());
         for (number, space) in &mut self.spaces {
             let process = space.process();
             let surveyed = space.survey_frozen(&mut self.objects);
-            let own = surveyed.map_err(|error| explain(process, "list its mappings", &error))?;
-            if own == 0 || cost + own <= EXACT_DETAILS_BYTES {
-                cost += own;
-                pids.push((*number, process.pid));
+            match surveyed.map_err(|error| explain(process, "list its mappings", &error))? {
+                0 => surely.push((*number, process.pid)),
+                1..=EXACT_DETAILS_BYTES if surely.is_empty() => surely.push((*number, process.pid)),
+                1..=EXACT_DETAILS_BYTES => perhaps.push((*number, process.pid)),
+                _ => {}
             }
         }
-        // The properties of mappings are slow to read, and needed last: a second thread reads them meanwhile.
-        let details = (!pids.is_empty()).then(|| thread::spawn(move || read_details(&pids)));
+        // They are slow to read, and needed last: a second thread does it meanwhile.
+        let copied = Arc::new(AtomicBool::new(false));
+        let details = (!surely.is_empty()).then(|| {
+            let copied = Arc::clone(&copied);
+            thread::spawn(move || {
+                let others = perhaps.into_iter().take_while(|_| !copied.load(Ordering::Relaxed));
+                read_details(surely.into_iter().chain(others))
+            })
+        });
         self.tell_layout(processes, sink, false)?;
         let mut bytes = self.objects.round(sink)?;
         for space in self.spaces.values_mut() {
             bytes += copy_rest(space, &mut self.reader, sink)?;
         }
+        copied.store(true, Ordering::Relaxed);
         if let Some(details) = details {
             let details = details.join().map_err(|_| io::Error::other("the thread that reads mappings failed"))??;
             let mut again = Vec::new();
@@ -257,8 +268,8 @@ fn copy_rest(space: &mut Space, reader: &mut Reader, sink: &mut dyn MemorySink) 
     space.copy_rest(reader, sink).map(|pass| pass.bytes).map_err(|error| explain(process, "copy its memory", &error))
 }
 
-fn read_details(pids: &[(u32, Pid)]) -> io::Result<Vec<(u32, Vec<DetailedMapping>)>> {
-    pids.iter().map(|(number, pid)| Ok((*number, vm::detailed_maps(*pid)?))).collect()
+fn read_details(processes: impl Iterator<Item = (u32, Pid)>) -> io::Result<Vec<(u32, Vec<DetailedMapping>)>> {
+    processes.map(|(number, pid)| Ok((number, vm::detailed_maps(pid)?))).collect()
 }
 
 /// `None` for an error that only says that the process has ended.

@@ -110,6 +110,32 @@ fn a_process_whose_parent_is_ending_is_told_of_once_it_has_another() {
     assert_eq!(late.unwrap(), [(3, 1), (4, 3)]);
 }
 
+#[test]
+fn a_mapped_file_that_is_replaced_just_before_the_freeze_is_not_taken_for_the_new_one() {
+    let scratch = Scratch::new();
+    let (program, other) = (scratch.path().join("program"), scratch.path().join("other"));
+    for path in [&program, &other] {
+        fs::copy("/bin/sleep", path).unwrap();
+    }
+    let mut child = std::process::Command::new(&program).arg("1000").spawn().unwrap();
+    let pid = support::pid_of(&child);
+    // Until it sleeps, in clock_nanosleep(2), its loader changes its mappings.
+    while !fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap().starts_with("230 ") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let process = [TrackedProcess { process: 2, parent: 1, session: 2, terminal: None, pid }];
+    let mut tracker = Tracker::default();
+    let round = tracker.round(&process, &mut |_| Ok(None), &mut Nowhere);
+    fs::rename(&other, &program).unwrap();
+    let finished = tracker.finish(&process, &mut Nowhere);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    round.unwrap();
+    let (layout, _) = finished.unwrap();
+    let is_gone = |kind: &ObjectKind| matches!(kind, ObjectKind::Deleted(path) if path.ends_with(b"/program"));
+    assert!(layout.objects.iter().any(|object| is_gone(&object.kind)), "{layout:?}");
+}
+
 /// Takes everything and keeps nothing.
 struct Nowhere;
 
