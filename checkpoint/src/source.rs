@@ -24,6 +24,7 @@ use crate::image::{
 use crate::init::protocol::Root;
 use crate::memory::{Layout, MemorySink, RoundStats, TrackedProcess, Tracker};
 use crate::offer::Offer;
+use crate::robust;
 use crate::sandbox::{Control, Inside, Sandbox};
 use crate::shm;
 use crate::stay::StayReason;
@@ -68,6 +69,18 @@ pub struct DumpedMemory {
 struct Held {
     frozen: Frozen,
     region: Option<Region>,
+}
+
+impl Held {
+    /// See [`robust`]. It can only fail for threads that have been killed already.
+    fn forget_robust(&mut self) {
+        let Some(region) = self.region else { return };
+        for (number, thread) in &mut self.frozen.threads {
+            if let Err(error) = robust::forget(thread, region) {
+                tracing::debug!(thread = number, %error, "its robust mutexes lose their owner");
+            }
+        }
+    }
 }
 
 impl Drop for Held {
@@ -336,8 +349,9 @@ impl Source {
     /// Kills the tree without a trace, after it runs elsewhere.
     pub fn discard(mut self) {
         self.locks.clear();
-        let frozen = std::mem::take(&mut self.frozen);
-        for held in &frozen {
+        let mut frozen = std::mem::take(&mut self.frozen);
+        for held in &mut frozen {
+            held.forget_robust();
             // It can only be that it is dead already.
             let _ = sys::process::kill(held.frozen.pid, libc::SIGKILL);
         }

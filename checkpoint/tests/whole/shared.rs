@@ -11,6 +11,7 @@ pub fn trials() -> Vec<Trial> {
         trial("shared::files_in_dev_shm_go_along", shm),
         trial("shared::much_that_nobody_maps_keeps_the_job", hoard),
         trial("shared::file_locks_are_held_by_one_at_a_time", file_locks),
+        trial("shared::robust_mutexes_in_files_stay_with_their_owner", robust_mutexes),
     ]
 }
 
@@ -258,6 +259,73 @@ fn file_locks() -> Outcome {
         job.say("look")?;
         let line = job.line()?;
         ensure!(line == "[True, True, True]", "after hop {hop}: {line}");
+    }
+    Ok(())
+}
+
+/// Two threads hold a mutex each in a mapped file. A child looks whether they are held still, then they are given back and taken again.
+const ROBUST: &str = r#"
+import ctypes, mmap, os, sys, threading
+libc = ctypes.CDLL(None)
+SIZE, SHARED, ROBUST = 64, 1, 1
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.truncate(file, 4096)
+memory = mmap.mmap(file, 4096)
+mutexes = [ctypes.addressof(ctypes.c_char.from_buffer(memory, SIZE * place)) for place in range(2)]
+mutexes = [ctypes.c_void_p(address) for address in mutexes]
+attributes = ctypes.create_string_buffer(SIZE)
+libc.pthread_mutexattr_init(attributes)
+libc.pthread_mutexattr_setpshared(attributes, SHARED)
+libc.pthread_mutexattr_setrobust(attributes, ROBUST)
+for mutex in mutexes:
+    libc.pthread_mutex_init(mutex, attributes)
+begin, end = threading.Barrier(2), threading.Barrier(2)
+again = []
+def hold(mutex):
+    libc.pthread_mutex_lock(mutex)
+    begin.wait()
+    while True:
+        begin.wait()
+        again.append(libc.pthread_mutex_unlock(mutex))
+        again.append(libc.pthread_mutex_lock(mutex))
+        end.wait()
+libc.pthread_mutex_lock(mutexes[0])
+threading.Thread(target=hold, args=(mutexes[1],), daemon=True).start()
+begin.wait()
+print("ready", flush=True)
+for line in sys.stdin:
+    found, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(told, repr([libc.pthread_mutex_trylock(mutex) for mutex in mutexes]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    again.clear()
+    again.append(libc.pthread_mutex_unlock(mutexes[0]))
+    again.append(libc.pthread_mutex_lock(mutexes[0]))
+    begin.wait()
+    end.wait()
+    print(os.read(found, 100).decode(), again, flush=True)
+    os.close(found)
+    os.close(told)
+"#;
+
+fn robust_mutexes() -> Outcome {
+    let scratch = tempfile::tempdir()?;
+    let path = scratch.path().join("mutexes");
+    let mut job = Job::start(&["python3", "-c", ROBUST, path.to_str().ok_or("a path that isn't UTF-8")?])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for hop in 0..4 {
+        match hop {
+            0 => {}
+            1 => job.hop_in_vain(Precopy::None)?,
+            2 => drop(job.hop(Precopy::None)?),
+            _ => drop(job.hop(Precopy::Rounds(2))?),
+        }
+        job.say("look")?;
+        let line = job.line()?;
+        const BUSY: i32 = sys::libc::EBUSY;
+        ensure!(line == format!("[{BUSY}, {BUSY}] [0, 0, 0, 0]"), "after hop {hop}: {line}");
     }
     Ok(())
 }
