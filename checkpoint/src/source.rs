@@ -5,13 +5,14 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sys::libc;
 use sys::proc::Place;
 use sys::ptrace::Stopped;
 use sys::tape::{Region, Results, Tape};
 
+use crate::descriptors::calm::Calm;
 use crate::descriptors::{self, Preview, Tapes, TreeDescriptors};
 use crate::dump;
 use crate::error::{Error, Result};
@@ -37,6 +38,11 @@ pub(crate) const REGION_AT: u64 = 0x10_0000;
 /// How often a running tree is looked at before what seems to keep it here is believed.
 const LOOKS: u32 = 4;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+
+/// How long to look for a calm moment to freeze the tree in, and how long it runs after each stop that wasn't one.
+const FOR_CALM: Duration = Duration::from_millis(300);
+const PAUSES: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(2), Duration::from_millis(4)];
+const LONGEST_PAUSE: Duration = Duration::from_millis(8);
 
 /// A running tree that is to move.
 ///
@@ -180,15 +186,27 @@ impl Source {
         Ok(parts)
     }
 
-    /// Stops every thread.
+    /// Stops every thread, at a moment when nothing is on its way that can't be looked at: until it finds one it stops the tree and lets it
+    /// run in turn, for [`FOR_CALM`] at most. The dump then tells what there is.
     pub fn freeze(&mut self) -> Result<()> {
         if !self.frozen.is_empty() {
             return Ok(());
         }
-        let frozen = freeze::stop(&self.inside, None)?;
-        if frozen.is_empty() {
-            return Err(Error::Gone);
-        }
+        let failed = |error| Error::system("asking about unix sockets", error);
+        let calm = Calm::new(self.inside.init).map_err(failed)?;
+        let start = Instant::now();
+        let mut pauses = PAUSES.into_iter();
+        let frozen = loop {
+            let frozen = freeze::stop(&self.inside, None)?;
+            if frozen.is_empty() {
+                return Err(Error::Gone);
+            }
+            if start.elapsed() > FOR_CALM || calm.is_calm().map_err(failed)? {
+                break frozen;
+            }
+            drop(frozen);
+            std::thread::sleep(pauses.next().unwrap_or(LONGEST_PAUSE));
+        };
         self.frozen = frozen.into_iter().map(|frozen| Held { frozen, region: None }).collect();
         Ok(())
     }

@@ -1,9 +1,11 @@
 //! What processes of a job share beside memory and descriptors: System V IPC, `/dev/shm`, file locks.
 
+use std::io::{Read, Write};
+
 use libtest_mimic::Trial;
 
 use crate::ensure;
-use crate::support::{Job, Outcome, Precopy, trial};
+use crate::support::{Job, Moment, Outcome, Precopy, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -11,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
         trial("shared::files_in_dev_shm_go_along", shm),
         trial("shared::much_that_nobody_maps_keeps_the_job", hoard),
         trial("shared::file_locks_are_held_by_one_at_a_time", file_locks),
+        trial("shared::what_a_server_has_yet_to_accept_is_waited_for", unaccepted),
         trial("shared::robust_mutexes_in_files_stay_with_their_owner", robust_mutexes),
     ]
 }
@@ -326,6 +329,55 @@ fn robust_mutexes() -> Outcome {
         let line = job.line()?;
         const BUSY: i32 = sys::libc::EBUSY;
         ensure!(line == format!("[{BUSY}, {BUSY}] [0, 0, 0, 0]"), "after hop {hop}: {line}");
+    }
+    Ok(())
+}
+
+/// A client sends to a server that accepts it 60 ms later, and answers.
+const UNACCEPTED: &str = r#"
+import os, socket, sys, threading, time
+path = os.path.join(sys.argv[1], "socket")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+listener.listen()
+sent = threading.Event()
+def serve():
+    while True:
+        sent.wait()
+        sent.clear()
+        time.sleep(0.06)
+        client, _ = listener.accept()
+        client.sendall(client.recv(10))
+threading.Thread(target=serve, daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(line.strip().encode())
+        sent.set()
+        print("sent", flush=True)
+        print(client.recv(10).decode(), flush=True)
+"#;
+
+fn unaccepted() -> Outcome {
+    let scratch = tempfile::tempdir()?;
+    let mut job =
+        Job::start(&["python3", "-c", UNACCEPTED, scratch.path().to_str().ok_or("a path that isn't UTF-8")?])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for hop in 0..3 {
+        let mut input = job.input.try_clone()?;
+        let mut output = job.output.get_ref().try_clone()?;
+        job.hop_while(Precopy::Rounds(1), |moment, _| {
+            if moment == Moment::Round {
+                writeln!(input, "hop {hop}")?;
+                let mut line = [0; 5];
+                output.read_exact(&mut line)?;
+                ensure!(line == *b"sent\n", "it said {line:?}");
+            }
+            Ok(())
+        })?;
+        let line = job.line()?;
+        ensure!(line == format!("hop {hop}"), "{line} after hop {hop}");
     }
     Ok(())
 }
