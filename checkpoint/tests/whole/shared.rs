@@ -225,7 +225,8 @@ def attempts(fds, start, length):
     yield lambda: fcntl.flock(fds[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     yield lambda: fcntl.lockf(fds[1], fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
     yield lambda: fcntl.fcntl(fds[2], OFD_SETLK, record(start, length))
-fds = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]
+spares = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]  # With these nothing is locked.
+fds = [os.open(path, os.O_RDWR) for path in paths]
 for attempt in attempts(fds, 10, 5):
     attempt()
 if os.fork():
