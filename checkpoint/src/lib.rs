@@ -33,6 +33,7 @@ pub mod memory;
 pub mod offer;
 mod partial;
 mod restore;
+mod robust;
 pub mod sandbox;
 pub mod shm;
 pub mod source;

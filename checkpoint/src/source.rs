@@ -5,13 +5,14 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sys::libc;
 use sys::proc::Place;
 use sys::ptrace::Stopped;
 use sys::tape::{Region, Results, Tape};
 
+use crate::descriptors::calm::Calm;
 use crate::descriptors::{self, Preview, Tapes, TreeDescriptors};
 use crate::dump;
 use crate::error::{Error, Result};
@@ -24,6 +25,7 @@ use crate::image::{
 use crate::init::protocol::Root;
 use crate::memory::{Layout, MemorySink, RoundStats, TrackedProcess, Tracker};
 use crate::offer::Offer;
+use crate::robust;
 use crate::sandbox::{Control, Inside, Sandbox};
 use crate::shm;
 use crate::stay::StayReason;
@@ -36,6 +38,11 @@ pub(crate) const REGION_AT: u64 = 0x10_0000;
 /// How often a running tree is looked at before what seems to keep it here is believed.
 const LOOKS: u32 = 4;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+
+/// How long to look for a calm moment to freeze the tree in, and how long it runs after each stop that wasn't one.
+const FOR_CALM: Duration = Duration::from_millis(300);
+const PAUSES: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(2), Duration::from_millis(4)];
+const LONGEST_PAUSE: Duration = Duration::from_millis(8);
 
 /// A running tree that is to move.
 ///
@@ -68,6 +75,18 @@ pub struct DumpedMemory {
 struct Held {
     frozen: Frozen,
     region: Option<Region>,
+}
+
+impl Held {
+    /// See [`robust`]. It can only fail for threads that have been killed already.
+    fn forget_robust(&mut self) {
+        let Some(region) = self.region else { return };
+        for (number, thread) in &mut self.frozen.threads {
+            if let Err(error) = robust::forget(thread, region) {
+                tracing::debug!(thread = number, %error, "its robust mutexes lose their owner");
+            }
+        }
+    }
 }
 
 impl Drop for Held {
@@ -167,15 +186,27 @@ impl Source {
         Ok(parts)
     }
 
-    /// Stops every thread.
+    /// Stops every thread, at a moment when nothing is on its way that can't be looked at: until it finds one it stops the tree and lets it
+    /// run in turn, for [`FOR_CALM`] at most. The dump then tells what there is.
     pub fn freeze(&mut self) -> Result<()> {
         if !self.frozen.is_empty() {
             return Ok(());
         }
-        let frozen = freeze::stop(&self.inside, None)?;
-        if frozen.is_empty() {
-            return Err(Error::Gone);
-        }
+        let failed = |error| Error::system("asking about unix sockets", error);
+        let calm = Calm::new(self.inside.init).map_err(failed)?;
+        let start = Instant::now();
+        let mut pauses = PAUSES.into_iter();
+        let frozen = loop {
+            let frozen = freeze::stop(&self.inside, None)?;
+            if frozen.is_empty() {
+                return Err(Error::Gone);
+            }
+            if start.elapsed() > FOR_CALM || calm.is_calm().map_err(failed)? {
+                break frozen;
+            }
+            drop(frozen);
+            std::thread::sleep(pauses.next().unwrap_or(LONGEST_PAUSE));
+        };
         self.frozen = frozen.into_iter().map(|frozen| Held { frozen, region: None }).collect();
         Ok(())
     }
@@ -337,8 +368,9 @@ impl Source {
     /// Kills the tree without a trace, after it runs elsewhere.
     pub fn discard(mut self) {
         self.locks.clear();
-        let frozen = std::mem::take(&mut self.frozen);
-        for held in &frozen {
+        let mut frozen = std::mem::take(&mut self.frozen);
+        for held in &mut frozen {
+            held.forget_robust();
             // It can only be that it is dead already.
             let _ = sys::process::kill(held.frozen.pid, libc::SIGKILL);
         }

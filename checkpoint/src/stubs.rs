@@ -20,6 +20,7 @@ use sys::tape::{Region, Results, Slot, Tape};
 use crate::descriptors::Tapes;
 use crate::error::{Error, Result};
 use crate::memory::{self, Area, Argument, Backing, Batch, KernelArea, ProcessLayout};
+use crate::robust;
 use crate::sandbox::{INIT, Inside};
 use crate::source::REGION_AT;
 
@@ -312,7 +313,12 @@ impl Stub {
         Err(Error::Refused(format!("process {} leaves no room for a page of ours", self.process)))
     }
 
-    fn kill(self) {
+    fn kill(mut self) {
+        for thread in std::iter::once(&mut self.leader).chain(self.threads.values_mut()) {
+            if let Err(error) = robust::forget(thread, self.region) {
+                tracing::debug!(process = self.process, %error, "its robust mutexes lose their owner");
+            }
+        }
         // It can't be gone: it is ours and stands still.
         let _ = sys::process::kill(self.pid, libc::SIGKILL);
         for (_, thread) in self.threads {

@@ -305,15 +305,15 @@ fn inner_number(pid: Pid, job: &Job<'_>) -> io::Result<Option<u32>> {
     Ok(numbers.and_then(|numbers| numbers.split_whitespace().next_back()?.parse().ok()))
 }
 
-/// POSIX locks, once for each table and file.
+/// POSIX locks, once for each table and open file.
 fn process_locks(scan: &Scan) -> Result<Vec<ProcessLock>> {
     let mut found = Vec::new();
     for (index, table) in scan.tables.iter().enumerate() {
-        let mut seen_files: BTreeSet<(u64, u64)> = BTreeSet::new();
+        let mut seen_files: BTreeSet<usize> = BTreeSet::new();
         for entry in &table.entries {
             let file = &scan.files[entry.file];
             let Some(status) = file.status.filter(|status| status.file_type() == libc::S_IFREG) else { continue };
-            if !seen_files.insert((status.device, status.inode)) {
+            if !seen_files.insert(entry.file) {
                 continue;
             }
             let Some(process) = table.processes.first() else { continue };

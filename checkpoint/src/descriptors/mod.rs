@@ -19,6 +19,7 @@
 //!   [`Restorer::finish`], after the job's owner has changed.
 
 mod ahead;
+pub(crate) mod calm;
 mod dump;
 pub mod image;
 mod kinds;

@@ -21,7 +21,7 @@ use sys::{fds, libc};
 pub(crate) use self::early::place as place_early;
 use self::tables::Channel;
 use super::image::{Kind, LockImage, TreeDescriptors};
-use super::kinds::unix::make::Scratch;
+use super::kinds::unix::make::Scratches;
 use super::kinds::{inotify, locks};
 use super::{Early, Job, Process, Tapes, namespace};
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ pub struct Restorer {
     early: Early,
     /// The epoll instances among that which the image has there: by index of the file, process and number.
     kept_epolls: HashMap<u32, (u32, RawFd)>,
-    scratches: Vec<Scratch>,
+    scratches: Scratches,
     /// Ends of terminals, by index of the file.
     terminals: HashMap<usize, OwnedFd>,
     /// The caller's ends of standard streams, while the tables are filled: a program that opens /dev/stdout has a second description
@@ -71,7 +71,7 @@ impl Restorer {
             files,
             early: Early::default(),
             kept_epolls: HashMap::new(),
-            scratches: Vec::new(),
+            scratches: Scratches::default(),
             terminals: HashMap::new(),
             streams: HashMap::new(),
         })
@@ -128,11 +128,8 @@ impl Restorer {
     /// # Errors
     /// A stub is gone.
     pub fn finish(&mut self, tapes: &mut dyn Tapes) -> Result<()> {
-        for scratch in self.scratches.drain(..) {
-            if let Err(error) = scratch.publish() {
-                tracing::error!(%error, "a unix socket of the job doesn't have its name in the file system");
-            }
-        }
+        // Their directories go with the restorer, when the job runs.
+        self.scratches.publish();
         if let Err(error) = self.watch() {
             tracing::error!(%error, "an inotify of the job doesn't watch what it should");
         }

@@ -1,9 +1,11 @@
 //! What processes of a job share beside memory and descriptors: System V IPC, `/dev/shm`, file locks.
 
+use std::io::{Read, Write};
+
 use libtest_mimic::Trial;
 
 use crate::ensure;
-use crate::support::{Job, Outcome, Precopy, trial};
+use crate::support::{Job, Moment, Outcome, Precopy, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -11,6 +13,8 @@ pub fn trials() -> Vec<Trial> {
         trial("shared::files_in_dev_shm_go_along", shm),
         trial("shared::much_that_nobody_maps_keeps_the_job", hoard),
         trial("shared::file_locks_are_held_by_one_at_a_time", file_locks),
+        trial("shared::what_a_server_has_yet_to_accept_is_waited_for", unaccepted),
+        trial("shared::robust_mutexes_in_files_stay_with_their_owner", robust_mutexes),
     ]
 }
 
@@ -221,7 +225,8 @@ def attempts(fds, start, length):
     yield lambda: fcntl.flock(fds[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     yield lambda: fcntl.lockf(fds[1], fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
     yield lambda: fcntl.fcntl(fds[2], OFD_SETLK, record(start, length))
-fds = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]
+spares = [os.open(path, os.O_RDWR | os.O_CREAT) for path in paths]  # With these nothing is locked.
+fds = [os.open(path, os.O_RDWR) for path in paths]
 for attempt in attempts(fds, 10, 5):
     attempt()
 if os.fork():
@@ -258,6 +263,122 @@ fn file_locks() -> Outcome {
         job.say("look")?;
         let line = job.line()?;
         ensure!(line == "[True, True, True]", "after hop {hop}: {line}");
+    }
+    Ok(())
+}
+
+/// Two threads hold a mutex each in a mapped file. A child looks whether they are held still, then they are given back and taken again.
+const ROBUST: &str = r#"
+import ctypes, mmap, os, sys, threading
+libc = ctypes.CDLL(None)
+SIZE, SHARED, ROBUST = 64, 1, 1
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.truncate(file, 4096)
+memory = mmap.mmap(file, 4096)
+mutexes = [ctypes.addressof(ctypes.c_char.from_buffer(memory, SIZE * place)) for place in range(2)]
+mutexes = [ctypes.c_void_p(address) for address in mutexes]
+attributes = ctypes.create_string_buffer(SIZE)
+libc.pthread_mutexattr_init(attributes)
+libc.pthread_mutexattr_setpshared(attributes, SHARED)
+libc.pthread_mutexattr_setrobust(attributes, ROBUST)
+for mutex in mutexes:
+    libc.pthread_mutex_init(mutex, attributes)
+begin, end = threading.Barrier(2), threading.Barrier(2)
+again = []
+def hold(mutex):
+    libc.pthread_mutex_lock(mutex)
+    begin.wait()
+    while True:
+        begin.wait()
+        again.append(libc.pthread_mutex_unlock(mutex))
+        again.append(libc.pthread_mutex_lock(mutex))
+        end.wait()
+libc.pthread_mutex_lock(mutexes[0])
+threading.Thread(target=hold, args=(mutexes[1],), daemon=True).start()
+begin.wait()
+print("ready", flush=True)
+for line in sys.stdin:
+    found, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(told, repr([libc.pthread_mutex_trylock(mutex) for mutex in mutexes]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    again.clear()
+    again.append(libc.pthread_mutex_unlock(mutexes[0]))
+    again.append(libc.pthread_mutex_lock(mutexes[0]))
+    begin.wait()
+    end.wait()
+    print(os.read(found, 100).decode(), again, flush=True)
+    os.close(found)
+    os.close(told)
+"#;
+
+fn robust_mutexes() -> Outcome {
+    let scratch = tempfile::tempdir()?;
+    let path = scratch.path().join("mutexes");
+    let mut job = Job::start(&["python3", "-c", ROBUST, path.to_str().ok_or("a path that isn't UTF-8")?])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for hop in 0..4 {
+        match hop {
+            0 => {}
+            1 => job.hop_in_vain(Precopy::None)?,
+            2 => drop(job.hop(Precopy::None)?),
+            _ => drop(job.hop(Precopy::Rounds(2))?),
+        }
+        job.say("look")?;
+        let line = job.line()?;
+        const BUSY: i32 = sys::libc::EBUSY;
+        ensure!(line == format!("[{BUSY}, {BUSY}] [0, 0, 0, 0]"), "after hop {hop}: {line}");
+    }
+    Ok(())
+}
+
+/// A client sends to a server that accepts it 60 ms later, and answers.
+const UNACCEPTED: &str = r#"
+import os, socket, sys, threading, time
+path = os.path.join(sys.argv[1], "socket")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+listener.listen()
+sent = threading.Event()
+def serve():
+    while True:
+        sent.wait()
+        sent.clear()
+        time.sleep(0.06)
+        client, _ = listener.accept()
+        client.sendall(client.recv(10))
+threading.Thread(target=serve, daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(line.strip().encode())
+        sent.set()
+        print("sent", flush=True)
+        print(client.recv(10).decode(), flush=True)
+"#;
+
+fn unaccepted() -> Outcome {
+    let scratch = tempfile::tempdir()?;
+    let mut job =
+        Job::start(&["python3", "-c", UNACCEPTED, scratch.path().to_str().ok_or("a path that isn't UTF-8")?])?;
+    ensure!(job.line()? == "ready", "it doesn't start");
+    for hop in 0..3 {
+        let mut input = job.input.try_clone()?;
+        let mut output = job.output.get_ref().try_clone()?;
+        job.hop_while(Precopy::Rounds(1), |moment, _| {
+            if moment == Moment::Round {
+                writeln!(input, "hop {hop}")?;
+                let mut line = [0; 5];
+                output.read_exact(&mut line)?;
+                ensure!(line == *b"sent\n", "it said {line:?}");
+            }
+            Ok(())
+        })?;
+        let line = job.line()?;
+        ensure!(line == format!("hop {hop}"), "{line} after hop {hop}");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Locks on files, from the `lock:` lines of fdinfo.
 //!
 //! flock(2) locks and open file description locks belong to the open file; POSIX locks belong to the descriptor table, and
-//! fdinfo shows them with each descriptor of the file in that table.
+//! fdinfo shows them with the open file that they were taken with.
 
 use std::collections::BTreeSet;
 use std::io;

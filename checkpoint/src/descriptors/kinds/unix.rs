@@ -8,12 +8,12 @@ pub(in super::super) mod make;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde_bytes::ByteBuf;
 use sys::Pid;
-use sys::fds::diag::{Name, UnixSocket};
+use sys::fds::diag::{self, Name, UnixSocket};
 use sys::fds::{self, sockets};
 use sys::libc;
 
@@ -115,6 +115,21 @@ fn is_unix(seen: &Seen) -> io::Result<bool> {
 /// The job's sockets (of any family) by inode.
 fn own_sockets(scan: &Scan) -> HashMap<u64, usize> {
     scan.files.iter().enumerate().filter_map(|(index, file)| Some((file.socket()?, index))).collect()
+}
+
+/// Whether a client has sent something to a server that hasn't accepted it yet: nobody can look at that (see [`image`]).
+///
+/// # Errors
+/// Those of asking `diag`.
+pub(in super::super) fn is_unaccepted(diag: &OwnedFd) -> io::Result<bool> {
+    for listener in diag::unix_listeners(diag)?.values() {
+        for client in &listener.waiting {
+            if diag::unix_socket(diag, *client)?.is_some_and(|client| client.backlog > 0) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Gives each Unix socket of the job its index, so that sockets can refer to those dumped later.

@@ -2,19 +2,21 @@
 //!
 //! A socket's name is the string it was bound with, and binding makes a file. The file of the source may be the target's as
 //! well (a shared file system) and belongs to the source until the owner changes. So a socket is bound in a *scratch
-//! directory* beside the place of its file, with that directory as root: the string is right, and [`Scratch::publish`]
+//! directory* beside the place of its file, with that directory as root: the string is right, and [`Scratches::publish`]
 //! renames the file to its place in one step when the time has come.
 //!
 //! Connected pairs come from socketpair(2) when neither end has a name, and otherwise from a listener that exists for that
 //! moment: an accepted socket has its listener's name.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sys::fds::{self, sockets};
 use sys::unix::Half;
@@ -23,15 +25,110 @@ use sys::{libc, namespaces};
 use super::super::super::image::{SocketFile, UnixImage, UnixMessage, UnixState};
 use super::super::sockets::set_options;
 
-/// A directory in which a socket was bound.
+/// A directory in which sockets were bound, with directories of its own. It goes with the last of them.
 ///
 /// Everything in it is reached from the descriptor of its parent, which means the same in every mount namespace.
 #[derive(Debug)]
-pub(in super::super::super) struct Scratch {
-    /// The directory that the socket's file belongs into.
+struct Root {
+    /// The directory that the sockets' files belong into.
     parent: OwnedFd,
     /// The scratch directory in it.
     name: String,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    /// From the parent, in the order in which they were made.
+    directories: Vec<PathBuf>,
+    /// Where sockets are, below the scratch directory.
+    files: HashSet<PathBuf>,
+}
+
+impl Root {
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn directory(&self) -> io::Result<OwnedFd> {
+        fds::open_at(Some(self.parent.as_fd()), self.name.as_ref(), libc::O_PATH | libc::O_DIRECTORY, 0)
+    }
+
+    /// Makes the directories above a file.
+    fn make_room(&self, below: &Path) -> io::Result<()> {
+        let file = Path::new(&self.name).join(below);
+        let mut wanted: Vec<&Path> = file.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+        wanted.reverse();
+        let mut inside = self.inside();
+        for directory in wanted {
+            if !inside.directories.iter().any(|made| made == directory) {
+                fds::make_directory_at(self.parent.as_fd(), directory.as_os_str(), 0o755)?;
+                inside.directories.push(directory.to_path_buf());
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path, is_directory: bool) {
+        match fds::remove_at(self.parent.as_fd(), path.as_os_str(), is_directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %path.display(), "left over from making a unix socket");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let directories = std::mem::take(&mut self.inside().directories);
+        directories.iter().rev().for_each(|directory| self.remove(directory, true));
+    }
+}
+
+/// The scratch directories, by the directory that they are in (none: a temporary one).
+///
+/// One serves all sockets whose files belong into the same directory: to remove one takes some file systems milliseconds, and a server may
+/// listen at dozens of names.
+#[derive(Debug, Default)]
+struct Roots(RefCell<Vec<(Option<PathBuf>, Arc<Root>)>>);
+
+impl Roots {
+    /// A place for a socket that is called `below`.
+    fn place(&self, directory: Option<&Path>, below: PathBuf) -> io::Result<Scratch> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let mut roots = self.0.borrow_mut();
+        let found = roots
+            .iter()
+            .find(|(place, root)| place.as_deref() == directory && !root.inside().files.contains(&below))
+            .map(|(_, root)| Arc::clone(root));
+        let root = match found {
+            Some(root) => root,
+            None => {
+                let parent = match directory {
+                    Some(directory) => fds::open_at(None, directory.as_os_str(), libc::O_PATH | libc::O_DIRECTORY, 0)
+                        .map_err(|error| {
+                        io::Error::new(error.kind(), format!("{}: {error}", directory.display()))
+                    })?,
+                    None => temporary_directory()?,
+                };
+                let name = format!(".migd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+                let root = Arc::new(Root { parent, name, inside: Mutex::default() });
+                roots.push((directory.map(Path::to_path_buf), Arc::clone(&root)));
+                root
+            }
+        };
+        root.inside().files.insert(below.clone());
+        let scratch = Scratch { root, below, place: None };
+        scratch.root.make_room(&scratch.below)?;
+        Ok(scratch)
+    }
+}
+
+/// A socket's file in a scratch directory.
+#[derive(Debug)]
+struct Scratch {
+    root: Arc<Root>,
     /// The socket's file, below the scratch directory.
     below: PathBuf,
     /// The name that the file gets in the parent.
@@ -39,33 +136,21 @@ pub(in super::super::super) struct Scratch {
 }
 
 impl Scratch {
-    fn directory(&self) -> io::Result<OwnedFd> {
-        fds::open_at(Some(self.parent.as_fd()), self.name.as_ref(), libc::O_PATH | libc::O_DIRECTORY, 0)
-    }
-
     fn file(&self) -> PathBuf {
-        Path::new(&self.name).join(&self.below)
+        Path::new(&self.root.name).join(&self.below)
     }
 
     /// Puts the socket's file where it belongs.
-    pub(in super::super::super) fn publish(mut self) -> io::Result<()> {
+    fn publish(&mut self) -> io::Result<()> {
         let Some(place) = self.place.take() else { return Ok(()) };
-        fds::rename_at(self.parent.as_fd(), self.file().as_os_str(), OsStr::from_bytes(&place))
+        fds::rename_at(self.root.parent.as_fd(), self.file().as_os_str(), OsStr::from_bytes(&place))
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let file = self.file();
-        for path in file.ancestors().take_while(|path| !path.as_os_str().is_empty()) {
-            let is_directory = path != file.as_path();
-            match fds::remove_at(self.parent.as_fd(), path.as_os_str(), is_directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(%error, path = %path.display(), "left over from making a unix socket");
-                }
-                _ => {}
-            }
-        }
+        self.root.remove(&self.file(), false);
+        self.root.inside().files.remove(&self.below);
     }
 }
 
@@ -74,8 +159,28 @@ impl Drop for Scratch {
 pub(in super::super::super) struct Made {
     /// By index.
     pub sockets: Vec<OwnedFd>,
-    /// Those with files.
-    pub scratches: Vec<Scratch>,
+    /// Where those with files are.
+    pub scratches: Scratches,
+}
+
+/// The scratch directories and the sockets' files in them.
+#[derive(Debug, Default)]
+pub(in super::super::super) struct Scratches {
+    files: Vec<Scratch>,
+    /// Kept, also if nothing is in them any more: they are not to be removed while the job stands still.
+    #[expect(dead_code, reason = "it is dropped")]
+    roots: Roots,
+}
+
+impl Scratches {
+    /// Puts the sockets' files where they belong. The directories go when this is dropped.
+    pub fn publish(&mut self) {
+        for scratch in &mut self.files {
+            if let Err(error) = scratch.publish() {
+                tracing::error!(%error, "a unix socket of the job doesn't have its name in the file system");
+            }
+        }
+    }
 }
 
 /// Makes them; to be called inside the job's namespaces. `pid_of` gives our number of a process of the job.
@@ -83,7 +188,14 @@ pub(in super::super::super) fn make(
     images: &[UnixImage],
     pid_of: &(dyn Fn(u32) -> Option<i32> + Sync),
 ) -> io::Result<Made> {
-    let mut maker = Maker { images, pid_of, made: BTreeMap::new(), bound: HashMap::new(), scratches: Vec::new() };
+    let mut maker = Maker {
+        images,
+        pid_of,
+        made: BTreeMap::new(),
+        bound: HashMap::new(),
+        scratches: Vec::new(),
+        roots: Roots::default(),
+    };
     for index in 0..images.len() {
         maker.check(index)?;
     }
@@ -107,8 +219,8 @@ pub(in super::super::super) fn make(
     for index in 0..images.len() {
         maker.finish(index)?;
     }
-    let Maker { made, scratches, .. } = maker;
-    Ok(Made { sockets: made.into_values().collect(), scratches })
+    let Maker { made, scratches: files, roots, .. } = maker;
+    Ok(Made { sockets: made.into_values().collect(), scratches: Scratches { files, roots } })
 }
 
 struct Maker<'a> {
@@ -118,6 +230,7 @@ struct Maker<'a> {
     /// Where named sockets were bound: index of their scratch.
     bound: HashMap<usize, usize>,
     scratches: Vec<Scratch>,
+    roots: Roots,
 }
 
 fn broken(what: &str) -> io::Error {
@@ -196,16 +309,16 @@ impl Maker<'_> {
             // others certainly was.
             (None, Some(name)) => {
                 let (server, client) = (credentials(index), peer.and_then(credentials));
-                let (client, server) = connect_to(image.kind, name, None, server, client)?;
+                let (client, server) = connect_to(&self.roots, image.kind, name, None, server, client)?;
                 Ok((client, server))
             }
             (Some(name), other) => {
                 let (client_of, server_of) = (credentials(index), peer.and_then(credentials));
-                let first = connect_to(image.kind, name, other, server_of, client_of);
+                let first = connect_to(&self.roots, image.kind, name, other, server_of, client_of);
                 match (first, other) {
                     (Ok((client, server)), _) => Ok((server, client)),
                     (Err(error), Some(other)) if error.kind() == io::ErrorKind::AddrInUse => {
-                        connect_to(image.kind, other, Some(name), client_of, server_of)
+                        connect_to(&self.roots, image.kind, other, Some(name), client_of, server_of)
                     }
                     (Err(error), _) => Err(error),
                 }
@@ -272,7 +385,7 @@ impl Maker<'_> {
                     temporary = sockets::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?;
                     if !message.sender.is_empty() {
                         // The sender is gone; its name is needed for this moment.
-                        borrowed = bind_in_scratch(temporary.as_fd(), &message.sender, None)?;
+                        borrowed = bind_in_scratch(&self.roots, temporary.as_fd(), &message.sender, None)?;
                     }
                     temporary.as_fd()
                 }
@@ -337,7 +450,7 @@ impl Maker<'_> {
             })
         });
         let file = name.file.as_ref().filter(|_| !is_taken);
-        if let Some(scratch) = bind_in_scratch(fd, &name.address, file)? {
+        if let Some(scratch) = bind_in_scratch(&self.roots, fd, &name.address, file)? {
             self.bound.insert(index, self.scratches.len());
             self.scratches.push(scratch);
         }
@@ -355,6 +468,7 @@ impl Maker<'_> {
 
 /// A client and its server, through a listener of that name that ends at once.
 fn connect_to(
+    roots: &Roots,
     kind: i32,
     name: &[u8],
     client_name: Option<&[u8]>,
@@ -363,9 +477,9 @@ fn connect_to(
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     let listener = sockets::socket(libc::AF_UNIX, kind, 0)?;
     let client = sockets::socket(libc::AF_UNIX, kind, 0)?;
-    let scratch = bind_in_scratch(listener.as_fd(), name, None)?;
+    let scratch = bind_in_scratch(roots, listener.as_fd(), name, None)?;
     let client_scratch = match client_name {
-        Some(name) => bind_in_scratch(client.as_fd(), name, None)?,
+        Some(name) => bind_in_scratch(roots, client.as_fd(), name, None)?,
         None => None,
     };
     as_user(listener_user, || sockets::listen(listener.as_fd(), 1))?;
@@ -384,7 +498,7 @@ fn with_root<T: Send>(scratch: &Scratch, work: impl FnOnce() -> io::Result<T> + 
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("in a scratch".into()).spawn_scoped(scope, move || {
             namespaces::leave_shared_directory()?;
-            namespaces::change_root(scratch.directory()?.as_fd())?;
+            namespaces::change_root(scratch.root.directory()?.as_fd())?;
             work()
         })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread in a scratch directory ended early")))
@@ -393,35 +507,23 @@ fn with_root<T: Send>(scratch: &Scratch, work: impl FnOnce() -> io::Result<T> + 
 
 /// Binds a socket. A name that is a path is bound in a scratch directory, which comes back; the file in it gets its place
 /// when there is one for it.
-fn bind_in_scratch(fd: BorrowedFd<'_>, address: &[u8], file: Option<&SocketFile>) -> io::Result<Option<Scratch>> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
+fn bind_in_scratch(
+    roots: &Roots,
+    fd: BorrowedFd<'_>,
+    address: &[u8],
+    file: Option<&SocketFile>,
+) -> io::Result<Option<Scratch>> {
     let path = match address.get(2..) {
         Some([0, ..]) | None => return sockets::bind(fd, address).map(|()| None),
         Some(path) => path.split(|byte| *byte == 0).next().unwrap_or_default(),
     };
-    let parent = match file {
-        Some(file) => {
-            let directory = Path::new(OsStr::from_bytes(&file.path)).parent().unwrap_or(Path::new("/"));
-            fds::open_at(None, directory.as_os_str(), libc::O_PATH | libc::O_DIRECTORY, 0)
-                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", directory.display())))?
-        }
-        None => temporary_directory()?,
-    };
-    let name = format!(".migd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let directory = file.map(|file| Path::new(OsStr::from_bytes(&file.path)).parent().unwrap_or(Path::new("/")));
     // Absolute or not, it is the same place when root and working directory are one.
     let components = Path::new(OsStr::from_bytes(path)).components();
     let below: PathBuf = components.filter(|part| matches!(part, std::path::Component::Normal(_))).collect();
-    let mut scratch = Scratch { parent, name, below, place: None };
-
-    let file_path = scratch.file();
-    let mut directories: Vec<&Path> =
-        file_path.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
-    directories.reverse();
-    for directory in directories {
-        fds::make_directory_at(scratch.parent.as_fd(), directory.as_os_str(), 0o755)?;
-    }
+    let mut scratch = roots.place(directory, below)?;
     with_root(&scratch, || sockets::bind(fd, address))?;
-    let node = fds::open_at(Some(scratch.parent.as_fd()), file_path.as_os_str(), libc::O_PATH, 0)?;
+    let node = fds::open_at(Some(scratch.root.parent.as_fd()), scratch.file().as_os_str(), libc::O_PATH, 0)?;
     let Some(file) = file else {
         fds::change_node(node.as_fd(), None, 0o777)?;
         return Ok(Some(scratch));
@@ -464,5 +566,56 @@ fn shut(fd: BorrowedFd<'_>, shutdown: u8) -> io::Result<()> {
         1 => sys::unix::shutdown(fd, Half::Read),
         2 => sys::unix::shutdown(fd, Half::Write),
         _ => sys::unix::shutdown(fd, Half::Both),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::super::image::UnixName;
+    use super::*;
+
+    fn listener(directory: &Path, name: &str) -> UnixImage {
+        let path = directory.join(name).as_os_str().as_bytes().to_vec();
+        let family = u16::try_from(libc::AF_UNIX).expect("it is small").to_ne_bytes();
+        let file = SocketFile { path: path.clone().into(), owner: (0, 0), mode: 0o600 };
+        UnixImage {
+            inode: 0,
+            kind: libc::SOCK_STREAM,
+            name: Some(UnixName { address: [&family[..], &path].concat().into(), file: Some(file) }),
+            state: UnixState::Listening { backlog: 1, waiting: Vec::new() },
+            shutdown: 0,
+            reset: false,
+            queue: Vec::new(),
+            peer_credentials: None,
+            options: Vec::new(),
+        }
+    }
+
+    fn names_in(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).expect("it is there");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn sockets_of_one_directory_share_a_scratch_directory() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let images: Vec<UnixImage> = ["a", "b", "c"].map(|name| listener(directory.path(), name)).into();
+        let mut made = make(&images, &|_| None).expect("they are made");
+        let scratch = names_in(directory.path());
+        assert!(matches!(&scratch[..], [one] if one.starts_with(".migd-")), "{scratch:?}");
+        made.scratches.publish();
+        drop(made);
+        assert_eq!(names_in(directory.path()), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn what_was_not_published_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let images: Vec<UnixImage> = ["a", "b"].map(|name| listener(directory.path(), name)).into();
+        drop(make(&images, &|_| None).expect("they are made"));
+        assert_eq!(names_in(directory.path()), [""; 0]);
     }
 }
