@@ -59,8 +59,14 @@ pub struct Source {
     locks: Vec<descriptors::HeldLock>,
     /// The epoll instances that the job had when it was last looked at.
     epolls: Vec<descriptors::EpollInfo>,
+    /// How to find a calm moment, as of the last round.
+    calm: Option<Calm>,
     // ptrace belongs to a thread, so a source does too.
     thread_bound: PhantomData<*const ()>,
+}
+
+fn calm_failed(error: io::Error) -> Error {
+    Error::system("asking about unix sockets", error)
 }
 
 /// What is known of the memory of a tree that was dumped, see [`Source::dump_memory`].
@@ -120,6 +126,7 @@ impl Source {
             tracker,
             locks: Vec::new(),
             epolls: Vec::new(),
+            calm: None,
             thread_bound: PhantomData,
         })
     }
@@ -165,11 +172,16 @@ impl Source {
         if processes.is_empty() {
             return Err(Error::Gone);
         }
+        self.calm = Some(self.look_for_calm()?);
         let inside = &self.inside;
         let mut inject = |process: TrackedProcess| inject(inside, process).map_err(io::Error::other);
         self.tracker
             .round(&processes, &mut inject, sink)
             .map_err(|error| Error::system("copying memory while the job runs", error))
+    }
+
+    fn look_for_calm(&self) -> Result<Calm> {
+        Calm::new(self.inside.init).map_err(calm_failed)
     }
 
     /// Which of the caller's sockets the running tree has open, in parts of at most `most`, for [`crate::Target::place_early`].
@@ -192,8 +204,10 @@ impl Source {
         if !self.frozen.is_empty() {
             return Ok(());
         }
-        let failed = |error| Error::system("asking about unix sockets", error);
-        let calm = Calm::new(self.inside.init).map_err(failed)?;
+        let calm = match self.calm.take() {
+            Some(calm) => calm,
+            None => self.look_for_calm()?,
+        };
         let start = Instant::now();
         let mut pauses = PAUSES.into_iter();
         let frozen = loop {
@@ -201,7 +215,7 @@ impl Source {
             if frozen.is_empty() {
                 return Err(Error::Gone);
             }
-            if start.elapsed() > FOR_CALM || calm.is_calm().map_err(failed)? {
+            if start.elapsed() > FOR_CALM || calm.is_calm().map_err(calm_failed)? {
                 break frozen;
             }
             drop(frozen);

@@ -12,17 +12,22 @@ use sys::fds::diag;
 use super::kinds::unix;
 use super::namespace;
 
-/// Asks about one job. Made before the freeze, since it takes a thread of its own.
+/// Asks about one job. Made before the freeze: it takes a thread of its own, and a look at all Unix sockets of the job.
 #[derive(Debug)]
-pub(crate) struct Calm(OwnedFd);
+pub(crate) struct Calm {
+    /// `None` when no Unix socket listened: then there is nothing to ask for, which with many sockets takes milliseconds.
+    diag: Option<OwnedFd>,
+}
 
 impl Calm {
     /// For the job of this init.
     ///
     /// # Errors
-    /// Those of entering its namespaces.
+    /// Those of entering its namespaces, and of sock_diag(7).
     pub fn new(init: Pid) -> io::Result<Calm> {
-        namespace::enter(init, diag::open).map(Calm)
+        let diag = namespace::enter(init, diag::open)?;
+        let listens = !diag::unix_listeners(&diag)?.is_empty();
+        Ok(Calm { diag: listens.then_some(diag) })
     }
 
     /// Whether nothing is on its way where it can't be looked at.
@@ -30,6 +35,7 @@ impl Calm {
     /// # Errors
     /// Those of sock_diag(7).
     pub fn is_calm(&self) -> io::Result<bool> {
-        unix::is_unaccepted(&self.0).map(|unaccepted| !unaccepted)
+        let unaccepted = self.diag.as_ref().map(unix::is_unaccepted).transpose()?;
+        Ok(unaccepted != Some(true))
     }
 }
