@@ -518,7 +518,7 @@ impl Sender {
             && self.iss <= self.una
             && self.una <= self.nxt
             && self.nxt <= self.end().max(self.iss + 1)
-            && self.base <= self.end()
+            && self.base <= self.una.max(self.iss + 1)
             && (self.una <= self.base || self.ring.is_empty())
             && self.ring.extent() == self.ring.len()
             && self.urgent.is_none_or(|end| self.una < end && end <= self.base + self.ring.len())
@@ -530,6 +530,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_queued_begins_where_the_acknowledged_ends() {
+        let sender = Sender::new(Seq::initial(7));
+        assert!(sender.is_consistent());
+        assert!(!Sender { base: sender.base + 1, fin: true, ..sender }.is_consistent());
+    }
 
     #[derive(Clone, Debug)]
     enum Step {
