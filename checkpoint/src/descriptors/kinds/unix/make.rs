@@ -50,6 +50,14 @@ impl Root {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nothing in it is in the way of a socket that is called `below`: one of that name, a socket where it needs a directory, or
+    /// the other way round.
+    fn has_room(&self, below: &Path) -> bool {
+        let inside = self.inside();
+        !inside.files.iter().any(|file| below.starts_with(file))
+            && !inside.directories.contains(&Path::new(&self.name).join(below))
+    }
+
     fn directory(&self) -> io::Result<OwnedFd> {
         fds::open_at(Some(self.parent.as_fd()), self.name.as_ref(), libc::O_PATH | libc::O_DIRECTORY, 0)
     }
@@ -100,7 +108,7 @@ impl Roots {
         let mut roots = self.0.borrow_mut();
         let found = roots
             .iter()
-            .find(|(place, root)| place.as_deref() == directory && !root.inside().files.contains(&below))
+            .find(|(place, root)| place.as_deref() == directory && root.has_room(&below))
             .map(|(_, root)| Arc::clone(root));
         let root = match found {
             Some(root) => root,
@@ -609,6 +617,16 @@ mod tests {
         made.scratches.publish();
         drop(made);
         assert_eq!(names_in(directory.path()), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_deleted_socket_may_be_called_as_the_directory_of_another() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for names in [["a", "a/b"], ["a/b", "a"]] {
+            let mut images: Vec<UnixImage> = names.map(|name| listener(directory.path(), name)).into();
+            images.iter_mut().filter_map(|image| image.name.as_mut()).for_each(|name| name.file = None);
+            assert_eq!(make(&images, &|_| None).expect("they are made").sockets.len(), 2);
+        }
     }
 
     #[test]
